@@ -1,0 +1,1 @@
+"""Named tensors plus one JSON record, to and from sharded files."""

@@ -1,0 +1,133 @@
+"""Steps that succeed on every rank or fail on every rank, with the same words.
+
+A rank that raised must not leave the others waiting for it in the next collective, so each step
+gathers its outcomes, failures as text: an exception object that cannot be unpickled would stop
+its readers.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar, cast
+
+import torch.distributed as dist
+
+from triax.common.errors import UserError
+from triax.parallel.collectives import gather_objects, group_rank, group_size
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_log = logging.getLogger(__name__)
+
+
+class RankError(RuntimeError):
+    """A step failed on some rank; every rank raises this, naming the first that failed."""
+
+
+@dataclass(frozen=True)
+class _Failure:
+    text: str
+    by_user: bool
+
+    def as_error(self) -> Exception:
+        return UserError(self.text) if self.by_user else RankError(self.text)
+
+
+def describe(error: BaseException) -> str:
+    """The error in one line: its message, after its type where the message alone is unclear."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, UserError | RankError) else f"{type(error).__name__}: {text}"
+
+
+def agreed(step: Callable[[], T], group: dist.ProcessGroup | None) -> list[T]:
+    """Run a step on every rank and return all ranks' values, in rank order.
+
+    Raises:
+        UserError: the first failing rank raised one.
+        RankError: the step raised anything else.
+    """
+    attempts = gather_objects(_attempt(step), group)
+    failure = _failure_among(attempts)
+    if failure is not None:
+        raise failure.as_error()
+    return cast(list[T], attempts)
+
+
+def on_first(step: Callable[[], T], group: dist.ProcessGroup | None) -> T:
+    """Run a step on the first rank alone, and return its value on every rank.
+
+    Raises:
+        UserError, RankError: as in `agreed`.
+    """
+    return cast(T, agreed(lambda: step() if group_rank(group) == 0 else None, group)[0])
+
+
+def through_first(
+    local: Callable[[], T], combine: Callable[[list[T]], list[R]], group: dist.ProcessGroup | None
+) -> R:
+    """Send every rank's value to the first rank, which combines them into one reply per rank.
+
+    Only the first rank holds all values, which matters where they grow with the ranks.
+
+    Raises:
+        UserError, RankError: as in `agreed`, for `local` on any rank and `combine` on the first.
+    """
+    attempts = _gather_to_first(_attempt(local), group)
+    replies: list[R | _Failure] | None = None
+    if attempts is not None:
+        replies = _combine(attempts, combine)
+    reply = _scatter_from_first(replies, group)
+    if isinstance(reply, _Failure):
+        raise reply.as_error()
+    return reply
+
+
+def _combine(
+    attempts: list[T | _Failure], combine: Callable[[list[T]], list[R]]
+) -> list[R | _Failure]:
+    failure = _failure_among(attempts)
+    if failure is None:
+        combined = _attempt(lambda: combine(cast(list[T], attempts)))
+        if not isinstance(combined, _Failure):
+            return cast(list[R | _Failure], combined)
+        failure = _failure_among([combined, *attempts[1:]])
+    return [cast(_Failure, failure)] * len(attempts)
+
+
+def _attempt(step: Callable[[], T]) -> T | _Failure:
+    try:
+        return step()
+    except Exception as error:
+        _log.info("a checkpoint step failed on this rank", exc_info=True)
+        return _Failure(describe(error), isinstance(error, UserError))
+
+
+def _failure_among(attempts: Sequence[object]) -> _Failure | None:
+    """The first rank's failure, with its rank named where there are several."""
+    failures = {rank: a for rank, a in enumerate(attempts) if isinstance(a, _Failure)}
+    if not failures:
+        return None
+    rank, first = next(iter(failures.items()))
+    prefix = f"rank {rank}: " if len(attempts) > 1 else ""
+    others = f" (and {len(failures) - 1} more ranks)" if len(failures) > 1 else ""
+    return _Failure(prefix + first.text + others, first.by_user)
+
+
+def _gather_to_first(value: T, group: dist.ProcessGroup | None) -> list[T] | None:
+    if group is None:
+        return [value]
+    values: list[T | None] | None = [None] * group_size(group) if group_rank(group) == 0 else None
+    dist.gather_object(value, values, group=group, group_dst=0)
+    return cast(list[T] | None, values)
+
+
+def _scatter_from_first(values: list[T] | None, group: dist.ProcessGroup | None) -> T:
+    if group is None:
+        assert values is not None
+        return values[0]
+    box: list[T | None] = [None]
+    dist.scatter_object_list(box, values, group=group, group_src=0)
+    return cast(T, box[0])

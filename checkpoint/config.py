@@ -1,0 +1,23 @@
+"""The `[checkpoint]` section: when to save, what to keep. Imports no torch."""
+
+from __future__ import annotations
+
+from pydantic import PositiveInt
+
+from triax.common.quantities import Duration, DurationField, Unit
+from triax.common.section import Section
+
+
+class CheckpointConfig(Section):
+    """When checkpoints are written, and which are kept. The run's last step is always saved."""
+
+    every: DurationField | None = Duration(500, Unit.STEPS)
+    """Steps, tokens or time between saves."""
+    keep: PositiveInt = 3
+    """The newest so many stay; the newest good one is never removed."""
+    asynchronous: bool = True
+    """Write in the background while training goes on."""
+    deadline: DurationField = Duration(1800, Unit.SECONDS)
+    """A save that takes longer counts as failed."""
+    init_from: str | None = None
+    """A checkpoint whose weights (alone) a new run starts from."""

@@ -1,0 +1,182 @@
+"""Checkpoints as folders: their names, what is in a run, what is wrong with one, removal.
+
+A run's checkpoints are `checkpoints/step-00001000/`. A name that ends in `.tmp` is being written
+or removed, and is no checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from triax.checkpoint.manifest import MANIFEST_FILE, Manifest, check_file, read_manifest
+from triax.common.errors import UserError
+
+CHECKPOINTS_FOLDER = "checkpoints"
+TEMPORARY = ".tmp"
+_NAME = re.compile(r"step-(\d{8,})")
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """A folder with a checkpoint's name, and its manifest or what is wrong with that."""
+
+    step: int
+    path: Path
+    manifest: Manifest | None
+    problem: str | None
+
+
+def folder_name(step: int) -> str:
+    """The folder of a step's checkpoint."""
+    return f"step-{step:08d}"
+
+
+def inspect(path: Path) -> CheckpointInfo:
+    """Read a checkpoint's manifest, without looking at its files."""
+    try:
+        manifest = read_manifest(path)
+    except UserError as error:
+        match = _NAME.fullmatch(path.name)
+        return CheckpointInfo(int(match[1]) if match else 0, path, None, str(error))
+    return CheckpointInfo(manifest.step, path, manifest, None)
+
+
+def list_checkpoints(directory: Path) -> list[CheckpointInfo]:
+    """All checkpoints in a folder of checkpoints, whole or not, by step; none if it isn't there."""
+    if not directory.is_dir():
+        return []
+    paths = [path for path in directory.iterdir() if _NAME.fullmatch(path.name)]
+    return sorted((inspect(path) for path in paths), key=lambda info: info.step)
+
+
+def problems_of(
+    info: CheckpointInfo, *, files: Iterable[str] | None = None, contents: bool = True
+) -> list[str]:
+    """What is wrong with a checkpoint, one line each.
+
+    Args:
+        files: look only at these of its files.
+        contents: read every byte; otherwise only the sizes count.
+    """
+    if info.manifest is None:
+        assert info.problem is not None
+        return [info.problem]
+    entries = info.manifest.files
+    names = entries if files is None else files
+    checked = (check_file(info.path / name, entries[name], contents=contents) for name in names)
+    return [problem for problem in checked if problem is not None]
+
+
+def verify(path: Path) -> list[str]:
+    """Read all of a checkpoint and say what is wrong with it, one line each; none if it is good."""
+    return problems_of(inspect(path))
+
+
+def checkpoints_at(path: Path) -> list[CheckpointInfo]:
+    """The checkpoint at a path, or all of a run's by step, whole or not.
+
+    Args:
+        path: a checkpoint's folder, a run's folder, or a run's `checkpoints/`.
+
+    Raises:
+        UserError: there is none.
+    """
+    if (path / MANIFEST_FILE).is_file() or (path.is_dir() and _NAME.fullmatch(path.name)):
+        return [inspect(path)]
+    infos = list_checkpoints(path / CHECKPOINTS_FOLDER) or list_checkpoints(path)
+    if not infos:
+        raise UserError(
+            f"{path}: no checkpoint here: expected a checkpoint's folder (with {MANIFEST_FILE}) "
+            f"or a run's folder (with {CHECKPOINTS_FOLDER}/step-...)"
+        )
+    return infos
+
+
+def resolve_checkpoint(path: Path) -> Path:
+    """The good checkpoint that a path means: itself, or the newest good one of a run.
+
+    Every byte of it has been verified.
+
+    Args:
+        path: as `checkpoints_at` takes it.
+
+    Raises:
+        UserError: there is none, or none is good.
+    """
+    reasons = []
+    for info in reversed(checkpoints_at(path)):
+        problems = problems_of(info)
+        if not problems:
+            return info.path
+        reasons.append(f"{info.path.name}: {problems[0]}")
+    raise UserError(f"{path}: no good checkpoint: " + "; ".join(reasons))
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A folder to fill, that becomes `target` when all went well, and is removed otherwise.
+
+    Raises:
+        UserError: there is something at `target` already, or it cannot be written.
+    """
+    refuse_existing(target)
+    folder = target.with_name(target.name + TEMPORARY)
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        yield folder
+        folder.rename(target)
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def refuse_existing(target: Path) -> None:
+    """Let through a path where nothing is, or an empty folder.
+
+    Raises:
+        UserError: something is there.
+    """
+    if target.is_dir() and not any(target.iterdir()):
+        return
+    if target.exists():
+        raise UserError(f"{target}: exists already; give a new folder, or remove it first")
+
+
+def sync_folder(path: Path) -> None:
+    """Make a folder's entries durable: the names in it, not the files."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove(path: Path) -> None:
+    """Remove a checkpoint; interrupted at any moment, no half of it looks like a whole one."""
+    shutil.rmtree(set_aside(path))
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a checkpoint so that it is none, durably, and return its new path."""
+    aside = path.with_name(f"{path.name}.removed{TEMPORARY}")
+    if aside.exists():
+        shutil.rmtree(aside)
+    path.rename(aside)
+    sync_folder(path.parent)
+    return aside
+
+
+def remove_temporaries(directory: Path) -> list[Path]:
+    """Remove what interrupted saves and removals left; returns what they were."""
+    leftovers = sorted(directory.glob(f"step-*{TEMPORARY}")) if directory.is_dir() else []
+    for path in leftovers:
+        shutil.rmtree(path)
+    return leftovers

@@ -1,0 +1,266 @@
+"""Model folders that Hugging Face transformers loads: written from our tensors, and read.
+
+Weights are not permuted: RoPE pairs dimension i with i + head_dim/2 here as there. Both ways are
+bitwise. Only safetensors files are read: the older `.bin` files are pickles, which can run code.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from triax.checkpoint.folders import new_folder
+from triax.checkpoint.huggingface_config import from_huggingface, to_huggingface
+from triax.common.errors import UserError
+from triax.models.config import ModelConfig
+
+_MAX_FILE_BYTES = 5 * 10**9
+_WEIGHTS = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+_HEAD, _THEIR_HEAD = "head.weight", "lm_head.weight"
+_BLOCK_NAMES = {
+    "attention_norm.weight": "input_layernorm.weight",
+    "attention.query.weight": "self_attn.q_proj.weight",
+    "attention.key.weight": "self_attn.k_proj.weight",
+    "attention.value.weight": "self_attn.v_proj.weight",
+    "attention.output.weight": "self_attn.o_proj.weight",
+    "attention.query_norm.weight": "self_attn.q_norm.weight",
+    "attention.key_norm.weight": "self_attn.k_norm.weight",
+    "mlp_norm.weight": "post_attention_layernorm.weight",
+    "mlp.gate.weight": "mlp.gate_proj.weight",
+    "mlp.up.weight": "mlp.up_proj.weight",
+    "mlp.down.weight": "mlp.down_proj.weight",
+}
+
+
+def huggingface_names(model: ModelConfig) -> dict[str, str]:
+    """Our parameter names and theirs, in the order of the model."""
+    names = {"embedding.weight": "model.embed_tokens.weight"}
+    for layer in range(model.num_layers):
+        for ours, theirs in _BLOCK_NAMES.items():
+            if model.qk_norm or not ours.endswith(("query_norm.weight", "key_norm.weight")):
+                names[f"blocks.{layer}.{ours}"] = f"model.layers.{layer}.{theirs}"
+    names["norm.weight"] = "model.norm.weight"
+    if not model.tie_embeddings:
+        names[_HEAD] = _THEIR_HEAD
+    return names
+
+
+def parameter_shape(name: str, model: ModelConfig) -> tuple[int, ...]:
+    """The shape of a parameter, by our name for it; weights are (out, in)."""
+    hidden, ffn, head_dim = model.hidden_size, model.ffn_hidden_size, model.head_dim
+    queries, keys = model.num_heads * head_dim, model.num_kv_heads * head_dim
+    shapes = {
+        "embedding": (model.vocab_size, hidden),
+        "head": (model.vocab_size, hidden),
+        "norm": (hidden,),
+        "attention_norm": (hidden,),
+        "mlp_norm": (hidden,),
+        "query_norm": (head_dim,),
+        "key_norm": (head_dim,),
+        "query": (queries, hidden),
+        "key": (keys, hidden),
+        "value": (keys, hidden),
+        "output": (hidden, queries),
+        "gate": (ffn, hidden),
+        "up": (ffn, hidden),
+        "down": (hidden, ffn),
+    }
+    return shapes[name.removesuffix(".weight").rpartition(".")[2]]
+
+
+def export_huggingface(
+    tensors: Mapping[str, torch.Tensor],
+    model: ModelConfig,
+    output: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    tokenizer: Path | None = None,
+    seq_len: int,
+    max_file_bytes: int = _MAX_FILE_BYTES,
+) -> None:
+    """Write a folder that `transformers.AutoModelForCausalLM.from_pretrained` loads.
+
+    Args:
+        tensors: whole parameters by our names, on the CPU.
+        dtype: cast the weights to it; None keeps each as it is.
+        tokenizer: a folder with `tokenizer.json`, or that file; it is copied.
+        seq_len: the longest sequence trained on, in tokens.
+        max_file_bytes: weights above this are spread over several files.
+
+    Raises:
+        UserError: the model cannot be expressed there, the tensors are not this model's, or the
+            folder exists or cannot be written.
+    """
+    weights = {
+        theirs: _checked(tensors, ours, model).to(dtype=dtype).contiguous()
+        for ours, theirs in huggingface_names(model).items()
+    }
+    stored_as = str(next(iter(weights.values())).dtype).removeprefix("torch.")
+    special_tokens = {} if tokenizer is None else _special_tokens(tokenizer)
+    config = to_huggingface(model, dtype=stored_as, seq_len=seq_len, special_tokens=special_tokens)
+    with new_folder(output) as folder:
+        _write_json(folder / "config.json", config)
+        _write_json(folder / "generation_config.json", special_tokens)
+        _write_weights(folder, weights, max_file_bytes)
+        if tokenizer is not None:
+            _copy_tokenizer(tokenizer, folder)
+
+
+def _checked(tensors: Mapping[str, torch.Tensor], name: str, model: ModelConfig) -> torch.Tensor:
+    expected = parameter_shape(name, model)
+    if name not in tensors:
+        raise UserError(f"{name}: not among the weights; the [model] section expects {expected}")
+    if tensors[name].shape != expected:
+        shape = tuple(tensors[name].shape)
+        raise UserError(f"{name}: {shape}, the [model] section expects {expected}")
+    return tensors[name]
+
+
+def _write_weights(folder: Path, weights: dict[str, torch.Tensor], max_file_bytes: int) -> None:
+    parts: list[dict[str, torch.Tensor]] = [{}]
+    num_bytes = 0
+    for name, tensor in weights.items():
+        if parts[-1] and num_bytes + tensor.nbytes > max_file_bytes:
+            parts.append({})
+            num_bytes = 0
+        parts[-1][name] = tensor
+        num_bytes += tensor.nbytes
+    if len(parts) == 1:
+        save_file(weights, folder / _WEIGHTS, metadata={"format": "pt"})
+        return
+    weight_map: dict[str, str] = {}
+    for number, part in enumerate(parts, start=1):
+        file = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
+        save_file(part, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(part, file)
+    total = sum(tensor.nbytes for tensor in weights.values())
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    _write_json(folder / _INDEX, index)
+
+
+def _copy_tokenizer(tokenizer: Path, folder: Path) -> None:
+    source = tokenizer if tokenizer.is_dir() else tokenizer.parent
+    for name in _TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+    if not (folder / "tokenizer_config.json").exists():
+        # Without it transformers guesses a class by the model's type, which may split otherwise.
+        config = {"tokenizer_class": "PreTrainedTokenizerFast"}
+        _write_json(folder / "tokenizer_config.json", config)
+
+
+def _special_tokens(tokenizer: Path) -> dict[str, int]:
+    """`bos_token_id` and `eos_token_id`, where the tokenizer's config names such tokens."""
+    folder = tokenizer if tokenizer.is_dir() else tokenizer.parent
+    vocabulary = _read_json(folder / "tokenizer.json")
+    config_path = folder / "tokenizer_config.json"
+    config = _read_json(config_path) if config_path.exists() else {}
+    ids = {token["content"]: token["id"] for token in vocabulary.get("added_tokens", [])}
+    found = {}
+    for key in ("bos_token", "eos_token"):
+        token = config.get(key)
+        content = token.get("content") if isinstance(token, dict) else token
+        if content in ids:
+            found[f"{key}_id"] = ids[content]
+    return found
+
+
+def import_huggingface(folder: Path) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
+    """Read a local model folder of transformers.
+
+    Returns:
+        The model's shape, and its parameters by our names, each in its own dtype. With tied
+        embeddings there is no head among them.
+
+    Raises:
+        UserError: files are missing, damaged or pickles, the architecture is another, or the
+            weights are not what the config promises.
+    """
+    if not folder.is_dir():
+        raise UserError(
+            f"{folder}: not a folder; download the model first and give its local folder"
+        )
+    weights = dict(_read_weights(folder))
+    config_path = folder / "config.json"
+    config = _read_json(config_path)
+    model = from_huggingface(config, is_tied=_THEIR_HEAD not in weights, where=str(config_path))
+    if model.tie_embeddings:
+        _drop_tied_head(weights, folder)
+    names = huggingface_names(model)
+    unknown = sorted(weights.keys() - set(names.values()))
+    missing = sorted(set(names.values()) - weights.keys())
+    if unknown or missing:
+        raise UserError(
+            f"{folder}: its weights are not those that config.json promises"
+            + (f"; missing: {', '.join(missing[:3])}" if missing else "")
+            + (f"; unknown: {', '.join(unknown[:3])}" if unknown else "")
+        )
+    tensors = {ours: weights[theirs] for ours, theirs in names.items()}
+    for name in tensors:
+        _checked(tensors, name, model)
+        if not tensors[name].is_floating_point():
+            raise UserError(f"{folder}: {name} is {tensors[name].dtype}, expected floating point")
+    return model, tensors
+
+
+def _read_weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    for path in _weight_files(folder):
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 - it is no mapping
+                    # Old exports hold RoPE's frequencies, which follow from the config.
+                    if not name.endswith("rotary_emb.inv_freq"):
+                        yield name, file.get_tensor(name)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path}: cannot be read: {error}") from error
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / _WEIGHTS).is_file():
+        return [folder / _WEIGHTS]
+    if (folder / _INDEX).is_file():
+        weight_map = _read_json(folder / _INDEX).get("weight_map")
+        files: list[Any] = list(weight_map.values()) if isinstance(weight_map, dict) else [None]
+        if not all(isinstance(file, str) and file and Path(file).name == file for file in files):
+            raise UserError(f"{folder / _INDEX}: its weight_map does not name files of this folder")
+        return [folder / file for file in sorted(set(files))]
+    if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
+        raise UserError(
+            f"{folder}: its weights are pickles, which can run code when they are loaded; "
+            "get the model's safetensors files, or convert it with transformers' save_pretrained"
+        )
+    raise UserError(f"{folder}: no weights: expected {_WEIGHTS} or {_INDEX}")
+
+
+def _drop_tied_head(weights: dict[str, torch.Tensor], folder: Path) -> None:
+    head = weights.pop(_THEIR_HEAD, None)
+    if head is not None and not torch.equal(head, weights["model.embed_tokens.weight"]):
+        raise UserError(
+            f"{folder}: config.json says tie_word_embeddings, but {_THEIR_HEAD} differs from "
+            "the embedding; correct one of them"
+        )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a JSON object")
+    return content
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

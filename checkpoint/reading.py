@@ -1,0 +1,116 @@
+"""Read tensors back, into any layout: each process reads only what its part needs.
+
+Nothing here talks to other processes.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+
+from triax.checkpoint.storage import ShardReader
+from triax.common.errors import UserError
+from triax.models.config import ModelConfig
+from triax.models.transformer import Transformer
+
+_NUM_SHOWN = 5
+
+
+def read_tensors(folder: Path, *, prefix: str = "") -> dict[str, torch.Tensor]:
+    """The tensors whose names start with `prefix`, whole and on the CPU, in their own dtypes.
+
+    Names keep the prefix.
+
+    Raises:
+        UserError: the folder holds no shards that triax wrote, or they cannot be read.
+    """
+    saved = _tensor_metadata(ShardReader(folder).read_metadata())
+    tensors = {
+        name: torch.empty(tensor.size, dtype=tensor.properties.dtype)
+        for name, tensor in saved.items()
+        if name.startswith(prefix)
+    }
+    read_into(folder, tensors)
+    return tensors
+
+
+@torch.no_grad()
+def read_into(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Fill tensors in place from a checkpoint, whatever layout it was saved in.
+
+    The tensors may be plain or DTensors of any layout, on any device but meta; another dtype is
+    cast to. They may be some of the checkpoint's tensors.
+
+    Raises:
+        UserError: a name is missing or a shape differs, or the shards cannot be read.
+    """
+    assert not any(tensor.is_meta for tensor in tensors.values())
+    reader = ShardReader(folder)
+    metadata = reader.read_metadata()
+    _check_model(folder, _tensor_metadata(metadata), tensors)
+    planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+    planner.set_up_planner(dict(tensors), metadata, is_coordinator=False)
+    reader.set_up_storage_reader(metadata, is_coordinator=False)
+    plan = reader.prepare_local_plan(planner.create_local_plan())
+    try:
+        reader.read_data(planner.finish_plan(plan), planner).wait()
+    except (OSError, EOFError, RuntimeError, AssertionError, pickle.UnpicklingError) as error:
+        raise UserError(f"{folder}: its shards cannot be read: {error}") from error
+
+
+def load_model(folder: Path, config: ModelConfig) -> Transformer:
+    """The checkpoint's weights as a plain model on the CPU, in fp32.
+
+    Raises:
+        UserError: it is a checkpoint of another model, or its shards cannot be read.
+    """
+    with torch.device("meta"):
+        model = Transformer(config)
+    weights = {
+        f"model.{name}": torch.empty_like(parameter, device="cpu")
+        for name, parameter in model.named_parameters()
+    }
+    read_into(folder, weights)
+    model.load_state_dict(
+        {name.removeprefix("model."): tensor for name, tensor in weights.items()},
+        strict=not config.tie_embeddings,
+        assign=True,
+    )
+    if config.tie_embeddings:
+        model.head.weight = model.embedding.weight
+    return model
+
+
+def _tensor_metadata(metadata: Metadata) -> dict[str, TensorStorageMetadata]:
+    return {
+        name: tensor
+        for name, tensor in metadata.state_dict_metadata.items()
+        if isinstance(tensor, TensorStorageMetadata)
+    }
+
+
+def _check_model(
+    folder: Path,
+    saved: Mapping[str, TensorStorageMetadata],
+    tensors: Mapping[str, torch.Tensor],
+) -> None:
+    differences = []
+    for name, tensor in tensors.items():
+        if name not in saved:
+            differences.append(f"  {name}: {tuple(tensor.shape)} here, not in the checkpoint")
+        elif saved[name].size != tensor.shape:
+            shapes = f"{tuple(tensor.shape)} here, {tuple(saved[name].size)} in the checkpoint"
+            differences.append(f"  {name}: {shapes}")
+    if differences:
+        shown = "\n".join(differences[:_NUM_SHOWN])
+        rest = len(differences) - _NUM_SHOWN
+        more = f"\n  and {rest} more" if rest > 0 else ""
+        raise UserError(
+            f"{folder}: a checkpoint of another model:\n{shown}{more}\n"
+            "Use the [model] section it was trained with, or another run.name to start anew."
+        )

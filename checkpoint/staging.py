@@ -1,0 +1,63 @@
+"""A copy of this process's part of the tensors in CPU memory, so that training can go on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch.distributed.tensor import DTensor
+
+
+@dataclass(frozen=True)
+class Shard:
+    """This process's part of one tensor."""
+
+    data: torch.Tensor
+    """On the CPU, contiguous."""
+    offsets: torch.Size
+    """Where `data` begins in the whole tensor, per dimension."""
+    size: torch.Size
+    """The whole tensor's shape."""
+
+
+def whole(data: torch.Tensor) -> Shard:
+    """A tensor that one process holds in full."""
+    return Shard(data, torch.Size([0] * data.dim()), data.shape)
+
+
+class Stager:
+    """Copies tensors into CPU buffers that are kept from one save to the next.
+
+    Buffers for CUDA tensors are pinned, so that all copies run at once and are waited for once.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, torch.Tensor] = {}
+
+    @torch.no_grad()
+    def stage(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, Shard]:
+        """Copy plain tensors and DTensors of any layout (not partial sums), on any device.
+
+        The shards are valid until the next call.
+        """
+        shards = {name: self._stage_one(name, tensor) for name, tensor in tensors.items()}
+        for device in {tensor.device for tensor in tensors.values() if tensor.is_cuda}:
+            torch.cuda.current_stream(device).synchronize()
+        return shards
+
+    def _stage_one(self, name: str, tensor: torch.Tensor) -> Shard:
+        if not isinstance(tensor, DTensor):
+            return whole(self._copy(name, tensor))
+        data = self._copy(name, tensor.to_local())
+        # The protocol by which torch's own planner asks a DTensor for its place.
+        (chunk,) = tensor.__create_chunk_list__()
+        assert chunk.sizes == data.shape, (name, chunk, data.shape)
+        return Shard(data, chunk.offsets, tensor.shape)
+
+    def _copy(self, name: str, source: torch.Tensor) -> torch.Tensor:
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.shape != source.shape or buffer.dtype != source.dtype:
+            buffer = torch.empty(source.shape, dtype=source.dtype, pin_memory=source.is_cuda)
+            self._buffers[name] = buffer
+        return buffer.copy_(source, non_blocking=True)

@@ -1,0 +1,120 @@
+"""Torch's distributed-checkpoint files, written plainly and read without trusting them.
+
+`.metadata` is a pickle, and torch's reader unpickles whatever stands in it; a checkpoint that came
+from someone else could run code. Here only the classes that torch's writer really uses are let
+through, Python objects stored among the tensors are refused, and no entry may point outside the
+checkpoint's folder. The tensors themselves are read by `torch.load(weights_only=True)`.
+"""
+
+from __future__ import annotations
+
+import pickle
+from math import prod
+from pathlib import Path, PurePath
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorStorageMetadata,
+)
+
+from triax.common.errors import UserError
+
+METADATA_FILE = ".metadata"
+
+_ALLOWED = {
+    ("torch", "Size"),
+    ("torch.serialization", "_get_layout"),
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+    *(
+        ("torch.distributed.checkpoint.metadata", name)
+        for name in (
+            "BytesStorageMetadata",
+            "ChunkStorageMetadata",
+            "Metadata",
+            "MetadataIndex",
+            "StorageMeta",
+            "TensorProperties",
+            "TensorStorageMetadata",
+            "_MEM_FORMAT_ENCODING",
+        )
+    ),
+}
+
+
+class ShardWriter(FileSystemWriter):
+    """Writes one file per rank into a folder without a checkpoint in it.
+
+    Making the files durable and the folder a checkpoint is the caller's part.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        # Tensors arrive on the CPU: nothing is to be copied ahead from a GPU.
+        super().__init__(folder, sync_files=False, per_thread_copy_ahead=0, overwrite=False)
+
+    def storage_meta(self) -> StorageMeta:
+        """Torch's writer stores its path here, a class more for the reader to let through."""
+        return StorageMeta(save_id=self.save_id)
+
+
+class ShardReader(FileSystemReader):
+    """Reads a folder of shards; neither its `.metadata` nor its shards can run code."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+
+    def read_metadata(self, *_args: Any, **_kwargs: Any) -> Metadata:
+        """Every tensor's name, shape, dtype, and where its chunks lie.
+
+        Raises:
+            UserError: the file is missing or isn't one that triax wrote.
+        """
+        path = Path(self.path) / METADATA_FILE
+        try:
+            with path.open("rb") as file:
+                metadata = _Unpickler(file).load()
+            _check(metadata)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+        except Exception as error:  # a malformed pickle raises almost anything
+            raise UserError(
+                f"{path}: not a file that triax wrote ({error}); it was not loaded"
+            ) from error
+        metadata.storage_meta = StorageMeta(load_id=self.load_id)
+        return metadata
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if not is_dtype and (module, name) not in _ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return super().find_class(module, name)
+
+
+def _check(metadata: Any) -> None:
+    """Raise ValueError, or what a half-built object raises, unless `metadata` is sound."""
+    if not isinstance(metadata, Metadata):
+        raise ValueError("it holds no checkpoint metadata")
+    for name, tensor in metadata.state_dict_metadata.items():
+        if isinstance(tensor, BytesStorageMetadata):
+            raise ValueError(f"{name} is a Python object, not a tensor")
+        if not isinstance(name, str) or not isinstance(tensor, TensorStorageMetadata):
+            raise ValueError(f"{name!r} is no named tensor")
+        if sum(prod(chunk.sizes) for chunk in tensor.chunks) != prod(tensor.size):
+            raise ValueError(f"{name} has parts missing")
+        for chunk in tensor.chunks:
+            _check_place(name, metadata.storage_data[MetadataIndex(name, chunk.offsets)])
+
+
+def _check_place(name: str, place: Any) -> None:
+    file = place.relative_path
+    if not isinstance(file, str) or file != PurePath(file).name or file in ("", "..", "."):
+        raise ValueError(f"{name} lies in {file!r}, which is no file of this folder")
+    if getattr(place, "transform_descriptors", None):
+        raise ValueError(f"{name} is stored in an encoding of its own")

@@ -1,0 +1,1 @@
+"""The few words that every folder speaks: errors, quantities, the base of a config section."""

@@ -1,0 +1,124 @@
+"""Counts and durations as people write them: `"20B"`, `"500 steps"`, `"1B tokens"`, `"10 min"`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, PlainSerializer
+
+_MULTIPLIERS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+_DURATION = re.compile(r"(.*\d\s*[KMBT]?)\s+([a-z]+)|([\d.]+)\s*([a-z]+)", re.IGNORECASE)
+_COUNT = re.compile(r"(\d+(?:_\d+)*(?:\.\d+)?)\s*([KMBT]?)", re.IGNORECASE)
+
+
+class Unit(StrEnum):
+    """What a duration is measured in."""
+
+    STEPS = "steps"
+    TOKENS = "tokens"
+    SECONDS = "seconds"
+
+
+_SECONDS_PER = {"s": 1, "sec": 1, "second": 1, "min": 60, "minute": 60, "h": 3600, "hour": 3600}
+
+
+def parse_count(text: str | int) -> int:
+    """Read a count such as `"20B"`, `"1.5M"`, `"10_000"` or a plain integer.
+
+    K, M, B and T are powers of a thousand, in either case.
+
+    Raises:
+        ValueError: the text is no count, is negative, or is no whole number.
+    """
+    if isinstance(text, bool) or not isinstance(text, int | str):
+        raise ValueError(f'expected a count such as 1000, "1M" or "20B", got {text!r}')
+    if isinstance(text, int):
+        if text < 0:
+            raise ValueError(f"expected a count of at least 0, got {text}")
+        return text
+    match = _COUNT.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f'expected a count such as 1000, "1M" or "20B", got {text!r}')
+    whole, _, fraction = match[1].replace("_", "").partition(".")
+    scaled = int(whole + fraction) * _MULTIPLIERS[match[2].upper()]
+    count, remainder = divmod(scaled, 10 ** len(fraction))
+    if remainder:
+        raise ValueError(f"{text!r} is not a whole number")
+    return count
+
+
+def format_count(count: float) -> str:
+    """Show a count in at most five characters before its suffix: 10.1M, 200M, 1.24B."""
+    for suffix in ("T", "B", "M", "K"):
+        if abs(count) >= _MULTIPLIERS[suffix]:
+            return f"{count / _MULTIPLIERS[suffix]:.3g}{suffix}"
+    return f"{count:.4g}"
+
+
+def format_seconds(seconds: float) -> str:
+    """Show a time span as people say it: 42 s, 5 min 10 s, 3 h 20 min, 12 days 4 h."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    if whole < 48 * 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole // 86400:,} days {whole % 86400 // 3600} h"
+
+
+@dataclass(frozen=True)
+class Duration:
+    """A length of a run in steps, tokens or seconds."""
+
+    amount: float
+    unit: Unit
+
+    @staticmethod
+    def parse(text: str | Duration) -> Duration:
+        """Read a duration such as `"500 steps"`, `"20B tokens"` or `"10 min"`.
+
+        Raises:
+            ValueError: it is none, or its amount is not above zero.
+        """
+        if isinstance(text, Duration):
+            return text
+        expected = 'expected a duration such as "500 steps", "1B tokens" or "10 min"'
+        match = _DURATION.fullmatch(str(text).strip())
+        if not isinstance(text, str) or match is None:
+            raise ValueError(f"{expected}, got {text!r}")
+        number, word = (match[1] or match[3]).strip(), (match[2] or match[4]).lower()
+        singular = word.removesuffix("s") if len(word) > 1 else word
+        try:
+            if singular in ("step", "token"):
+                duration = Duration(parse_count(number), Unit(singular + "s"))
+            elif singular in _SECONDS_PER:
+                duration = Duration(float(number) * _SECONDS_PER[singular], Unit.SECONDS)
+            else:
+                raise ValueError
+        except ValueError:
+            raise ValueError(f"{expected}, got {text!r}") from None
+        if duration.amount <= 0:
+            raise ValueError(f"expected a duration above zero, got {text!r}")
+        return duration
+
+    def __str__(self) -> str:
+        if self.unit is Unit.SECONDS:
+            return f"{self.amount:g} s"
+        return f"{self.amount:.0f} {self.unit}"
+
+
+def _count_or_error(value: Any) -> int:
+    return parse_count(value)
+
+
+Count = Annotated[int, BeforeValidator(_count_or_error)]
+"""A config field that takes an integer or a count such as `"20B"`."""
+
+DurationField = Annotated[
+    Duration, BeforeValidator(Duration.parse), PlainSerializer(str, return_type=str)
+]
+"""A config field that takes a duration such as `"500 steps"`, and is written back as one."""

@@ -1,0 +1,1 @@
+"""Text to tokens to shards on disk to sample numbers to batches."""

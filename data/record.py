@@ -1,0 +1,130 @@
+"""What a folder of prepared data says about itself: `data.json`, and `progress.json` until then."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from triax.common.errors import UserError
+from triax.common.section import Section
+from triax.data.files import write_atomically
+
+FORMAT_VERSION = 1
+RECORD = "data.json"
+PROGRESS = "progress.json"
+
+
+class Settings(Section):
+    """All that the shards' bytes depend on. Another value means other shards."""
+
+    format_version: int = FORMAT_VERSION
+    inputs: tuple[str, ...]
+    inputs_fingerprint: str
+    """Of the files' paths, sizes and times of change; see `inputs_fingerprint`."""
+    text_field: str
+    tokenizer_fingerprint: str
+    validation_fraction: float
+    tokens_per_shard: int
+
+
+class SplitCounts(Section):
+    """What the finished shards of one split hold."""
+
+    shards: int = 0
+    documents: int = 0
+    tokens: int = 0
+    """End-of-text tokens included."""
+
+
+class Progress(Section):
+    """What is finished when a preparation ends early. Documents are counted over both splits."""
+
+    settings: Settings
+    documents: int = 0
+    train: SplitCounts = SplitCounts()
+    validation: SplitCounts = SplitCounts()
+
+
+class PreparedData(Section):
+    """A finished preparation."""
+
+    settings: Settings
+    vocab_size: int
+    end_of_text_id: int
+    dtype: str
+    train: SplitCounts
+    validation: SplitCounts
+
+
+_Record = TypeVar("_Record", Progress, PreparedData)
+
+
+def load_prepared(folder: Path) -> PreparedData | None:
+    """The record of a finished preparation in this folder, or None.
+
+    Raises:
+        UserError: `data.json` is damaged or from another version of triax.
+    """
+    return _load(folder / RECORD, PreparedData)
+
+
+def load_progress(folder: Path) -> Progress | None:
+    """The record of an unfinished preparation in this folder, or None.
+
+    Raises:
+        UserError: `progress.json` is damaged or from another version of triax.
+    """
+    return _load(folder / PROGRESS, Progress)
+
+
+def save_prepared(folder: Path, data: PreparedData) -> None:
+    """Write `data.json` and remove `progress.json`: the preparation is finished.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    write_atomically(folder / RECORD, data.model_dump_json(indent=2))
+    (folder / PROGRESS).unlink(missing_ok=True)
+
+
+def save_progress(folder: Path, progress: Progress) -> None:
+    """Write `progress.json`; call it only after the shards it counts are on disk.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    write_atomically(folder / PROGRESS, progress.model_dump_json(indent=2))
+
+
+def check_same(folder: Path, found: Section, wanted: Section) -> None:
+    """Refuse to mix shards of two settings in one folder.
+
+    Raises:
+        UserError: a field differs; it is named.
+    """
+    old, new = found.model_dump(), wanted.model_dump()
+    for name in new:
+        if old[name] == new[name]:
+            continue
+        if name.endswith("_fingerprint"):
+            change = f"{name.removesuffix('_fingerprint')} changed since its data was prepared"
+        else:
+            change = f"its data was prepared with {name} = {old[name]!r}, not {new[name]!r}"
+        raise UserError(
+            f"{folder}: {change}; use another output folder, or delete this one to prepare anew"
+        )
+
+
+def _load(path: Path, kind: type[_Record]) -> _Record | None:
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        raise UserError(
+            f"{path}: damaged, or written by another version of triax ({reason}); "
+            "delete its folder to prepare the data anew"
+        ) from None

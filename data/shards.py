@@ -1,0 +1,385 @@
+"""Token shards on disk: Megatron's `PREFIX.bin` and `PREFIX.idx` (MMIDIDX version 1).
+
+The `.bin` holds token ids back to back. The `.idx` holds, all little-endian:
+
+    magic "MMIDIDX\\0\\0" | version u64 | dtype code u8 | num_sequences u64 | num_boundaries u64
+    lengths   int32[num_sequences]     tokens in each sequence
+    pointers  int64[num_sequences]     byte offset of each sequence in the .bin
+    documents int64[num_boundaries]    0, then the sequence number at which each document ends
+
+A document may consist of several sequences. `num_boundaries` is the number of documents plus
+one. The `.idx` is written last, so its presence says that the shard is whole.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import struct
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+import numpy as np
+
+from triax.common.errors import UserError
+from triax.data.files import fsync_folder, write_errors
+
+Array = np.ndarray[Any, Any]
+
+_MAGIC = b"MMIDIDX\x00\x00"
+_HEADER = struct.Struct("<9sQBQQ")
+_VERSION = 1
+_DTYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
+_CODES = {np.dtype(name): code for code, name in _DTYPES.items()}
+_FLOAT_CODES = (6, 7)
+_MEND = "copy the shard again or prepare it anew"
+_CHUNK = 1 << 20
+"""Entries looked at in one piece, so that checking a shard takes a few MiB of memory."""
+
+
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    """The smallest dtype that Megatron uses for a vocabulary: uint16 below 65,500, else int32."""
+    return np.dtype("<u2") if vocab_size < 65_500 else np.dtype("<i4")
+
+
+def with_suffix(prefix: Path, suffix: str) -> Path:
+    """Append to the name; unlike `Path.with_suffix`, dots in the prefix stay."""
+    return Path(f"{prefix}{suffix}")
+
+
+def shard_prefix(prefix: Path, number: int) -> Path:
+    """The prefix of one shard of a series: `PREFIX-00007`."""
+    return with_suffix(prefix, f"-{number:05d}")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A checked, read-only shard. Nothing is held in memory: both files are mapped.
+
+    Positions count tokens of the concatenated stream of all documents.
+    """
+
+    prefix: Path
+    dtype: np.dtype[Any]
+    """Integer type of a token in the file."""
+    num_tokens: int
+    num_documents: int
+    _tokens: Array = field(repr=False)
+    """[num_tokens], `dtype`."""
+    _pointers: Array = field(repr=False)
+    """[num_sequences] int64, bytes."""
+    _boundaries: Array = field(repr=False)
+    """[num_documents + 1] int64, sequence numbers."""
+
+    @staticmethod
+    def open(prefix: Path | str) -> Shard:
+        """Map a shard after checking that both files are what the index promises.
+
+        Reads the whole index once (20 bytes a document) and no tokens.
+
+        Raises:
+            UserError: a file is missing, unreadable, damaged or empty.
+        """
+        prefix = Path(prefix)
+        idx, bin_ = with_suffix(prefix, ".idx"), with_suffix(prefix, ".bin")
+        dtype, num_sequences, num_boundaries = _read_header(idx)
+        lengths, pointers, boundaries = _map_index(idx, num_sequences, num_boundaries)
+        num_tokens = _check_sequences(idx, lengths, pointers, dtype.itemsize)
+        _check_boundaries(idx, boundaries, num_sequences)
+        _check_bin_size(idx, bin_, num_tokens * dtype.itemsize)
+        if num_tokens == 0:
+            raise UserError(f"{prefix}: the shard holds no tokens; prepare it from more text")
+        tokens = _map(bin_, dtype, offset=0, count=num_tokens)
+        return Shard(prefix, dtype, num_tokens, num_boundaries - 1, tokens, pointers, boundaries)
+
+    def read(self, start: int, length: int) -> Array:
+        """Tokens `start` to `start + length` of the stream: [length] int64, a copy."""
+        assert 0 <= start <= start + length <= self.num_tokens
+        return self._tokens[start : start + length].astype(np.int64)
+
+    def document_ids(self, start: int, length: int) -> Array:
+        """Which document each token of a range is from: [length] int32.
+
+        Ids count from the document of the first token, which is 0. An empty document takes a
+        number too. Costs O(log num_documents) and the documents within the range.
+        """
+        assert 0 <= start <= start + length <= self.num_tokens
+        if length == 0:
+            return np.zeros(0, np.int32)
+        first, last = self.document_at(start), self.document_at(start + length - 1)
+        next_starts = self._pointers[self._boundaries[first + 1 : last + 1]] // self.dtype.itemsize
+        positions = np.arange(start, start + length)
+        return np.searchsorted(next_starts, positions, side="right").astype(np.int32)
+
+    def document_at(self, position: int) -> int:
+        """Number of the document that holds the token at `position`."""
+        return bisect_right(range(self.num_documents), position, key=self.document_start) - 1
+
+    def document_start(self, document: int) -> int:
+        """Position of a document's first token; for `num_documents`, the end of the stream."""
+        sequence = int(self._boundaries[document])
+        if sequence == len(self._pointers):
+            return self.num_tokens
+        return int(self._pointers[sequence]) // self.dtype.itemsize
+
+    def document_lengths(self) -> Array:
+        """Tokens in each document: [num_documents] int64."""
+        ends = np.append(self._pointers // self.dtype.itemsize, self.num_tokens)
+        return np.diff(ends[self._boundaries])
+
+    def token_range(self) -> tuple[int, int]:
+        """The smallest and the largest token id; reads the whole shard."""
+        ranges = [
+            (int(tokens.min()), int(tokens.max()))
+            for tokens in (self._tokens[piece] for piece in _chunks(self.num_tokens))
+        ]
+        return min(low for low, _ in ranges), max(high for _, high in ranges)
+
+
+def find_shards(prefix: Path | str) -> list[Path]:
+    """The prefixes of a dataset's shards: PREFIX itself, or PREFIX-00000, PREFIX-00001, ...
+
+    Raises:
+        UserError: there is none (the message names what is near), or one of the series is missing.
+    """
+    prefix = Path(prefix)
+    if prefix.is_dir() and not with_suffix(prefix, ".idx").exists():
+        raise UserError(f"{prefix}: a folder, but a dataset's prefix is expected; {_near(prefix)}")
+    if with_suffix(prefix, ".idx").exists():
+        return [prefix]
+    names = _names(prefix.parent)
+    pattern = re.compile(re.escape(prefix.name) + r"-(\d{5,})\.idx")
+    numbers = sorted(int(match[1]) for name in names if (match := pattern.fullmatch(name)))
+    if not numbers:
+        raise UserError(_not_found(prefix, names))
+    missing = sorted(set(range(numbers[-1])) - set(numbers))
+    if missing:
+        absent = with_suffix(shard_prefix(prefix, missing[0]), ".idx")
+        raise UserError(
+            f"{absent}: missing, though the series goes on to {numbers[-1]:05d}; restore it, "
+            "or name the shards that you want one by one"
+        )
+    return [shard_prefix(prefix, number) for number in numbers]
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return [entry.name for entry in folder.iterdir()]
+    except (OSError, ValueError):
+        return []
+
+
+def _not_found(prefix: Path, names: list[str]) -> str:
+    message = f"{prefix}: no such dataset, neither {prefix.name}.idx nor {prefix.name}-00000.idx"
+    if prefix.suffix in (".idx", ".bin"):
+        return f"{message}; a prefix is given without .idx or .bin: {prefix.with_suffix('')}"
+    if f"{prefix.name}.bin" in names:
+        return f"{message}; there is a {prefix.name}.bin alone, without its index"
+    return f"{message}; {_near(prefix.parent)}"
+
+
+def _near(folder: Path) -> str:
+    """What a wrong prefix may have meant."""
+    indices = [name for name in _names(folder) if name.endswith(".idx")]
+    prefixes = sorted({re.sub(r"(-\d{5,})?\.idx$", "", name) for name in indices})
+    if prefixes:
+        return f"in {folder} there are: {', '.join(prefixes[:8])}"
+    return f"{folder} holds no .idx files; `triax data prepare` writes them"
+
+
+@dataclass
+class ShardWriter:
+    """Writes one shard; it appears only when the `with` block ends without an exception.
+
+    Tokens go to a temporary file. At the end the `.bin` is synced and renamed, then the `.idx`:
+    a crash at any moment leaves a whole shard or no `.idx`.
+
+    Raises:
+        UserError: a file cannot be written, for instance because the disk is full.
+    """
+
+    prefix: Path
+    dtype: np.dtype[Any]
+    num_tokens: int = field(default=0, init=False)
+    num_documents: int = field(default=0, init=False)
+    _lengths: array[int] = field(default_factory=lambda: array("i"), init=False, repr=False)
+    _bin: BinaryIO = field(init=False, repr=False)
+
+    def __enter__(self) -> Self:
+        with write_errors(self._temporary(".bin")):
+            self._bin = self._temporary(".bin").open("wb")
+        return self
+
+    def add_document(self, tokens: Array) -> None:
+        """Append one document: [num_tokens] of any integer type, within the range of `dtype`."""
+        if tokens.size > np.iinfo(np.int32).max:
+            raise UserError(f"{self.prefix}: a document has {tokens.size:,} tokens, above 2^31 - 1")
+        limits = np.iinfo(self.dtype)
+        if tokens.size:
+            assert limits.min <= tokens.min() and tokens.max() <= limits.max
+        with write_errors(self._temporary(".bin")):
+            self._bin.write(tokens.astype(self.dtype).tobytes())
+        self._lengths.append(tokens.size)
+        self.num_tokens += tokens.size
+        self.num_documents += 1
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            with write_errors(self.prefix):
+                if exc_type is None:
+                    self._commit()
+        finally:
+            self._discard()
+
+    def _commit(self) -> None:
+        _close_synced(self._bin)
+        idx = self._temporary(".idx").open("wb")
+        try:
+            self._write_index(idx)
+        finally:
+            _close_synced(idx)
+        # An idx from before must not vouch for the new bin.
+        with_suffix(self.prefix, ".idx").unlink(missing_ok=True)
+        self._temporary(".bin").replace(with_suffix(self.prefix, ".bin"))
+        fsync_folder(self.prefix.parent)
+        self._temporary(".idx").replace(with_suffix(self.prefix, ".idx"))
+        fsync_folder(self.prefix.parent)
+
+    def _write_index(self, idx: BinaryIO) -> None:
+        lengths = np.array(self._lengths, dtype="<i4")
+        pointers = np.zeros(len(lengths), dtype="<i8")
+        np.cumsum(lengths[:-1], out=pointers[1:])
+        code = _CODES[self.dtype]
+        idx.write(_HEADER.pack(_MAGIC, _VERSION, code, len(lengths), len(lengths) + 1))
+        idx.write(lengths.tobytes())
+        idx.write((pointers * self.dtype.itemsize).tobytes())
+        idx.write(np.arange(len(lengths) + 1, dtype="<i8").tobytes())
+
+    def _discard(self) -> None:
+        # Closing flushes, which fails a second time on a full disk.
+        with suppress(OSError):
+            self._bin.close()
+        with suppress(OSError):
+            self._temporary(".bin").unlink(missing_ok=True)
+            self._temporary(".idx").unlink(missing_ok=True)
+
+    def _temporary(self, suffix: str) -> Path:
+        return with_suffix(self.prefix, f"{suffix}.partial")
+
+
+def _close_synced(file: BinaryIO) -> None:
+    with file:
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _chunks(count: int) -> Iterator[slice]:
+    for start in range(0, count, _CHUNK):
+        yield slice(start, min(start + _CHUNK, count))
+
+
+def _file_size(path: Path) -> int:
+    """Size in bytes of a regular file (opening a pipe would wait for ever)."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {error}; {_MEND}") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"{path}: not a regular file; {_MEND}")
+    return status.st_size
+
+
+def _map(path: Path, dtype: np.dtype[Any], offset: int, count: int) -> Array:
+    if count == 0:
+        return np.zeros(0, dtype)
+    try:
+        mapped = np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=(count,))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be mapped: {error}; {_MEND}") from None
+    return mapped.view(np.ndarray)
+
+
+def _read_header(idx: Path) -> tuple[np.dtype[Any], int, int]:
+    """The dtype, the number of sequences and the number of document boundaries."""
+    size = _file_size(idx)
+    if size < _HEADER.size:
+        raise UserError(f"{idx}: {size} bytes, shorter than an index's header; {_MEND}")
+    header = bytes(_map(idx, np.dtype("u1"), offset=0, count=_HEADER.size))
+    magic, version, code, num_sequences, num_boundaries = _HEADER.unpack(header)
+    if magic != _MAGIC:
+        raise UserError(f"{idx}: no index of token shards, it does not begin with MMIDIDX; {_MEND}")
+    if version != _VERSION:
+        raise UserError(f"{idx}: version {version}, only version {_VERSION} is known; {_MEND}")
+    if code not in _DTYPES:
+        kind = "holds floating-point values" if code in _FLOAT_CODES else "is unknown"
+        raise UserError(f"{idx}: dtype code {code} {kind}, expected integer tokens; {_MEND}")
+    return np.dtype(_DTYPES[code]), num_sequences, num_boundaries
+
+
+def _map_index(idx: Path, num_sequences: int, num_boundaries: int) -> tuple[Array, Array, Array]:
+    """Lengths, pointers and document boundaries, once the file has the size for them."""
+    promised = _HEADER.size + 12 * num_sequences + 8 * num_boundaries
+    size = _file_size(idx)
+    if size == promised + num_sequences != promised:
+        raise UserError(f"{idx}: a multimodal dataset (it has sequence modes); text is expected")
+    if size != promised:
+        raise UserError(
+            f"{idx}: {size:,} bytes, but its header promises {num_sequences:,} sequences and "
+            f"{num_boundaries:,} document boundaries, which take {promised:,} bytes; {_MEND}"
+        )
+    offset = _HEADER.size
+    lengths = _map(idx, np.dtype("<i4"), offset, num_sequences)
+    pointers = _map(idx, np.dtype("<i8"), offset + 4 * num_sequences, num_sequences)
+    boundaries = _map(idx, np.dtype("<i8"), offset + 12 * num_sequences, num_boundaries)
+    return lengths, pointers, boundaries
+
+
+def _check_sequences(idx: Path, lengths: Array, pointers: Array, itemsize: int) -> int:
+    """Check that sequences follow each other without gaps; returns the number of tokens."""
+    num_tokens = 0
+    for piece in _chunks(len(lengths)):
+        ends = num_tokens + np.cumsum(lengths[piece], dtype=np.int64)
+        if int(lengths[piece].min()) < 0:
+            raise UserError(f"{idx}: a sequence has a negative length; {_MEND}")
+        if not np.array_equal(pointers[piece], (ends - lengths[piece]) * itemsize):
+            raise UserError(
+                f"{idx}: the sequences' offsets do not follow from their lengths "
+                f"(somewhere in sequences {piece.start:,} to {piece.stop:,}); {_MEND}"
+            )
+        num_tokens = int(ends[-1])
+    return num_tokens
+
+
+def _check_boundaries(idx: Path, boundaries: Array, num_sequences: int) -> None:
+    if len(boundaries) == 0 or boundaries[0] != 0 or boundaries[-1] != num_sequences:
+        raise UserError(
+            f"{idx}: the document boundaries do not run from 0 to the {num_sequences:,} "
+            f"sequences; {_MEND}"
+        )
+    previous = 0
+    for piece in _chunks(len(boundaries)):
+        if boundaries[piece][0] < previous or (np.diff(boundaries[piece]) < 0).any():
+            raise UserError(f"{idx}: the document boundaries are not in ascending order; {_MEND}")
+        previous = int(boundaries[piece][-1])
+
+
+def _check_bin_size(idx: Path, bin_: Path, promised: int) -> None:
+    size = _file_size(bin_)
+    if size != promised:
+        word = "cut short" if size < promised else "too long"
+        raise UserError(
+            f"{bin_}: {size:,} bytes, but {idx.name} promises {promised:,}: "
+            f"the file is {word}; {_MEND}"
+        )

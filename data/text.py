@@ -1,0 +1,209 @@
+"""Documents from files: plain text, JSON lines or parquet, also compressed; or from `datasets`.
+
+| suffix | a document is |
+|---|---|
+| `.jsonl` `.json` `.ndjson` | the text field of a line, each line one JSON object |
+| `.parquet` | the text field of a row |
+| any other | the whole file |
+
+Each may be compressed: `.gz`, `.bz2`, `.xz` or `.zst` is added to the name.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import json
+import logging
+import lzma
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from triax.common.errors import UserError
+from triax.data.inputs import DatasetName, TextFile, resolve
+
+_log = logging.getLogger(__name__)
+_PARQUET_ROWS = 1024
+"""Rows held in memory at a time."""
+
+
+class _NotTextError(Exception):
+    """A file that is no UTF-8."""
+
+
+def iter_documents(inputs: Sequence[str], text_field: str = "text") -> Iterator[str]:
+    """The documents of all inputs, one after another, in the same order on every call.
+
+    Streams: a file is open only while it is read. Empty documents are left out. Files that
+    are no UTF-8 are left out if they were found in a folder (with a warning), and are errors
+    if they were named.
+
+    Args:
+        inputs: each as `triax.data.inputs.resolve` takes it.
+        text_field: where JSON lines, parquet rows and datasets hold the text.
+
+    Raises:
+        UserError: an input is missing, damaged or has no such field; names file and line.
+    """
+    for source in [resolve(text) for text in inputs]:
+        documents = (
+            _dataset_documents(source, text_field)
+            if isinstance(source, DatasetName)
+            else _files_documents(source, text_field)
+        )
+        yield from filter(None, documents)
+
+
+def _files_documents(files: Sequence[TextFile], text_field: str) -> Iterator[str]:
+    for file in files:
+        try:
+            yield from _file_documents(file.path, text_field)
+        except _NotTextError:
+            if file.must_be_text:
+                raise UserError(
+                    f"{file.path}: not UTF-8 text; convert it or leave it out"
+                ) from None
+            _log.warning("%s: left out, it is not UTF-8 text", file.path)
+
+
+def _file_documents(path: Path, text_field: str) -> Iterator[str]:
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    open_file = _OPENERS.get(suffixes[-1], _open_plain) if suffixes else _open_plain
+    kind = suffixes[:-1] if open_file is not _open_plain else suffixes
+    read = _READERS.get(kind[-1], _read_whole) if kind else _read_whole
+    try:
+        with open_file(path) as stream:
+            yield from read(stream, path, text_field)
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise UserError(
+            f"{path}: cannot be read: {error}; if it is damaged, fetch it again"
+        ) from None
+
+
+def _open_plain(path: Path) -> BinaryIO:
+    return path.open("rb")
+
+
+def _open_gzip(path: Path) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(path, "rb"))
+
+
+def _open_bz2(path: Path) -> BinaryIO:
+    return cast(BinaryIO, bz2.open(path, "rb"))
+
+
+def _open_xz(path: Path) -> BinaryIO:
+    return cast(BinaryIO, lzma.open(path, "rb"))
+
+
+def _open_zstd(path: Path) -> BinaryIO:
+    import pyarrow  # type: ignore[import-untyped]
+
+    # pyarrow comes with `datasets`, and reports a file cut short; `zstandard` ends silently.
+    return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
+
+
+def _read_whole(stream: BinaryIO, _path: Path, _text_field: str) -> Iterator[str]:
+    try:
+        yield stream.read().decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise _NotTextError from None
+
+
+def _read_json_lines(stream: BinaryIO, path: Path, text_field: str) -> Iterator[str]:
+    for number, line in enumerate(stream, start=1):
+        if line.strip():
+            yield _json_text(line, f"{path}, line {number}", text_field)
+
+
+def _json_text(line: bytes, where: str, text_field: str) -> str:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: no JSON object: {error}") from None
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: expected a JSON object, got {type(row).__name__}")
+    return _row_text(row, where, text_field)
+
+
+def _row_text(row: dict[str, Any], where: str, text_field: str) -> str:
+    """The text of one row; null is an empty text."""
+    if text_field not in row:
+        raise UserError(_missing_field(where, text_field, list(row)))
+    text = row[text_field]
+    if text is None:
+        return ""
+    if not isinstance(text, str):
+        raise UserError(f'{where}: "{text_field}" holds {type(text).__name__}, expected a string')
+    return _valid_unicode(text)
+
+
+def _missing_field(where: str, text_field: str, fields: Sequence[str]) -> str:
+    found = ", ".join(fields[:10]) or "none"
+    return (
+        f'{where}: no field "{text_field}"; there are: {found}. '
+        "Name the one that holds the text with --text-field (text_field in a config)"
+    )
+
+
+def _valid_unicode(text: str) -> str:
+    """Replace half surrogate pairs, which JSON escapes can spell and UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def _read_parquet(stream: BinaryIO, path: Path, text_field: str) -> Iterator[str]:
+    import pyarrow
+    from pyarrow import parquet
+
+    # Parquet is read from its end; a decompressed stream has to be held in memory for that.
+    seekable = stream if isinstance(stream, io.BufferedReader) and stream.seekable() else None
+    try:
+        file = parquet.ParquetFile(seekable or io.BytesIO(stream.read()))
+        if text_field not in file.schema_arrow.names:
+            raise UserError(_missing_field(str(path), text_field, file.schema_arrow.names))
+        number = 0
+        for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=[text_field]):
+            for value in batch.column(0).to_pylist():
+                number += 1
+                yield _row_text({text_field: value}, f"{path}, row {number}", text_field)
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: damaged or no parquet file: {error}") from None
+
+
+def _dataset_documents(source: DatasetName, text_field: str) -> Iterator[str]:
+    # Takes seconds to import, and most runs read files.
+    import datasets  # type: ignore[import-untyped]
+
+    title = source.name if source.config is None else f"{source.name}:{source.config}"
+    try:
+        rows = datasets.load_dataset(source.name, source.config, split="train", streaming=True)
+        for number, row in enumerate(rows, start=1):
+            yield _row_text(row, f"{title}, row {number}", text_field)
+    except UserError:
+        raise
+    except Exception as error:  # a library of many back ends raises many kinds
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{title}: no such file or folder, and `datasets` cannot load it: {reason}"
+        ) from error
+
+
+_OPENERS: dict[str, Callable[[Path], BinaryIO]] = {
+    ".gz": _open_gzip,
+    ".bz2": _open_bz2,
+    ".xz": _open_xz,
+    ".zst": _open_zstd,
+}
+_READERS: dict[str, Callable[[BinaryIO, Path, str], Iterator[str]]] = {
+    ".jsonl": _read_json_lines,
+    ".ndjson": _read_json_lines,
+    ".json": _read_json_lines,
+    ".parquet": _read_parquet,
+}

@@ -1,0 +1,199 @@
+"""Checks across sections: what each section can't know of the others. Imports no torch.
+
+A check is a function whose parameters name the sections it needs, plus `world_size` (the number
+of processes, None where it isn't known) if it wants that. It yields problems, and is skipped
+when a section it needs isn't valid by itself.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from triax.checkpoint.config import CheckpointConfig
+from triax.common.errors import UserError
+from triax.common.quantities import format_count
+from triax.common.section import Section
+from triax.data.config import DataConfig
+from triax.launcher.config import RunConfig, RunSection
+from triax.launcher.data_checks import (
+    budget_repeats_data,
+    exists,
+    made_with_this_tokenizer,
+    shards_are_sane,
+    tokenizer_fits,
+    tokens_per_step,
+)
+from triax.launcher.loading import load_config
+from triax.launcher.problems import Problem
+from triax.models.config import ModelConfig
+from triax.parallel.config import ParallelConfig
+from triax.training.budget import resolve_budget
+from triax.training.config import (
+    BatchConfig,
+    BudgetConfig,
+    MetricsConfig,
+    ScheduleConfig,
+)
+from triax.training.schedule import warmup_tokens
+
+Check = Callable[..., Iterator[Problem]]
+
+
+def load_checked(
+    path: str | Path, overrides: Sequence[str] = (), world_size: int | None = None
+) -> RunConfig:
+    """Load a config and check its sections against each other, the files and `world_size`.
+
+    Raises:
+        ConfigError: with every problem there is.
+        UserError: the file can't be read or is no TOML.
+    """
+    return load_config(path, overrides, partial(find_problems, world_size=world_size))
+
+
+def find_problems(
+    sections: Mapping[str, Section], world_size: int | None = None
+) -> Iterator[Problem]:
+    """What would keep a run with these sections from starting."""
+    return _run(CHECKS, {**sections, "world_size": world_size})
+
+
+def find_warnings(config: RunConfig, world_size: int | None = None) -> list[Problem]:
+    """What a run can be started with, though it's likely not meant."""
+    sections = {name: getattr(config, name) for name in RunConfig.model_fields}
+    return list(_run(WARNINGS, {**sections, "world_size": world_size}))
+
+
+def _run(checks: Sequence[Check], available: Mapping[str, Any]) -> Iterator[Problem]:
+    for check in checks:
+        needed = inspect.signature(check).parameters
+        if all(name in available for name in needed):
+            yield from check(**{name: available[name] for name in needed})
+
+
+def unavailable_axes(parallel: ParallelConfig) -> Iterator[Problem]:
+    """Tensor and pipeline parallelism have their names, but this version doesn't run them."""
+    for axis in ("tensor", "pipeline"):
+        if (degree := getattr(parallel, axis)) > 1:
+            yield Problem(
+                f"parallel.{axis}", f"{degree} is not available in this version; set it to 1"
+            )
+
+
+def world_fits(parallel: ParallelConfig, world_size: int | None) -> Iterator[Problem]:
+    """Every axis must divide the number of processes."""
+    fixed = parallel.tensor * parallel.pipeline * parallel.replicate
+    if world_size is None or world_size % fixed == 0:
+        return
+    axes = ("pipeline", "replicate", "tensor")
+    degrees = " x ".join(f"{axis} {getattr(parallel, axis)}" for axis in axes)
+    path = next(f"parallel.{axis}" for axis in axes if getattr(parallel, axis) > 1)
+    yield Problem(
+        path,
+        f"the number of processes, {world_size}, is not a multiple of {degrees} = {fixed}; "
+        f"start {_nearest_multiples(world_size, fixed)} processes or lower a degree",
+    )
+
+
+def batch_divides(
+    batch: BatchConfig, parallel: ParallelConfig, world_size: int | None
+) -> Iterator[Problem]:
+    """An update is whole micro-batches, equally many on every data-parallel rank."""
+    model_ranks = parallel.tensor * parallel.pipeline
+    data_ranks = 1 if world_size is None or world_size % model_ranks else world_size // model_ranks
+    unit = batch.micro_batch_size * data_ranks
+    if batch.global_batch_size % unit == 0:
+        return
+    product = f"micro_batch_size {batch.micro_batch_size}"
+    if data_ranks > 1:
+        product += f" x {data_ranks} data-parallel processes = {unit}"
+    yield Problem(
+        "batch.global_batch_size",
+        f"{batch.global_batch_size} is not a multiple of {product}; "
+        f"the nearest that work are {_nearest_multiples(batch.global_batch_size, unit)}",
+    )
+
+
+def _nearest_multiples(value: int, unit: int) -> str:
+    below = value // unit * unit
+    return f"{below} or {below + unit}" if below else f"{unit}"
+
+
+def budget_fits(
+    budget: BudgetConfig,
+    schedule: ScheduleConfig,
+    model: ModelConfig,
+    batch: BatchConfig,
+    data: DataConfig,
+) -> Iterator[Problem]:
+    """The budget has at least one step, and the warmup ends within it."""
+    per_step = tokens_per_step(batch, data)
+    try:
+        total = resolve_budget(budget, model, per_step).num_tokens
+    except UserError as error:
+        path, _, message = str(error).partition(": ")
+        yield Problem(path, message)
+        return
+    warmup = warmup_tokens(schedule, total, per_step)
+    if warmup > total:
+        yield Problem(
+            "schedule.warmup",
+            f"{schedule.warmup} is {format_count(warmup)} tokens, more than the whole run's "
+            f"{format_count(total)}; shorten it",
+        )
+
+
+def init_from_exists(checkpoint: CheckpointConfig) -> Iterator[Problem]:
+    """The checkpoint whose weights a new run starts from is there."""
+    if checkpoint.init_from is not None and not exists(Path(checkpoint.init_from)):
+        yield Problem("checkpoint.init_from", f"{checkpoint.init_from}: no such checkpoint")
+
+
+def wandb_is_installed(metrics: MetricsConfig) -> Iterator[Problem]:
+    """What is asked for can be imported."""
+    if metrics.wandb_project is not None and importlib.util.find_spec("wandb") is None:
+        yield Problem(
+            "metrics.wandb_project",
+            'the wandb package is not installed; `pip install "triax[wandb]"` adds it',
+        )
+
+
+def run_dir_is_writable(run: RunSection) -> Iterator[Problem]:
+    """The run directory can be made, and written to."""
+    run_dir = Path(run.dir) / run.name
+    try:
+        nearest = next(folder for folder in (run_dir, *run_dir.parents) if folder.exists())
+    except (OSError, ValueError) as error:
+        yield Problem("run.dir", f"{shown_path(run_dir)}: {error}")
+        return
+    if not nearest.is_dir():
+        yield Problem("run.dir", f"{nearest} is a file; a folder is expected")
+    elif not os.access(nearest, os.W_OK | os.X_OK):
+        yield Problem("run.dir", f"{nearest} can't be written to by you; choose another folder")
+
+
+def shown_path(path: Path) -> str:
+    """The path, cut where it is too long to be one."""
+    text = str(path)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+CHECKS: tuple[Check, ...] = (
+    unavailable_axes,
+    world_fits,
+    batch_divides,
+    budget_fits,
+    tokenizer_fits,
+    shards_are_sane,
+    made_with_this_tokenizer,
+    init_from_exists,
+    wandb_is_installed,
+    run_dir_is_writable,
+)
+WARNINGS: tuple[Check, ...] = (budget_repeats_data,)

@@ -1,0 +1,104 @@
+"""The `triax` command: finds the command's module and runs it."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import importlib.metadata
+import sys
+from collections.abc import Sequence
+from functools import partial
+from typing import Protocol, cast
+
+from triax.common.errors import ExitCode, UserError
+from triax.launcher.exits import run_to_exit_code
+from triax.launcher.overrides import parse_arguments
+
+COMMANDS = {
+    "check": ("triax.launcher.commands.check", "Say everything that is wrong with a config."),
+    "train": ("triax.launcher.commands.train", "Train a model, or resume where a run stopped."),
+    "tokenizer": ("triax.launcher.commands.tokenizer", "Train a tokenizer on text."),
+    "data": ("triax.launcher.commands.data", "Turn text into token shards, or look into them."),
+    "checkpoint": (
+        "triax.launcher.commands.checkpoint",
+        "List, verify, export and import checkpoints.",
+    ),
+    "generate": ("triax.launcher.commands.generate", "Continue a prompt with a trained model."),
+    "eval": ("triax.launcher.commands.eval", "Measure a checkpoint's loss on a dataset."),
+}
+"""Module and one-line help by name. Only the chosen command is imported: most need torch."""
+
+
+class Command(Protocol):
+    """What a command's module offers."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the arguments; set `parser.epilog` to an example.
+
+        `parser.set_defaults(overrides=())` makes the command take config overrides.
+        """
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Do it and return the exit code."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; see `ExitCode` for what they mean."""
+    return run_to_exit_code(partial(_dispatch, list(sys.argv[1:] if argv is None else argv)))
+
+
+def _dispatch(argv: list[str]) -> int:
+    try:
+        if not argv or argv[0].startswith("-"):
+            _top_level_parser().parse_args(argv or ["--help"])
+            return ExitCode.DONE
+        name, *arguments = argv
+        if name not in COMMANDS:
+            raise UserError(_unknown(name))
+        module, help_line = COMMANDS[name]
+        command = cast(Command, importlib.import_module(module))
+        parser = argparse.ArgumentParser(
+            prog=f"triax {name}",
+            description=help_line,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        command.add_arguments(parser)
+        args = parse_arguments(parser, arguments)
+    except SystemExit as exit_:
+        # argparse ends the process after --help, --version and usage errors.
+        return exit_.code if isinstance(exit_.code, int) else ExitCode.DONE
+    return command.run(args)
+
+
+def _top_level_parser() -> argparse.ArgumentParser:
+    width = max(map(len, COMMANDS))
+    commands = [f"  {name:{width}}  {help_line}" for name, (_, help_line) in COMMANDS.items()]
+    parser = argparse.ArgumentParser(
+        prog="triax",
+        usage="triax COMMAND ...",
+        description="Pretrain decoder-only transformers, on one CPU or many GPUs.",
+        epilog="\n".join(
+            (
+                "commands:",
+                *commands,
+                "",
+                "`triax COMMAND --help` shows a command's arguments and an example.",
+                "",
+                "example:",
+                "  triax train examples/quickstart.toml",
+            )
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    version = f"triax {importlib.metadata.version('triax')}"
+    parser.add_argument("--version", action="version", version=version)
+    return parser
+
+
+def _unknown(name: str) -> str:
+    near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
+    hint = f"did you mean `triax {near[0]}`?" if near else f"there are {', '.join(COMMANDS)}"
+    return f"unknown command {name!r}; {hint}"

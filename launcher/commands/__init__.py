@@ -1,0 +1,1 @@
+"""One module for each command of `triax`, with `add_arguments(parser)` and `run(args)`."""

@@ -1,0 +1,234 @@
+"""`triax data prepare`: text to token shards. `triax data inspect`: what shards hold."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from triax.common.errors import ExitCode, UserError
+from triax.common.quantities import format_count, parse_count
+from triax.data.prepare import TOKENS_PER_SHARD, ProgressCallback, prepare
+from triax.data.record import SplitCounts, load_prepared
+from triax.data.shards import Shard, find_shards
+from triax.data.tokenizer import load_tokenizer, vocabulary_size
+
+_EXAMPLE = """\
+examples:
+  triax data prepare corpus/ --tokenizer tokenizer --output data
+  triax data inspect data/train --tokenizer tokenizer --document 3
+"""
+_QUANTILES = {"shortest": 0.0, "5 %": 0.05, "median": 0.5, "95 %": 0.95, "longest": 1.0}
+_SECONDS_BETWEEN_LINES = 10.0
+_EXCERPT_TOKENS = 200
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare `prepare` and `inspect` and their arguments."""
+    parser.epilog = _EXAMPLE
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    _add_prepare(
+        actions.add_parser(
+            "prepare",
+            help="tokenize text into shards",
+            description="Tokenize text into training and validation shards (Megatron .bin/.idx). "
+            "Interrupted, the same command goes on behind the finished shards.",
+            epilog=_EXAMPLE,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+    )
+    _add_inspect(
+        actions.add_parser(
+            "inspect",
+            help="check shards and show what they hold",
+            description="Check shards, every token of them, and show what they hold.",
+            epilog=_EXAMPLE,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+    )
+
+
+def _add_prepare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="file, folder, glob, `datasets` name (NAME or NAME:CONFIG) or python-stdlib",
+    )
+    parser.add_argument("--tokenizer", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (one a core)")
+    parser.add_argument(
+        "--validation-fraction", type=float, default=0.01, metavar="F", help="of documents (0.01)"
+    )
+    parser.add_argument(
+        "--text-field", default="text", metavar="F", help="field of JSON lines and rows (text)"
+    )
+    parser.add_argument(
+        "--tokens-per-shard",
+        default=TOKENS_PER_SHARD,
+        metavar="N",
+        help=f"for instance 500M ({format_count(TOKENS_PER_SHARD)})",
+    )
+
+
+def _add_inspect(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prefix", metavar="PREFIX", help="path of .idx files without the ending")
+    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="shows text, checks its size")
+    parser.add_argument(
+        "--document", type=int, default=0, metavar="N", help="the one to show, from 0 (0)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prepare or inspect."""
+    console = Console(highlight=False, soft_wrap=True)
+    if args.action == "prepare":
+        _prepare(args, console)
+    else:
+        _inspect(args, console)
+    return ExitCode.DONE
+
+
+def _prepare(args: argparse.Namespace, console: Console) -> None:
+    began = time.monotonic()
+    with show_progress() as progress:
+        data = prepare(
+            args.inputs,
+            args.tokenizer,
+            args.output,
+            num_workers=args.workers,
+            validation_fraction=args.validation_fraction,
+            text_field=args.text_field,
+            tokens_per_shard=_count(args.tokens_per_shard),
+            progress=progress,
+        )
+    for name, counts in (("train", data.train), ("validation", data.validation)):
+        if counts.shards:
+            console.print(f"{args.output / name}: {_counted(counts)}", markup=False)
+    console.print(f"{time.monotonic() - began:.1f} s")
+
+
+def _counted(counts: SplitCounts) -> str:
+    shards = "1 shard" if counts.shards == 1 else f"{counts.shards:,} shards"
+    return f"{counts.tokens:,} tokens, {counts.documents:,} documents, {shards}"
+
+
+def _count(text: str | int) -> int:
+    try:
+        return parse_count(text)
+    except ValueError as error:
+        raise UserError(f"--tokens-per-shard: {error}") from None
+
+
+@contextmanager
+def show_progress() -> Iterator[ProgressCallback]:
+    """A line on stderr that grows; a plain line now and then where there is no terminal."""
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        yield _PlainProgress(console)
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("tokenizing")
+        began = time.monotonic()
+
+        def update(num_documents: int, num_tokens: int) -> None:
+            bar.update(task, description=_progress_line(num_documents, num_tokens, began))
+
+        yield update
+
+
+class _PlainProgress:
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._began = self._printed = time.monotonic()
+
+    def __call__(self, num_documents: int, num_tokens: int) -> None:
+        if time.monotonic() - self._printed >= _SECONDS_BETWEEN_LINES:
+            self._printed = time.monotonic()
+            self._console.print(_progress_line(num_documents, num_tokens, self._began))
+
+
+def _progress_line(num_documents: int, num_tokens: int, began: float) -> str:
+    rate = num_tokens / max(time.monotonic() - began, 1e-6)
+    return (
+        f"tokenized {num_documents:,} documents, {format_count(num_tokens)} tokens, "
+        f"{format_count(rate)} tokens/s"
+    )
+
+
+def _inspect(args: argparse.Namespace, console: Console) -> None:
+    shards = [Shard.open(prefix) for prefix in find_shards(args.prefix)]
+    console.print(_table(args.prefix, shards))
+    _check_tokens(shards, _vocab_size(args), console)
+    if args.tokenizer is not None:
+        _show_document(shards, args.document, args.tokenizer, console)
+
+
+def _table(prefix: str, shards: list[Shard]) -> Table:
+    lengths = np.concatenate([shard.document_lengths() for shard in shards])
+    table = Table(title=Path(prefix).name, show_header=False, width=60)
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_row("shards", f"{len(shards):,}")
+    table.add_row("dtype", ", ".join(sorted({shard.dtype.name for shard in shards})))
+    table.add_row("tokens", f"{sum(shard.num_tokens for shard in shards):,}")
+    table.add_row("documents", f"{len(lengths):,}", end_section=True)
+    for name, quantile in _QUANTILES.items():
+        length = int(np.quantile(lengths, quantile, method="nearest"))
+        table.add_row(f"document length, {name}", f"{length:,}")
+    table.add_row("document length, mean", f"{lengths.mean():,.1f}")
+    return table
+
+
+def _vocab_size(args: argparse.Namespace) -> int | None:
+    """From the tokenizer, else from the `data.json` beside the shards."""
+    if args.tokenizer is not None:
+        return vocabulary_size(load_tokenizer(args.tokenizer))
+    data = load_prepared(Path(args.prefix).parent)
+    return None if data is None else data.vocab_size
+
+
+def _check_tokens(shards: list[Shard], vocab_size: int | None, console: Console) -> None:
+    smallest, largest = 0, 0
+    for shard in shards:
+        low, high = shard.token_range()
+        if low < 0 or (vocab_size is not None and high >= vocab_size):
+            raise UserError(
+                f"{shard.prefix}: tokens from {low:,} to {high:,}, expected 0 to "
+                f"{'...' if vocab_size is None else f'{vocab_size - 1:,}'}; these shards were made "
+                "with another tokenizer, or are damaged: prepare them anew"
+            )
+        smallest, largest = min(smallest, low), max(largest, high)
+    if vocab_size is None:
+        console.print(
+            f"all tokens are 0 to {largest:,}; no data.json beside the shards says the vocabulary "
+            "(give --tokenizer to check it)"
+        )
+    else:
+        console.print(f"all tokens are below the vocabulary's {vocab_size:,}")
+
+
+def _show_document(shards: list[Shard], document: int, tokenizer: Path, console: Console) -> None:
+    number = document
+    for shard in shards:
+        if 0 <= number < shard.num_documents:
+            start = shard.document_start(number)
+            length = shard.document_start(number + 1) - start
+            tokens = shard.read(start, min(length, _EXCERPT_TOKENS))
+            text = load_tokenizer(tokenizer).decode(tokens.tolist(), skip_special_tokens=False)
+            more = "" if length <= _EXCERPT_TOKENS else f", the first {_EXCERPT_TOKENS}"
+            console.print(f"\ndocument {document:,}: {length:,} tokens{more}\n")
+            console.print(text, markup=False)
+            return
+        number -= shard.num_documents
+    total = sum(shard.num_documents for shard in shards)
+    raise UserError(f"--document: {document}, expected 0 to {total - 1:,}")

@@ -1,0 +1,60 @@
+"""`triax generate`: let a checkpoint write."""
+
+from __future__ import annotations
+
+import argparse
+
+from triax.common.errors import UserError
+from triax.data.tokenizer import end_of_text_id
+from triax.launcher.inference import load_checkpoint
+from triax.training.generate import generate
+
+_DEFAULT_CONTEXT = 2048
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a run's or a checkpoint's folder")
+    parser.add_argument("--prompt", default="", metavar="TEXT", help="what the text begins with")
+    parser.add_argument("--max-tokens", type=int, default=200, metavar="N", help="at most so many")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest")
+    parser.add_argument("--top-k", type=int, default=50, metavar="K", help="0 allows all tokens")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws")
+    parser.add_argument("--tokenizer", metavar="DIR", help="default: the one it was trained with")
+    parser.epilog = 'example:\n  triax generate runs/quickstart --prompt "def main("\n'
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the prompt and what the model adds to it.
+
+    Raises:
+        UserError: the checkpoint or its tokenizer can't be used, or an argument makes no sense.
+    """
+    if args.temperature < 0 or args.top_k < 0 or args.max_tokens < 1:
+        raise UserError("--temperature and --top-k must be at least 0, --max-tokens at least 1")
+    loaded = load_checkpoint(args.checkpoint)
+    tokenizer = loaded.tokenizer(args.tokenizer)
+    stop = end_of_text_id(tokenizer)
+    prompt = tokenizer.encode(args.prompt, add_special_tokens=False).ids or [stop]
+    new_tokens = generate(
+        loaded.model,
+        prompt,
+        max_new_tokens=args.max_tokens,
+        context=loaded.seq_len or _DEFAULT_CONTEXT,
+        temperature=args.temperature,
+        top_k=args.top_k or None,
+        seed=args.seed,
+        stop_token=stop,
+    )
+    shown = args.prompt
+    print(shown, end="", flush=True)
+    written: list[int] = list(prompt)
+    for token in new_tokens:
+        written.append(token)
+        text = tokenizer.decode(written)
+        # A character may be split over tokens: it is shown once it is whole.
+        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            print(text[len(shown) :], end="", flush=True)
+            shown = text
+    print()
+    return 0

@@ -1,0 +1,68 @@
+"""`triax train`: checks the config, then starts the run's process or processes.
+
+The check needs no torch, so a mistake is reported at once and once, whatever the number of
+processes. Each process is `python -m triax.launcher.train`, as under torchrun.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import NoReturn
+
+from triax.launcher.arguments import positive_int
+from triax.launcher.checks import load_checked
+from triax.launcher.elastic import launch
+from triax.launcher.environment import discover
+
+WORKER = "triax.launcher.train"
+EXAMPLE = """\
+examples:
+  triax train examples/quickstart.toml
+  triax train run.toml --nproc-per-node 8 --parallel.zero_stage=2
+  torchrun --nproc-per-node 8 -m triax.launcher.train run.toml
+
+Any value of the config can be overridden with --section.key=value; lists and
+tables take JSON. The same command again resumes the run. Exit codes: 0 done,
+2 bad config or data, 3 stopped by the guard, 75 stopped on request after
+saving (run it again).
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("config", metavar="CONFIG", help="the run's TOML file")
+    parser.add_argument(
+        "--nproc-per-node",
+        "--nproc",
+        dest="num_processes",
+        type=positive_int,
+        metavar="N",
+        help="start N processes on this machine, one for each GPU (default: one process)",
+    )
+    parser.set_defaults(overrides=())
+    parser.usage = f"{parser.prog} CONFIG [--nproc-per-node N] [--section.key=value ...]"
+    parser.epilog = EXAMPLE
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check the config, start the run and return its exit code.
+
+    Raises:
+        ConfigError: with every problem of the config.
+        UserError: the config can't be read, or the environment makes no sense.
+    """
+    world_size = args.num_processes or discover().world_size
+    load_checked(args.config, args.overrides, world_size)
+    argv = [args.config, *(f"--{override}" for override in args.overrides)]
+    if args.num_processes is None:
+        _become_worker(argv)
+    return launch(args.num_processes, WORKER, argv)
+
+
+def _become_worker(argv: list[str]) -> NoReturn:
+    """One process is its own worker: signals and the exit code need no passing on."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, "-m", WORKER, *argv])

@@ -1,0 +1,142 @@
+"""Checks of a run's tokenizer and datasets against its config. Imports no torch.
+
+Each is a check as `triax.launcher.checks` describes them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from triax.common.errors import UserError
+from triax.data.config import DataConfig, PrepareConfig
+from triax.data.record import RECORD, load_prepared
+from triax.data.source import Source
+from triax.data.tokenizer import tokenizer_fingerprint
+from triax.launcher.problems import Problem
+from triax.models.config import ModelConfig
+from triax.training.budget import resolve_budget
+from triax.training.config import BatchConfig, BudgetConfig
+
+MAX_USEFUL_EPOCHS = 4
+"""Repeating data up to about four times is nearly as good as new data (Muennighoff et al. 2023)."""
+
+
+def tokens_per_step(batch: BatchConfig, data: DataConfig) -> int:
+    """Tokens of one update, over all processes."""
+    return batch.global_batch_size * data.seq_len
+
+
+def tokenizer_fits(model: ModelConfig, data: DataConfig) -> Iterator[Problem]:
+    """The model has an embedding for every token that the tokenizer can give."""
+    if data.prepare is not None and data.prepare.vocab_size > model.vocab_size:
+        yield Problem(
+            "data.prepare.vocab_size",
+            f"{data.prepare.vocab_size:,} is more than model.vocab_size, {model.vocab_size:,}; "
+            "make them equal",
+        )
+    if data.tokenizer is None:
+        return
+    file = Path(data.tokenizer) / "tokenizer.json"
+    if not exists(file):
+        if not _will_be_made(data.tokenizer, data.prepare, "tokenizer"):
+            yield Problem(
+                "data.tokenizer", f"{file}: no such file; `triax tokenizer train` makes it"
+            )
+        return
+    try:
+        size = _vocabulary_size(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        yield Problem("data.tokenizer", f"{file}: not a file of the `tokenizers` library")
+        return
+    if size > model.vocab_size:
+        yield Problem(
+            "model.vocab_size",
+            f"{model.vocab_size:,} is less than the {size:,} tokens of {file}; "
+            f"use at least {size}, or the tokenizer that belongs to this model",
+        )
+
+
+def _vocabulary_size(tokenizer: dict[str, Any]) -> int:
+    """One more than the largest token id of a parsed tokenizer.json."""
+    vocabulary = tokenizer["model"]["vocab"]
+    # Unigram models list [token, score] by id; the others map each token to its id.
+    ids = range(len(vocabulary)) if isinstance(vocabulary, list) else vocabulary.values()
+    added = [token["id"] for token in tokenizer.get("added_tokens") or ()]
+    return max((*ids, *added), default=-1) + 1
+
+
+def shards_are_sane(model: ModelConfig, data: DataConfig) -> Iterator[Problem]:
+    """Every dataset is there, whole and long enough, unless the run is about to prepare it."""
+    for path, prefix, made_as in _datasets(data):
+        try:
+            Source.open(prefix, data.seq_len, model.vocab_size)
+        except (UserError, OSError) as error:
+            if not _will_be_made(prefix, data.prepare, made_as):
+                yield Problem(path, str(error))
+
+
+def _datasets(data: DataConfig) -> Iterator[tuple[str, str, str]]:
+    """Config path, prefix and what `data.prepare` calls it, of every dataset of the run."""
+    for number, source in enumerate(data.sources):
+        yield f"data.sources.{number}.path", source.path, "train"
+    if data.validation is not None:
+        yield "data.validation", data.validation, "validation"
+
+
+def _will_be_made(path: str, prepare: PrepareConfig | None, name: str) -> bool:
+    """Whether the run's preparation, which isn't finished yet, makes this."""
+    if prepare is None or Path(path) != Path(prepare.output) / name:
+        return False
+    return not exists(Path(prepare.output) / RECORD)
+
+
+def made_with_this_tokenizer(data: DataConfig) -> Iterator[Problem]:
+    """What `triax data prepare` noted beside the shards names the tokenizer of the config."""
+    if data.tokenizer is None:
+        return
+    for path, prefix, _ in _datasets(data):
+        folder = Path(prefix).parent
+        try:
+            prepared = load_prepared(folder)
+            found = tokenizer_fingerprint(data.tokenizer)
+        except (UserError, OSError):
+            # Without the tokenizer, or with a damaged note, others have more to say.
+            continue
+        if prepared is not None and prepared.settings.tokenizer_fingerprint != found:
+            yield Problem(
+                path,
+                f"{prefix} was made with another tokenizer than data.tokenizer, {data.tokenizer}; "
+                "use that one, or prepare the data anew",
+            )
+
+
+def budget_repeats_data(
+    budget: BudgetConfig, model: ModelConfig, batch: BatchConfig, data: DataConfig
+) -> Iterator[Problem]:
+    """A source is read more often than repeating helps."""
+    total = resolve_budget(budget, model, tokens_per_step(batch, data)).num_tokens
+    weights = sum(source.weight for source in data.sources)
+    for number, source in enumerate(data.sources):
+        try:
+            opened = Source.open(source.path, data.seq_len, model.vocab_size)
+        except UserError:
+            continue
+        epochs = total * source.weight / weights / (opened.num_windows * data.seq_len)
+        if epochs > MAX_USEFUL_EPOCHS:
+            yield Problem(
+                f"data.sources.{number}",
+                f"the budget repeats {source.path} {epochs:.1f} times; beyond about "
+                f"{MAX_USEFUL_EPOCHS} epochs repeated data is worth much less than new data "
+                "(Muennighoff et al. 2023)",
+            )
+
+
+def exists(path: Path) -> bool:
+    """Whether something is there; no for names that no file can have, or out of our reach."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False

@@ -1,0 +1,172 @@
+"""Start a run's processes on this machine with torch's elastic agent, and report how they ended.
+
+torchrun's own command turns every exit code into 1, prints its table of errors below the
+worker's message, and kills workers half a minute after SIGTERM, in the middle of a long save.
+So the agent is started here: the workers' exit code is returned, only they speak, and a signal
+is theirs to answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import tempfile
+import types
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from triax.common.errors import ExitCode
+from triax.launcher.messages import print_error
+
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+_SECONDS_OF_ONE_FAILURE = 5
+"""Workers that end this much later than the first were ended by it, or by the agent."""
+_MEANINGFUL = (ExitCode.BAD_INPUT, ExitCode.STOPPED_BY_GUARD, ExitCode.PREEMPTED)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How one worker ended, other than well."""
+
+    rank: int
+    exit_code: int
+    """Minus the signal's number if a signal ended it, as in `subprocess`."""
+    time: float
+    """Seconds since the epoch."""
+
+
+class Worker(Protocol):
+    """What is used of the agent's record of a worker."""
+
+    id: object
+    """The process id once it has started."""
+
+
+def launch(num_processes: int, module: str, argv: Sequence[str]) -> int:
+    """Run `python -m module argv...` as `num_processes` workers and wait for them.
+
+    Workers find each other through the variables that torchrun sets. When one fails the others
+    get SIGTERM, and SIGKILL 30 seconds later. SIGINT, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 are
+    passed on to the workers; SIGQUIT ends them at once.
+
+    Returns:
+        0 when all succeeded, else the exit code of the failure that ended the others; 128 plus
+        the signal's number if that was a signal, as a shell reports it.
+    """
+    # Only here, so that the command that checks the config first needs no torch for that.
+    from torch.distributed.elastic.agent.server.api import RunResult, WorkerSpec
+    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.rendezvous import RendezvousParameters
+    from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
+
+    _silence_agent()
+    _set_worker_variables(num_processes)
+    rendezvous = get_rendezvous_handler(
+        RendezvousParameters(
+            backend="c10d",
+            endpoint="localhost:0",
+            run_id=uuid.uuid4().hex,
+            min_nodes=1,
+            max_nodes=1,
+            local_addr="localhost",
+        )
+    )
+    spec = WorkerSpec(
+        role="triax",
+        local_world_size=num_processes,
+        rdzv_handler=rendezvous,
+        entrypoint=sys.executable,
+        args=("-m", module, *argv),
+        max_restarts=0,
+        local_addr="localhost",
+    )
+    with tempfile.TemporaryDirectory(prefix="triax-") as folder:
+        agent = LocalElasticAgent(spec, DefaultLogsSpecs(log_dir=folder))
+        try:
+            with _forwarded_signals(lambda: _pids(agent.get_worker_group().workers)):
+                result: RunResult = agent.run()
+        except SignalException as error:
+            return 128 + int(error.sigval)
+        finally:
+            rendezvous.shutdown()
+    return exit_code(
+        [
+            Failure(rank, failure.exitcode, failure.timestamp)
+            for rank, failure in result.failures.items()
+        ]
+    )
+
+
+def exit_code(failures: Sequence[Failure]) -> int:
+    """The one exit code of a run whose workers failed so; says which signal ended one, if so.
+
+    When one worker fails the others lose their connection to it and fail too, or are ended by
+    the agent. The cause is a signal from outside, else a code that means something, else any.
+    """
+    if not failures:
+        return ExitCode.DONE
+    first = min(failure.time for failure in failures)
+    cause = min(
+        (failure for failure in failures if failure.time - first < _SECONDS_OF_ONE_FAILURE),
+        key=_preference,
+    )
+    if cause.exit_code >= 0:
+        return cause.exit_code
+    name = signal.Signals(-cause.exit_code).name
+    hint = " (as the system does when memory runs out)" if name == "SIGKILL" else ""
+    print_error(f"rank {cause.rank} was ended by {name}{hint}; the other ranks were stopped")
+    return 128 - cause.exit_code
+
+
+def _pids(workers: Iterable[Worker]) -> list[int]:
+    return [worker.id for worker in workers if isinstance(worker.id, int)]
+
+
+def _preference(failure: Failure) -> int:
+    if failure.exit_code == -signal.SIGTERM:
+        return 3
+    if failure.exit_code < 0:
+        return 0
+    return 1 if failure.exit_code in _MEANINGFUL else 2
+
+
+def _silence_agent() -> None:
+    """The workers' own messages say what is wrong; the agent would add its tracebacks."""
+    logger = logging.getLogger("torch.distributed.elastic")
+    logger.addHandler(logging.NullHandler())
+    logger.propagate = False
+
+
+def _set_worker_variables(num_processes: int) -> None:
+    """Set what the agent and the workers can only be told through the environment."""
+    num_cores = len(os.sched_getaffinity(0))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, num_cores // num_processes)))
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"
+
+
+@contextlib.contextmanager
+def _forwarded_signals(running: Callable[[], list[int]]) -> Iterator[None]:
+    """Pass signals on to the running processes' ids; while there are none, end this one."""
+
+    def forward(number: int, _frame: types.FrameType | None) -> None:
+        pids = running()
+        if not pids:
+            raise SystemExit(128 + number)
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    previous: Mapping[signal.Signals, object] = {
+        number: signal.signal(number, forward) for number in FORWARDED
+    }
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]

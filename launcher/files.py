@@ -1,0 +1,131 @@
+"""The run directory's `config.toml`: written as resolved, and compared when a run resumes."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from triax.common.errors import UserError
+from triax.common.section import Section
+from triax.data.files import write_atomically
+from triax.launcher.config import RunConfig
+from triax.launcher.overrides import NOTHING, accepts_nothing
+
+BREAKING = (
+    "run.seed",
+    "model",
+    "data.seq_len",
+    "data.mask_documents",
+    "data.tokenizer",
+    "batch.global_batch_size",
+)
+"""What a run can't change on the way: these decide what its weights mean, which samples come
+next, or how steps are counted in tokens. Everything else may change."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """One config value that differs between two runs of the same directory."""
+
+    path: str
+    old: object
+    """None means that the key wasn't given."""
+    new: object
+
+    @property
+    def breaks(self) -> bool:
+        """Whether a run can't go on with it."""
+        return any(self.path == name or self.path.startswith(f"{name}.") for name in BREAKING)
+
+    def __str__(self) -> str:
+        return f"{self.path}: {_shown(self.old)} -> {_shown(self.new)}"
+
+
+def config_to_dict(config: RunConfig) -> dict[str, Any]:
+    """The config as TOML-ready tables, in which "none" stands for what is switched off."""
+    return _tables(config)
+
+
+def _tables(section: Section) -> dict[str, Any]:
+    tables = section.model_dump(mode="json", exclude_none=True)
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, Section):
+            tables[name] = _tables(value)
+        elif value is None and accepts_nothing(field.annotation):
+            tables[name] = NOTHING
+    return tables
+
+
+def write_resolved_config(config: RunConfig, path: Path) -> None:
+    """Write the config such that loading the file gives an equal RunConfig.
+
+    The file appears whole or not at all.
+
+    Raises:
+        UserError: it can't be written.
+    """
+    write_atomically(path, tomli_w.dumps(config_to_dict(config)))
+
+
+def read_resolved_config(path: Path) -> dict[str, Any]:
+    """Read what `write_resolved_config` wrote, as plain tables.
+
+    Raises:
+        UserError: the file can't be read or is no TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path}: this run's config can't be read ({error}); "
+            "restore it, or choose another run.name"
+        ) from error
+
+
+def diff_configs(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
+    """Every value that differs, as dotted paths in the order of the old config, then the new.
+
+    Tables are compared key by key, lists as a whole.
+    """
+    return list(_differences(old, new, ""))
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str) -> list[Change]:
+    changes = []
+    for key in dict.fromkeys((*old, *new)):
+        was, now, path = old.get(key), new.get(key), f"{prefix}{key}"
+        if isinstance(was, Mapping) or isinstance(now, Mapping):
+            changes += _differences(_as_table(was), _as_table(now), f"{path}.")
+        elif was != now:
+            changes.append(Change(path, was, now))
+    return changes
+
+
+def _as_table(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def refuse_changes(changes: list[Change]) -> None:
+    """Let through what a run can change when it resumes.
+
+    Raises:
+        UserError: at least one change would break the run; it shows all of them.
+    """
+    if not any(change.breaks for change in changes):
+        return
+    lines = [f"  {change}{'   (breaks the run)' if change.breaks else ''}" for change in changes]
+    raise UserError(
+        "this run can't go on with a config that differs from the one it began with:\n"
+        + "\n".join(lines)
+        + "\nundo these changes, or start a new run with another run.name"
+    )
+
+
+def _shown(value: object) -> str:
+    return "not given" if value is None else repr(value)

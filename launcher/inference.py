@@ -1,0 +1,66 @@
+"""A checkpoint as a model and a tokenizer to try things with, on one device."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from tokenizers import Tokenizer
+
+from triax.checkpoint.folders import inspect, resolve_checkpoint
+from triax.checkpoint.reading import load_model
+from triax.common.errors import UserError
+from triax.data.tokenizer import load_tokenizer
+from triax.models.config import ModelConfig
+from triax.models.transformer import Transformer
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A checkpoint's model on its device, and how it was trained."""
+
+    path: Path
+    model: Transformer
+    tokenizer_folder: str | None
+    seq_len: int | None
+    """The training context; None where the checkpoint doesn't say (an imported one)."""
+
+    def tokenizer(self, folder: str | None = None) -> Tokenizer:
+        """The tokenizer in the folder, or the one that the model was trained with.
+
+        Raises:
+            UserError: there is none, or it has more tokens than the model.
+        """
+        chosen = folder or self.tokenizer_folder
+        if chosen is None:
+            raise UserError(f"{self.path}: names no tokenizer: give one with --tokenizer DIR")
+        tokenizer = load_tokenizer(Path(chosen))
+        if tokenizer.get_vocab_size() > self.model.config.vocab_size:
+            raise UserError(
+                f"{chosen}: has {tokenizer.get_vocab_size()} tokens, the model of {self.path} only "
+                f"{self.model.config.vocab_size}: give the model's own with --tokenizer DIR"
+            )
+        return tokenizer
+
+
+def load_checkpoint(path: str) -> Loaded:
+    """Load a checkpoint, or a run's newest good one, on the GPU if there is one.
+
+    Raises:
+        UserError: there is none, it is damaged, or it doesn't say what model it holds.
+    """
+    info = inspect(resolve_checkpoint(Path(path)))
+    if info.manifest is None:
+        raise UserError(str(info.problem))
+    config = info.manifest.record.get("config", {})
+    try:
+        model_config = ModelConfig.model_validate_json(json.dumps(config.get("model")))
+    except ValidationError as error:
+        raise UserError(f"{info.path}: its record holds no valid model: {error}") from None
+    data = config.get("data", {})
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = load_model(info.path, model_config).to(device).eval()
+    return Loaded(info.path, model, data.get("tokenizer"), data.get("seq_len"))

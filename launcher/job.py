@@ -1,0 +1,322 @@
+"""One process's part of a training job, from its config to its exit code."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from triax.checkpoint.folders import inspect, resolve_checkpoint
+from triax.checkpoint.store import CheckpointStore
+from triax.common.errors import ExitCode
+from triax.data.loader import Loader, validation_batches
+from triax.data.prepare import ensure_prepared
+from triax.data.sampler import Sampler, source_names
+from triax.data.source import Source
+from triax.launcher.config import RunConfig
+from triax.launcher.environment import Environment
+from triax.launcher.files import config_to_dict, diff_configs, refuse_changes, write_resolved_config
+from triax.launcher.processes import Processes, joined, log_to_file, make_deterministic
+from triax.launcher.resume import Origin
+from triax.launcher.summary import closing_summary, opening_summary
+from triax.models.counts import flops_per_token
+from triax.parallel.collectives import on_first_rank
+from triax.parallel.engines import ENGINES
+from triax.parallel.engines.protocol import Engine
+from triax.parallel.layout import Layout
+from triax.parallel.mesh import build_mesh
+from triax.training.budget import resolve_budget
+from triax.training.console import Console
+from triax.training.control import ControlLine, StopSignal
+from triax.training.hardware import device_name, peak_flops, peak_memory_gib
+from triax.training.loop import Outcome, Outlets, Plan, TrainLoop
+from triax.training.metrics import Board, Boards, Row, TensorBoard, WeightsAndBiases, metrics_row
+from triax.training.optimizer import optimizer_maker
+from triax.training.precision import LossScaler
+from triax.training.readback import StepFigures
+from triax.training.run_directory import RunDirectory
+from triax.training.schedule import learning_rate
+from triax.training.stability.faults import FaultInjector
+from triax.training.stability.guard import Guard
+from triax.training.state import TrainState
+from triax.training.step import StepContext
+
+log = logging.getLogger("triax.job")
+
+
+def run(config: RunConfig, environment: Environment) -> int:
+    """Train as the config says, going on from the run's newest good checkpoint.
+
+    Args:
+        config: checked against this job's number of processes.
+        environment: which process this is.
+
+    Returns:
+        The process's exit code.
+
+    Raises:
+        UserError: the data, the run directory or a checkpoint doesn't fit the config.
+    """
+    directory = RunDirectory(config.run_dir)
+    with ExitStack() as stack:
+        if environment.rank == 0:
+            directory.create()
+            stack.enter_context(directory.locked())
+        log_to_file(directory.logs / f"rank-{environment.rank}.log")
+        processes = stack.enter_context(
+            joined(
+                environment,
+                timeout_seconds=config.parallel.timeout.amount,
+                save_seconds=config.checkpoint.deadline.amount,
+            )
+        )
+        log.info("%s on %s", environment, processes.device)
+        try:
+            outcome = Job(config, processes, directory).run()
+        except BaseException as error:
+            log.exception("the job ends with an error")
+            if processes.is_main:
+                directory.write_exit(ExitCode.FAILED, f"{type(error).__name__}: {error}")
+            raise
+        if processes.is_main:
+            directory.write_exit(outcome.code, outcome.reason, step=outcome.state.step)
+        log.info("ended: %s", outcome)
+    return outcome.code
+
+
+class Job:
+    """Builds what a run needs, in the order in which it can fail cheaply, and runs it."""
+
+    def __init__(self, config: RunConfig, processes: Processes, directory: RunDirectory) -> None:
+        self.config = config
+        self.processes = processes
+        self.directory = directory
+        self.layout = Layout.of(config.parallel, processes.environment.world_size)
+        self.budget = resolve_budget(
+            config.budget, config.model, config.batch.global_batch_size * config.data.seq_len
+        )
+        self.faults = FaultInjector(config.faults, processes.environment.rank)
+        self.store = CheckpointStore(
+            directory.checkpoints,
+            keep=config.checkpoint.keep,
+            asynchronous=config.checkpoint.asynchronous,
+            deadline_seconds=config.checkpoint.deadline.amount,
+            group=processes.checkpoint_group,
+            say=self.say,
+            on_point=self.faults.at,
+        )
+
+    def say(self, message: str) -> None:
+        """Print on rank 0 and log everywhere."""
+        log.info("%s", message)
+        if self.processes.is_main:
+            print(message, flush=True)
+
+    def run(self) -> Outcome:
+        """Prepare, resume, train, report."""
+        if self.config.run.deterministic:
+            make_deterministic(self.processes.device)
+        self._prepare_data()
+        sources = self._open_sources()
+        self.store.clean()
+        found = self.store.newest_good()
+        weights = tuple(
+            (name, source.weight)
+            for name, source in zip(sources, self.config.data.sources, strict=True)
+        )
+        if found is None or found.manifest is None:
+            origin = Origin.new(weights)
+        else:
+            self._compare_with(found.manifest.record)
+            origin = Origin.of(found.manifest.record, weights)
+        self.say(opening_summary(self.config, self.budget, self.layout, self.processes.device))
+        if origin.state.step >= self.budget.num_steps:
+            return self._already_finished(origin.state)
+        loader, validation = self._loader(sources, origin), self._validation()
+        engine = self._engine()
+        if found is not None:
+            self.store.load(found, engine.state())
+            self.say(f"going on after step {origin.state.step} from {found.path}")
+        elif self.config.checkpoint.init_from is not None:
+            self._initialise_from(self.config.checkpoint.init_from, engine)
+        outcome = self._train(engine, loader, validation, origin)
+        if self.processes.is_main:
+            print(closing_summary(self.config, self.directory, outcome), flush=True)
+        return outcome
+
+    def _prepare_data(self) -> None:
+        prepare = self.config.data.prepare
+        if prepare is not None:
+            on_first_rank(partial(ensure_prepared, prepare), self.processes.control_group)
+
+    def _open_sources(self) -> dict[str, Source]:
+        data, vocab_size = self.config.data, self.config.model.vocab_size
+        paths = [source.path for source in data.sources]
+        return {
+            name: Source.open(path, data.seq_len, vocab_size)
+            for name, path in zip(source_names(paths), paths, strict=True)
+        }
+
+    def _compare_with(self, record: dict[str, Any]) -> None:
+        """Show what has changed since the checkpoint; refuse what would break the run."""
+        changes = diff_configs(record["config"], config_to_dict(self.config))
+        refuse_changes(changes)
+        for change in changes:
+            self.say(f"changed since the last checkpoint: {change}")
+
+    def _already_finished(self, state: TrainState) -> Outcome:
+        self.say(
+            f"this run is finished: {state.step} steps, {state.tokens:,} tokens. "
+            f"Raise budget.tokens to go on, or choose another run.name."
+        )
+        return Outcome(ExitCode.DONE, "already finished", state, None, 0.0)
+
+    def _loader(self, sources: dict[str, Source], origin: Origin) -> Loader:
+        config, rank = self.config, self.processes.environment.rank
+        num_windows = {name: source.num_windows for name, source in sources.items()}
+        return Loader(
+            sources,
+            Sampler(config.run.seed, origin.phases, num_windows),
+            global_batch_size=config.batch.global_batch_size,
+            micro_batch_size=config.batch.micro_batch_size,
+            dp_rank=self.layout.data_rank(rank),
+            dp_size=self.layout.data_parallel,
+            mask_documents=config.data.mask_documents,
+            prefetch=config.data.prefetch,
+            pin_memory=self.processes.device.type == "cuda",
+        )
+
+    def _validation(self) -> list[Any]:
+        config = self.config
+        if config.data.validation is None:
+            return []
+        source = Source.open(config.data.validation, config.data.seq_len, config.model.vocab_size)
+        return list(
+            validation_batches(
+                source,
+                config.eval.batches * config.batch.global_batch_size,
+                micro_batch_size=config.batch.micro_batch_size,
+                dp_rank=self.layout.data_rank(self.processes.environment.rank),
+                dp_size=self.layout.data_parallel,
+                mask_documents=config.data.mask_documents,
+            )
+        )
+
+    def _engine(self) -> Engine:
+        module, name = ENGINES[self.config.parallel.engine].split(":")
+        make_engine: Callable[..., Engine] = getattr(importlib.import_module(module), name)
+        return make_engine(
+            self.config.model,
+            build_mesh(self.layout, self.processes.device.type),
+            self.config.parallel,
+            compute=self.config.precision.compute,
+            seed=self.config.run.seed,
+            make_optimizer=optimizer_maker(self.config.optimizer),
+        )
+
+    def _initialise_from(self, path: str, engine: Engine) -> None:
+        weights = {
+            name: tensor for name, tensor in engine.state().items() if name.startswith("model.")
+        }
+        info = inspect(resolve_checkpoint(Path(path)))
+        self.store.load(info, weights)
+        self.say(f"starting from the weights of {info.path}")
+
+    def _train(
+        self, engine: Engine, loader: Loader, validation: list[Any], origin: Origin
+    ) -> Outcome:
+        config, is_main = self.config, self.processes.is_main
+        scaler = LossScaler(config.precision, engine.device)
+        if origin.loss_scaler is not None:
+            scaler.load(origin.loss_scaler)
+        if is_main:
+            write_resolved_config(config, self.directory.config)
+            self.directory.cut_metrics(origin.state.step)
+            self.directory.append_event("start", step=origin.state.step, layout=asdict(self.layout))
+
+        def make_record(state: TrainState) -> dict[str, Any]:
+            return origin.record(state) | {
+                "config": config_to_dict(config),
+                "layout": asdict(self.layout),
+                "loss_scaler": scaler.state(),
+            }
+
+        with (
+            StopSignal() as stop,
+            Boards(self._boards(origin.state.step + 1) if is_main else []) as boards,
+            Console(
+                self.budget.num_steps,
+                origin.state.step,
+                self.budget.tokens_per_step,
+                enabled=is_main,
+            ) as console,
+        ):
+            return TrainLoop(
+                plan=self._plan(),
+                context=StepContext(engine, scaler, Guard(), config.optimizer.clip_norm),
+                loader=loader,
+                validation=validation,
+                learning_rate=self._learning_rate(),
+                store=self.store,
+                make_record=make_record,
+                control=ControlLine(self.processes.control_group),
+                stop=stop,
+                faults=self.faults,
+                outlets=Outlets(is_main, self.directory, boards, console, self._row_maker()),
+            ).run(origin.state)
+
+    def _plan(self) -> Plan:
+        config = self.config
+        return Plan(
+            num_steps=self.budget.num_steps,
+            global_batch_size=config.batch.global_batch_size,
+            seq_len=config.data.seq_len,
+            save_every=config.checkpoint.every,
+            evaluate_every=config.eval.every,
+            log_every=config.metrics.every,
+            max_consecutive_skips=config.stability.max_consecutive_skips,
+        )
+
+    def _learning_rate(self) -> Callable[[int], float]:
+        return partial(
+            learning_rate,
+            peak=self.config.optimizer.lr,
+            schedule=self.config.schedule,
+            total_tokens=self.budget.num_tokens,
+            tokens_per_step=self.budget.tokens_per_step,
+        )
+
+    def _row_maker(self) -> Callable[[StepFigures], Row]:
+        config, device = self.config, self.processes.device
+        peak = peak_flops(device_name(device), config.precision.compute)
+
+        def make_row(figures: StepFigures) -> Row:
+            return metrics_row(
+                figures,
+                tokens_per_step=self.budget.tokens_per_step,
+                flops_per_token=flops_per_token(config.model, config.data.seq_len),
+                peak_flops=None if peak is None else peak * self.processes.environment.world_size,
+                memory_gib=peak_memory_gib(device),
+                loss_scaled=config.precision.compute == "fp16",
+            )
+
+        return make_row
+
+    def _boards(self, next_step: int) -> list[Board]:
+        boards: list[Board] = []
+        if self.config.metrics.tensorboard:
+            boards.append(TensorBoard(self.directory.tensorboard, next_step))
+        if self.config.metrics.wandb_project is not None:
+            boards.append(
+                WeightsAndBiases(
+                    self.config.metrics.wandb_project,
+                    self.directory.path,
+                    config_to_dict(self.config),
+                )
+            )
+        return boards

@@ -1,0 +1,185 @@
+"""Read run.toml and overrides into a RunConfig, or report everything that is wrong at once.
+
+Sections are validated one by one, so that checks across sections can run on those that are
+valid while others still have mistakes. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tomllib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from triax.common.errors import UserError
+from triax.common.section import Section
+from triax.launcher.config import RunConfig
+from triax.launcher.explain import dotted, explain, shown, unknown_section
+from triax.launcher.overrides import (
+    NOTHING,
+    ORIGIN,
+    accepts_nothing,
+    apply_overrides,
+    field_type,
+    section_class,
+)
+from triax.launcher.problems import ConfigError, Problem, did_you_mean
+from triax.launcher.toml_lines import locate_keys
+from triax.models.presets import PRESETS
+
+CrossCheck = Callable[[Mapping[str, Section]], Iterable[Problem]]
+"""Problems among the valid sections, each by its name."""
+
+_MAX_DEPTH = 16
+_MAX_INTEGER = 2**63
+
+
+def no_checks(_sections: Mapping[str, Section]) -> Iterable[Problem]:
+    """Look at each section by itself only."""
+    return ()
+
+
+def load_config(
+    path: str | Path, overrides: Sequence[str] = (), check: CrossCheck = no_checks
+) -> RunConfig:
+    """The config of a run: a TOML file and, over it, overrides such as `batch.micro_batch_size=4`.
+
+    Raises:
+        ConfigError: with every problem of the file, the overrides and `check`.
+        UserError: the file can't be read or is no TOML.
+    """
+    text = _read(path)
+    tables, overridden, problems = apply_overrides(_parse(path, text), overrides)
+    sections, section_problems = _validate(tables)
+    problems += section_problems
+    problems += check(sections)
+    if problems:
+        lines = {dotted(loc): line for loc, line in locate_keys(text).items()}
+        raise ConfigError(str(path), [_place(problem, lines, overridden) for problem in problems])
+    return RunConfig(**sections)  # type: ignore[arg-type]
+
+
+def _read(path: str | Path) -> str:
+    try:
+        return Path(path).read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file{_other_configs(Path(path))}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}: not UTF-8 text (byte {error.start}); a config is a TOML file"
+        ) from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{path}: can't be read: {reason}; a config is a TOML file") from None
+
+
+def _other_configs(path: Path) -> str:
+    return did_you_mean(path.name, [other.name for other in path.parent.glob("*.toml")])
+
+
+def _parse(path: str | Path, text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise UserError(f"{path}: values are nested too deeply") from None
+    except ValueError as error:
+        # TOMLDecodeError says the line; int() of thousands of digits says none.
+        raise UserError(f"{path}: not valid TOML: {error}") from None
+
+
+def _validate(tables: Mapping[str, Any]) -> tuple[dict[str, Section], list[Problem]]:
+    """The valid sections by name, and the problems of the others."""
+    problems = [
+        unknown_section(name, tables) for name in tables if name not in RunConfig.model_fields
+    ]
+    sections: dict[str, Section] = {}
+    for name, field in RunConfig.model_fields.items():
+        clean, found = _clean((name,), tables.get(name, {}))
+        found += _unknown_names(name, clean)
+        section = section_class(field.annotation)
+        assert section is not None
+        # Through JSON, for it has one kind of list where pydantic's strict mode has several.
+        try:
+            valid = section.model_validate_json(json.dumps(clean))
+        except ValidationError as error:
+            found += _new(explain(name, error.errors(include_url=False)), found)
+        if found:
+            problems += found
+        else:
+            assert isinstance(valid, Section)
+            sections[name] = valid
+    return sections, problems
+
+
+def _new(problems: list[Problem], known: list[Problem]) -> list[Problem]:
+    """Without what is said already about the same value, or about one inside it."""
+    return [
+        problem
+        for problem in problems
+        if not any(
+            other.path == problem.path or other.path.startswith(f"{problem.path}.")
+            for other in known
+        )
+    ]
+
+
+def _unknown_names(section: str, table: Any) -> list[Problem]:
+    """A preset's name is looked up before the rest is validated, for the nearest valid one."""
+    name = table.get("preset") if section == "model" and isinstance(table, dict) else None
+    if not isinstance(name, str) or name in PRESETS:
+        return []
+    hint = did_you_mean(name, PRESETS) or f"; there are {', '.join(PRESETS)}"
+    return [Problem("model.preset", f"no preset is called {shown(name)}{hint}")]
+
+
+def _clean(loc: tuple[str | int, ...], value: Any) -> tuple[Any, list[Problem]]:
+    """The value as JSON can hold it, and the problems of what JSON can't hold."""
+    if value == NOTHING and accepts_nothing(field_type(loc)):
+        return None, []
+    if len(loc) > _MAX_DEPTH:
+        return None, [Problem(dotted(loc), "nested too deeply")]
+    if isinstance(value, dict | list):
+        pairs = value.items() if isinstance(value, dict) else enumerate(value)
+        cleaned = {key: _clean((*loc, key), item) for key, item in pairs}
+        problems = [problem for _, found in cleaned.values() for problem in found]
+        items = {key: item for key, (item, _) in cleaned.items()}
+        return items if isinstance(value, dict) else list(items.values()), problems
+    reason = _unfit(value)
+    if reason is None:
+        return value, []
+    return None, [Problem(dotted(loc), reason)]
+
+
+def _unfit(value: Any) -> str | None:
+    """Why a single value can't be any config value, if so."""
+    if isinstance(value, bool) or value is None:
+        return None
+    if isinstance(value, int):
+        return None if abs(value) < _MAX_INTEGER else f"{shown(value)} is too large a number"
+    if isinstance(value, float):
+        return None if math.isfinite(value) else f"expected a finite number, got {value}"
+    if isinstance(value, str):
+        fits = value.isascii() or not any("\ud800" <= char <= "\udfff" for char in value)
+        return None if fits else "is not UTF-8 text"
+    return f"no config value is a date, got {value}; put text in quotes"
+
+
+def _place(problem: Problem, lines: Mapping[str, int], overridden: set[str]) -> Problem:
+    """Say where the value, or else the nearest table around it, is written."""
+    if problem.origin:
+        return problem
+    parts = problem.path.split(".")
+    for depth in range(len(parts), 0, -1):
+        path = ".".join(parts[:depth])
+        if path in overridden:
+            return replace(problem, origin=ORIGIN)
+        if path in lines:
+            return replace(problem, line=lines[path])
+    if any(path.startswith(f"{problem.path}.") for path in overridden):
+        return replace(problem, origin=ORIGIN)
+    return problem

@@ -1,0 +1,102 @@
+"""Joins this process to the job's others, and chooses its device."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from triax.common.errors import UserError
+from triax.launcher.environment import Environment
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among the job's others.
+
+    The gloo groups are None for a single process. Each is for one user alone, since two threads
+    may not interleave collectives on one group.
+    """
+
+    environment: Environment
+    device: torch.device
+    control_group: dist.ProcessGroup | None
+    checkpoint_group: dist.ProcessGroup | None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0, which talks and writes."""
+        return self.environment.rank == 0
+
+
+@contextmanager
+def joined(
+    environment: Environment, *, timeout_seconds: float, save_seconds: float
+) -> Iterator[Processes]:
+    """Initialise torch.distributed, for one process too, and leave it at the end.
+
+    Args:
+        environment: which process this is.
+        timeout_seconds: how long a collective may take.
+        save_seconds: how long a checkpoint may take.
+
+    Raises:
+        UserError: this machine has fewer GPUs than processes.
+    """
+    device = _choose_device(environment)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    timeout = timedelta(seconds=timeout_seconds)
+    save_timeout = timedelta(seconds=max(timeout_seconds, save_seconds))
+    if environment.launcher == "single":
+        store = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
+    else:
+        dist.init_process_group(backend, timeout=timeout)
+    try:
+        is_single = environment.world_size == 1
+        yield Processes(
+            environment,
+            device,
+            None if is_single else dist.new_group(backend="gloo", timeout=timeout),
+            None if is_single else dist.new_group(backend="gloo", timeout=save_timeout),
+        )
+    finally:
+        dist.destroy_process_group()
+
+
+def make_deterministic(device: torch.device) -> None:
+    """Only kernels that give the same bits every time; slower on a GPU, the default on a CPU."""
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+
+
+def log_to_file(path: Path) -> None:
+    """Send this process's log records to its own file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logger = logging.getLogger("triax")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    logger.propagate = False
+
+
+def _choose_device(environment: Environment) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if environment.local_world_size > torch.cuda.device_count():
+        raise UserError(
+            f"{environment.hostname} has {torch.cuda.device_count()} GPUs but was given "
+            f"{environment.local_world_size} processes: start one process a GPU"
+        )
+    device = torch.device("cuda", environment.local_rank)
+    torch.cuda.set_device(device)
+    return device

@@ -1,0 +1,113 @@
+"""What a run says before its first step and after its last."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from triax.checkpoint.folders import resolve_checkpoint
+from triax.checkpoint.reading import load_model
+from triax.common.errors import ExitCode, UserError
+from triax.common.quantities import format_count, format_seconds
+from triax.data.tokenizer import end_of_text_id, load_tokenizer
+from triax.launcher.config import RunConfig
+from triax.models.counts import num_parameters
+from triax.parallel.layout import Layout
+from triax.training.budget import Budget, chinchilla_tokens
+from triax.training.generate import generate
+from triax.training.hardware import device_name
+from triax.training.loop import Outcome
+from triax.training.plot import plot_losses
+from triax.training.run_directory import RunDirectory
+
+_LARGEST_SAMPLED = 200_000_000
+"""Parameters up to which the closing summary loads the model on one CPU to let it write."""
+
+
+def opening_summary(config: RunConfig, budget: Budget, layout: Layout, device: torch.device) -> str:
+    """Model, length, batch and layout in a few lines of at most 80 columns."""
+    name = config.model.preset or "custom"
+    axes = " x ".join(
+        f"{size} {axis}"
+        for axis, size in (
+            ("pipeline", layout.pipeline),
+            ("replicate", layout.replicate),
+            ("shard", layout.shard),
+            ("tensor", layout.tensor),
+        )
+        if size > 1
+    )
+    num_processes = layout.pipeline * layout.data_parallel * layout.context * layout.tensor
+    processes = "1 process" if num_processes == 1 else f"{num_processes} processes ({axes})"
+    return "\n".join(
+        (
+            f"run      {config.run_dir}",
+            f"model    {name}, {format_count(num_parameters(config.model))} parameters",
+            f"budget   {budget.num_tokens:,} tokens in {budget.num_steps:,} steps of "
+            f"{budget.tokens_per_step:,}",
+            f"batch    {config.batch.global_batch_size} sequences of {config.data.seq_len} tokens, "
+            f"{config.batch.micro_batch_size} a micro-batch",
+            f"compute  {processes} on {device_name(device)}, {config.precision.compute}, "
+            f"ZeRO {config.parallel.zero_stage}",
+        )
+    )
+
+
+def closing_summary(config: RunConfig, directory: RunDirectory, outcome: Outcome) -> str:
+    """How the run ended, what it reached, and how to go on."""
+    lines = ["", f"ended after step {outcome.state.step}: {outcome.reason}"]
+    if outcome.evaluation is not None:
+        lines.append(
+            f"validation loss {outcome.evaluation.loss:.4f}, "
+            f"perplexity {outcome.evaluation.perplexity:.2f}"
+        )
+    if outcome.code is ExitCode.DONE:
+        lines += _sample(config, directory)
+        lines.append(_chinchilla(config, outcome.tokens_per_second))
+    plot = plot_losses(directory)
+    if plot is not None:
+        lines.append(f"loss plot    {plot}")
+    try:
+        lines.append(f"checkpoint   {resolve_checkpoint(directory.path)}")
+    except UserError:
+        lines.append("checkpoint   none was saved")
+    lines.append(f"to resume    {_resume_command(directory, outcome)}")
+    return "\n".join(lines)
+
+
+def _sample(config: RunConfig, directory: RunDirectory) -> list[str]:
+    """A few words of the trained model, if it is small and has a tokenizer."""
+    folder = config.data.tokenizer
+    if folder is None or num_parameters(config.model) > _LARGEST_SAMPLED:
+        return []
+    tokenizer = load_tokenizer(Path(folder))
+    start = end_of_text_id(tokenizer)
+    model = load_model(resolve_checkpoint(directory.path), config.model)
+    tokens = generate(
+        model, [start], max_new_tokens=100, context=config.data.seq_len, stop_token=start
+    )
+    text = tokenizer.decode(list(tokens)).strip("\n")
+    return ["", "the model writes:", *(f"  | {line}" for line in text.splitlines()[:16]), ""]
+
+
+def _chinchilla(config: RunConfig, tokens_per_second: float) -> str:
+    tokens = chinchilla_tokens(config.budget, config.model)
+    text = (
+        f"chinchilla   {format_count(tokens)} tokens would be compute-optimal "
+        f"({config.budget.tokens_per_parameter:g} per parameter, "
+        f"{config.budget.parameters.replace('-', ' ')})"
+    )
+    if tokens_per_second > 0:
+        text += (
+            f":\n             {format_seconds(tokens / tokens_per_second)} here at "
+            f"{format_count(tokens_per_second)} tokens/s"
+        )
+    return text
+
+
+def _resume_command(directory: RunDirectory, outcome: Outcome) -> str:
+    command = f"triax train {directory.config}"
+    if outcome.code is ExitCode.DONE:
+        command += f" --budget.tokens={2 * outcome.state.tokens}"
+    return command

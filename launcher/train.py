@@ -1,0 +1,77 @@
+"""One process of a run: `python -m triax.launcher.train CONFIG`, alone or under torchrun."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from functools import partial
+
+from triax.common.errors import UserError
+from triax.launcher.checks import find_warnings, load_checked
+from triax.launcher.environment import Environment, discover
+from triax.launcher.exits import run_to_exit_code
+from triax.launcher.job import run
+from triax.launcher.messages import print_error, print_warning
+from triax.launcher.overrides import parse_arguments
+from triax.launcher.problems import listed
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train, or resume, and return the exit code; see `ExitCode`."""
+    parser = argparse.ArgumentParser(prog="python -m triax.launcher.train", allow_abbrev=False)
+    parser.add_argument("config", metavar="CONFIG", help="the run's TOML file")
+    parser.set_defaults(overrides=())
+    args = parse_arguments(parser, sys.argv[1:] if argv is None else argv)
+    return run_to_exit_code(partial(_discover_and_train, args))
+
+
+def _discover_and_train(args: argparse.Namespace) -> int:
+    environment = discover()
+    if environment.launcher != "single":
+        _end_with_launcher()
+    # Every rank reads the same files and comes to the same problems: one report is enough.
+    report = print_error if environment.rank == 0 else _say_nothing
+    return run_to_exit_code(partial(_check_and_train, args, environment), report)
+
+
+def _check_and_train(args: argparse.Namespace, environment: Environment) -> int:
+    config = load_checked(args.config, args.overrides, environment.world_size)
+    if environment.rank == 0 and (warnings := find_warnings(config, environment.world_size)):
+        print_warning("\n" + listed(warnings))
+    return run_to_exit_code(
+        partial(run, config, environment), partial(_report_from_rank, environment)
+    )
+
+
+def _say_nothing(_error: UserError) -> None:
+    pass
+
+
+def _report_from_rank(environment: Environment, error: UserError) -> None:
+    """Show what went wrong in the run itself, which may be on this rank only.
+
+    Rank 0 speaks first. Where it has the same to say its end makes the launcher end this
+    process meanwhile, and the message is shown once instead of on every rank.
+    """
+    if environment.rank == 0:
+        print_error(error)
+        return
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(1)
+    print_error(f"rank {environment.rank} on {environment.hostname}: {error}")
+
+
+def _end_with_launcher() -> None:
+    """Ask for SIGTERM when the launcher dies (Linux): nobody else would stop this process."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""Initial weights as a pure function of seed, parameter name and element.
+
+Any process can make any slice of any parameter by itself, so every layout starts from the same
+weights, and no process ever holds more than its own shard.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from triax.models.config import ModelConfig
+
+_CHUNK_ELEMENTS = 1 << 20
+
+
+def _signed(value: int) -> int:
+    """The int64 with the same 64 bits."""
+    return (value + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    """Logical shift; int64 in torch shifts the sign in."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014) on int64, wrapping."""
+    x = (x ^ _shift_right(x, 30)) * _signed(0xBF58476D1CE4E5B9)
+    x = (x ^ _shift_right(x, 27)) * _signed(0x94D049BB133111EB)
+    return x ^ _shift_right(x, 31)
+
+
+def _normal(element: Tensor, key: int) -> Tensor:
+    """Standard normal fp32 numbers for int64 element numbers, by Box and Muller (1958)."""
+    bits = _mix(_mix(element * _signed(0x9E3779B97F4A7C15) + key))
+    scale = 2.0**-32
+    uniform = (_shift_right(bits, 32).double() + 0.5) * scale
+    angle = (bits & 0xFFFFFFFF).double() * (2 * math.pi * scale)
+    return (torch.sqrt(-2 * torch.log(uniform)) * torch.cos(angle)).float()
+
+
+def _key(seed: int, name: str) -> int:
+    digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True)
+
+
+def _standard_deviation(name: str, config: ModelConfig) -> float:
+    """GPT-2's scheme: what writes to the residual stream is scaled by 1/sqrt(2L)."""
+    if name.endswith(("attention.output.weight", "mlp.down.weight")):
+        return config.init_std / math.sqrt(2 * config.num_layers)
+    return config.init_std
+
+
+@torch.no_grad()
+def initialise(
+    shard: Tensor,
+    name: str,
+    offset: Sequence[int],
+    shape: Sequence[int],
+    config: ModelConfig,
+    seed: int,
+) -> None:
+    """Fill one process's part of a parameter with its initial values.
+
+    Args:
+        shard: the part, 1-D or 2-D, floating point, written in place; may be empty.
+        name: the parameter's name in the whole model.
+        offset: where the part begins in the whole parameter, one number a dimension.
+        shape: the whole parameter's shape.
+        config: decides the standard deviation; norms are ones.
+        seed: the run's seed.
+    """
+    if shard.ndim == 1:
+        shard.fill_(1.0)
+        return
+    num_rows, num_columns = shard.shape
+    key, deviation = _key(seed, name), _standard_deviation(name, config)
+    columns = torch.arange(num_columns, device=shard.device) + offset[1]
+    rows_per_chunk = max(1, _CHUNK_ELEMENTS // max(1, num_columns))
+    for start in range(0, num_rows, rows_per_chunk):
+        stop = min(start + rows_per_chunk, num_rows)
+        rows = torch.arange(start, stop, device=shard.device) + offset[0]
+        shard[start:stop] = _normal(rows[:, None] * shape[1] + columns, key) * deviation

@@ -1,0 +1,77 @@
+"""What an engine does for the training loop.
+
+An engine owns the spread model and its optimizer. All of its methods are collective: every
+process of the job calls them in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+MakeOptimizer = Callable[[Mapping[str, Tensor]], Optimizer]
+"""Builds the optimizer over parameters by name; given to the engine by training."""
+
+
+class MicroBatch(Protocol):
+    """The tensors of one forward pass, on any device."""
+
+    @property
+    def tokens_BT(self) -> Tensor: ...
+    @property
+    def targets_BT(self) -> Tensor: ...
+    @property
+    def document_ids_BT(self) -> Tensor | None: ...
+
+
+class StepSums(NamedTuple):
+    """What a step amounts to over all processes; fp32 scalars on the engine's device."""
+
+    cross_entropy: Tensor
+    """Summed over the step's target tokens."""
+    grad_norm: Tensor
+    """L2 norm of the whole gradient, which still carries the loss weight's scale."""
+
+
+class Engine(Protocol):
+    """Runs a spread model's passes and updates."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the engine computes."""
+
+    def count_targets(self, micro_batches: Sequence[MicroBatch]) -> Tensor:
+        """Number of target tokens of the step over all processes; fp32 scalar."""
+
+    def forward_backward(self, micro_batches: Sequence[MicroBatch], weight: Tensor) -> StepSums:
+        """Accumulate the gradient of `weight` x the loss summed over all processes' targets.
+
+        Args:
+            micro_batches: this process's part of the global batch.
+            weight: fp32 scalar: loss scale over the global number of targets.
+        """
+
+    def update(self, lr: float, gradient_factor: Tensor, skip: Tensor) -> None:
+        """Scale the gradients, take the optimizer's step, and drop the gradients.
+
+        Args:
+            lr: learning rate.
+            gradient_factor: fp32 scalar that the gradients are multiplied by (clipping, and the
+                inverse of the loss scale).
+            skip: fp32 scalar; 1 leaves weights, moments and step counts as they are. It may lie
+                on the device, and the host doesn't wait for it.
+        """
+
+    def evaluate(self, micro_batches: Sequence[MicroBatch]) -> tuple[Tensor, Tensor]:
+        """Cross entropy sum and number of targets over all processes; fp64 scalars."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Weights as `model.NAME` and optimizer state as `optimizer.NAME.KEY`, for checkpoints.
+
+        The tensors are the live ones, DTensors where they are sharded: writing into them, as
+        loading a checkpoint does, changes the engine's state.
+        """

@@ -1,0 +1,74 @@
+"""ZeRO's stages (Rajbhandari et al. 2020) as settings of FSDP2.
+
+| stage | sharded | parameters gathered until | gradients reduced |
+|---|---|---|---|
+| 0 | nothing: the shard axis is 1 | the update | once a step, by all-reduce |
+| 1 | optimizer state | the update | once a step |
+| 2 | and gradients | the update | after every micro-batch |
+| 3 | and parameters | a block is done, forward and backward | after every micro-batch |
+
+FSDP2 keeps the parameters that the optimizer sees sharded in every stage; what differs is how
+long the gathered copies and the unreduced gradients live.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+_COMPUTE_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def shard(model: nn.Module, mesh: DeviceMesh, zero_stage: int, compute: str) -> None:
+    """Shard each block of `model.blocks` and the rest of the model, in place.
+
+    Args:
+        model: the transformer, on any device, meta too.
+        mesh: from `zero_mesh`.
+        zero_stage: 0 to 3.
+        compute: `precision.compute`; gradients are accumulated and reduced in fp32 always.
+    """
+    # Inputs aren't cast: hidden states come out of the embedding in the compute dtype, and
+    # rotary angles and loss weights must stay fp32.
+    policy = MixedPrecisionPolicy(
+        param_dtype=_COMPUTE_DTYPES[compute], reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
+    reshard = zero_stage == 3
+    assert isinstance(model.blocks, nn.ModuleDict)
+    for block in model.blocks.values():
+        fully_shard(block, mesh=mesh, reshard_after_forward=reshard, mp_policy=policy)
+    # The rest is needed last in the forward and first in the backward pass: it stays gathered.
+    fully_shard(model, mesh=mesh, reshard_after_forward=False, mp_policy=policy)
+    for module in sharded_modules(model):
+        # The loss is divided by the global number of targets: gradients are summed, not averaged.
+        # Gloo has no pre-multiplied sum, hence the second call.
+        module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)
+
+
+def sharded_modules(model: nn.Module) -> Iterator[FSDPModule]:
+    """The modules that FSDP2 gathers and frees as one, the model itself first."""
+    return (module for module in model.modules() if isinstance(module, FSDPModule))
+
+
+def set_micro_batch(model: nn.Module, zero_stage: int, is_last: bool) -> None:
+    """Tell FSDP2 what to do in the coming micro-batch's backward pass.
+
+    The last one always reduces and reshards: otherwise the next forward pass would run on gathered
+    copies from before the update, and the loss would stay constant without an error.
+    """
+    assert isinstance(model, FSDPModule)
+    model.set_is_last_backward(is_last)
+    model.set_requires_gradient_sync(zero_stage >= 2 or is_last)
+    model.set_requires_all_reduce(is_last)
+    model.set_reshard_after_backward(zero_stage == 3 or is_last)
+
+
+def free_gathered(model: nn.Module) -> None:
+    """Drop the gathered copies that a forward pass without a backward one leaves behind."""
+    for module in sharded_modules(model):
+        module.reshard()

@@ -1,0 +1,255 @@
+"""Reading checkpoints that are damaged or hostile: nothing in them may run, or reach outside."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+
+from triax.checkpoint.folders import verify
+from triax.checkpoint.manifest import make_manifest, read_manifest, write_manifest
+from triax.checkpoint.reading import read_into, read_tensors
+from triax.checkpoint.staging import whole
+from triax.checkpoint.storage import ShardReader
+from triax.checkpoint.writing import write_checkpoint
+from triax.common.errors import UserError
+
+DTYPES = [
+    torch.float64,
+    torch.float32,
+    torch.bfloat16,
+    torch.float16,
+    torch.float8_e4m3fn,
+    torch.int64,
+    torch.uint8,
+    torch.bool,
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    target = tmp_path / "checkpoint"
+    write_checkpoint(target, {"model.a": whole(torch.arange(6.0).view(2, 3))}, {}, step=3)
+    return target
+
+
+def test_every_dtype_comes_back(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        str(dtype): torch.randint(0, 2, (3, 2), generator=generator).to(dtype) for dtype in DTYPES
+    } | {"scalar": torch.tensor(2.5), "empty": torch.zeros(0, 4)}
+    shards = {name: whole(tensor) for name, tensor in tensors.items()}
+    write_checkpoint(tmp_path / "c", shards, {}, step=1)
+    loaded = read_tensors(tmp_path / "c")
+    assert loaded.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert loaded[name].dtype == tensor.dtype
+        assert torch.equal(
+            loaded[name].view(torch.uint8) if tensor.dim() else loaded[name],
+            tensor.view(torch.uint8) if tensor.dim() else tensor,
+        )
+
+
+def test_a_prefix_selects(folder: Path) -> None:
+    assert read_tensors(folder, prefix="optimizer.") == {}
+    assert read_tensors(folder, prefix="model.").keys() == {"model.a"}
+
+
+class Payload:
+    """Pickles to a call of any function."""
+
+    def __init__(self, *call: Any) -> None:
+        self.call = call
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return self.call[0], self.call[1:]
+
+
+def hostile_calls(mark: Path) -> list[Payload]:
+    return [
+        Payload(os.system, f"touch {mark}"),
+        Payload(eval, f"open({str(mark)!r}, 'w')"),
+        Payload(Path.touch, mark),
+        Payload(importlib.import_module, "ctypes"),
+        Payload(torch.load, "/dev/null"),
+    ]
+
+
+@pytest.mark.parametrize("index", range(5))
+@pytest.mark.parametrize("place", ["alone", "within", "after"])
+def test_metadata_runs_no_code(folder: Path, tmp_path: Path, index: int, place: str) -> None:
+    payload = hostile_calls(tmp_path / "mark")[index]
+    sound = ShardReader(folder).read_metadata()
+    hostile = {
+        "alone": payload,
+        "within": Metadata({"model.a": payload}, storage_data={}),
+        "after": Metadata(sound.state_dict_metadata, planner_data=payload),
+    }[place]
+    (folder / ".metadata").write_bytes(pickle.dumps(hostile))
+    with pytest.raises(UserError, match="not a file that triax wrote"):
+        read_tensors(folder)
+    assert not (tmp_path / "mark").exists()
+
+
+def test_the_payload_of_these_tests_would_run(tmp_path: Path) -> None:
+    """The tests above can fail: an unrestricted unpickler runs what they hold."""
+    pickle.loads(pickle.dumps(hostile_calls(tmp_path / "mark")[0]))
+    assert (tmp_path / "mark").exists()
+
+
+def test_shards_run_no_code(folder: Path, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    torch.save(Payload(os.system, f"touch {mark}"), folder / "__0_0.distcp")
+    metadata = ShardReader(folder).read_metadata()
+    (index,) = metadata.storage_data
+    metadata.storage_data[index].length = (folder / "__0_0.distcp").stat().st_size
+    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+    with pytest.raises(UserError, match="cannot be read"):
+        read_tensors(folder)
+    assert not mark.exists()
+
+
+def test_python_objects_are_refused(folder: Path) -> None:
+    metadata = ShardReader(folder).read_metadata()
+    metadata.state_dict_metadata["extra"] = BytesStorageMetadata()
+    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+    with pytest.raises(UserError, match="extra is a Python object"):
+        read_into(folder, {"model.a": torch.zeros(2, 3)})
+
+
+def tensor_metadata(**place: Any) -> Metadata:
+    size = torch.Size([2, 3])
+    offsets = torch.Size([0, 0])
+    chunk = ChunkStorageMetadata(offsets, size)
+    return Metadata(
+        {"model.a": TensorStorageMetadata(TensorProperties(torch.float32), size, [chunk])},
+        storage_data={
+            MetadataIndex("model.a", offsets): _StorageInfo(
+                **({"relative_path": "__0_0.distcp", "offset": 0, "length": 1} | place)
+            )
+        },
+    )
+
+
+@pytest.mark.parametrize("file", ["/etc/passwd", "../x", "a/../../x", "sub/x", "..", ".", "", 7])
+def test_no_entry_points_outside(folder: Path, file: Any) -> None:
+    (folder / ".metadata").write_bytes(pickle.dumps(tensor_metadata(relative_path=file)))
+    with pytest.raises(UserError, match="no file of this folder"):
+        ShardReader(folder).read_metadata()
+
+
+def test_encodings_of_their_own_are_refused(folder: Path) -> None:
+    hostile = tensor_metadata(transform_descriptors=["rot13"])
+    (folder / ".metadata").write_bytes(pickle.dumps(hostile))
+    with pytest.raises(UserError, match="encoding of its own"):
+        ShardReader(folder).read_metadata()
+
+
+def test_a_tensor_with_parts_missing_is_refused(folder: Path) -> None:
+    metadata = tensor_metadata()
+    metadata.state_dict_metadata["model.a"].chunks[0].sizes = torch.Size([1, 3])
+    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+    with pytest.raises(UserError, match="parts missing"):
+        ShardReader(folder).read_metadata()
+
+
+@settings(deadline=None, max_examples=300)
+@given(data=st.data())
+def test_random_damage_gives_an_error_or_a_sound_result(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "fuzzed"
+    if not folder.exists():
+        write_checkpoint(folder, {"model.a": whole(torch.zeros(2, 3))}, {"x": 1.5}, step=3)
+        (folder / "kept.metadata").write_bytes((folder / ".metadata").read_bytes())
+    content = bytearray((folder / "kept.metadata").read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    (folder / ".metadata").write_bytes(content[: data.draw(st.integers(0, len(content)))])
+    with contextlib.suppress(UserError):
+        read_into(folder, {"model.a": torch.zeros(2, 3)})
+
+
+# --- the manifest
+
+
+def test_manifest_round_trip(tmp_path: Path) -> None:
+    record = {"nan": float("inf"), "nested": [{"a": None}], "text": "å\n", "big": 2**70}
+    manifest = make_manifest(5, record, {})
+    write_manifest(tmp_path, manifest)
+    assert read_manifest(tmp_path) == manifest
+    assert -1 <= manifest.age_seconds < 60
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "null",
+        "[]",
+        "3",
+        '{"manifest": {}}',
+        '{"manifest": null, "xxh3_128": ""}',
+        '{"manifest": {"format_version": 1}, "xxh3_128": ""}',
+        "[" * 100_000,
+        "\0\1\2",
+        '{"manifest": {"format_version": [1]}, "xxh3_128": 5}',
+    ],
+)
+def test_a_malformed_manifest_is_the_users_to_mend(folder: Path, text: str) -> None:
+    (folder / "manifest.json").write_text(text)
+    with pytest.raises(UserError, match=r"manifest\.json"):
+        read_manifest(folder)
+    assert len(verify(folder)) == 1
+
+
+def rewritten(folder: Path, **changes: Any) -> None:
+    """A manifest with a right checksum, and other contents."""
+    manifest = read_manifest(folder)
+    write_manifest(folder, manifest.model_copy(update=changes))
+
+
+def test_a_later_format_is_named(folder: Path) -> None:
+    rewritten(folder, format_version=2)
+    with pytest.raises(UserError, match="format version 2, this triax reads version 1"):
+        read_manifest(folder)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"step": -1},
+        {"step": "3"},
+        {"created": "yesterday"},
+        {"created": "2026-01-01T00:00:00"},
+        {"record": []},
+        {"files": {"../x": {"bytes": 1, "xxh3_128": "0" * 32}}},
+        {"files": {"/etc/passwd": {"bytes": 1, "xxh3_128": "0" * 32}}},
+        {"files": {"x": {"bytes": -1, "xxh3_128": "0" * 32}}},
+        {"files": {"x": {"bytes": 1, "xxh3_128": "short"}}},
+        {"format": "other"},
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
+def test_wrong_fields_are_named(folder: Path, changes: dict[str, Any]) -> None:
+    rewritten(folder, **changes)
+    with pytest.raises(UserError, match=next(iter(changes))):
+        read_manifest(folder)

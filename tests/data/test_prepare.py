@@ -1,0 +1,312 @@
+"""Preparation: what ends up in the shards, whatever the number of workers and interrupts."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from triax.common.errors import UserError
+from triax.data.config import PrepareConfig
+from triax.data.files import exclusive
+from triax.data.prepare import ensure_prepared, prepare
+from triax.data.record import load_prepared, load_progress
+from triax.data.shards import Shard, find_shards
+from triax.data.split import TRAIN, VALIDATION, assign_splits
+from triax.data.tokenizer import END_OF_TEXT, load_tokenizer, tokenizer_fingerprint, train_tokenizer
+
+TEXTS = [f"document {n} " + "words and more words " * (n % 7 * 5) for n in range(120)]
+TEXTS[5] += f"text that spells {END_OF_TEXT} is no end"
+TOKENS_PER_SHARD = 1000
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> str:
+    file = tmp_path_factory.mktemp("corpus") / "x.jsonl"
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    return str(file)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(corpus, tmp_path_factory) -> Path:
+    return train_tokenizer([corpus], 300, tmp_path_factory.mktemp("tokenizer")).parent
+
+
+@pytest.fixture(scope="module")
+def prepared(corpus, tokenizer, tmp_path_factory) -> Path:
+    """Straight, with one worker."""
+    folder = tmp_path_factory.mktemp("straight")
+    run(corpus, tokenizer, folder, num_workers=1)
+    return folder
+
+
+def run(corpus, tokenizer, folder, **changes):
+    options = {"num_workers": 1, "validation_fraction": 0.1, "tokens_per_shard": TOKENS_PER_SHARD}
+    return prepare([corpus], tokenizer, folder, **{**options, **changes})
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
+
+
+def documents(prefix: Path) -> Iterator[list[int]]:
+    for shard in map(Shard.open, find_shards(prefix)):
+        for number in range(shard.num_documents):
+            start = shard.document_start(number)
+            yield shard.read(start, shard.document_start(number + 1) - start).tolist()
+
+
+def test_every_document_is_there_once_in_order_and_ended(prepared, tokenizer):
+    decoder = load_tokenizer(tokenizer)
+    splits = {}
+    for split in (TRAIN, VALIDATION):
+        splits[split] = []
+        for tokens in documents(prepared / split):
+            assert tokens.count(0) == 1 and tokens[-1] == 0
+            splits[split].append(decoder.decode(tokens[:-1], skip_special_tokens=False))
+        order = [TEXTS.index(text) for text in splits[split]]
+        assert order == sorted(order)
+    assert sorted(splits[TRAIN] + splits[VALIDATION]) == sorted(TEXTS)
+    assert 4 <= len(splits[VALIDATION]) <= 24
+
+
+def test_record(prepared, tokenizer):
+    data = load_prepared(prepared)
+    assert data is not None
+    assert data.settings.tokenizer_fingerprint == tokenizer_fingerprint(tokenizer)
+    assert (data.vocab_size, data.end_of_text_id, data.dtype) == (300, 0, "uint16")
+    for split, counts in ((TRAIN, data.train), (VALIDATION, data.validation)):
+        shards = [Shard.open(prefix) for prefix in find_shards(prepared / split)]
+        assert counts.shards == len(shards) > 1
+        assert counts.tokens == sum(shard.num_tokens for shard in shards)
+        assert counts.documents == sum(shard.num_documents for shard in shards)
+    assert data.train.documents + data.validation.documents == len(TEXTS)
+    assert load_progress(prepared) is None
+
+
+def test_workers_change_no_byte(corpus, tokenizer, prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr("triax.data.encode._BATCH_CHARACTERS", 500)
+    run(corpus, tokenizer, tmp_path, num_workers=3)
+    assert contents(tmp_path) == contents(prepared)
+
+
+KILLED = """
+import multiprocessing, os, pathlib, signal, sys
+from triax.data.prepare import prepare
+
+corpus, tokenizer, folder, renames = sys.argv[1:]
+renames_left = int(renames)
+replace = pathlib.Path.replace
+
+def replace_or_die(source, target):
+    global renames_left
+    renames_left -= 1
+    if renames_left < 0:
+        print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return replace(source, target)
+
+if __name__ == "__main__":
+    pathlib.Path.replace = replace_or_die
+    prepare([corpus], pathlib.Path(tokenizer), pathlib.Path(folder), num_workers=1,
+            validation_fraction=0.1, tokens_per_shard=1000)
+"""
+
+
+def test_killed_again_and_again_it_ends_with_the_same_bytes(corpus, tokenizer, prepared, tmp_path):
+    """SIGKILL before the first, second, ... rename of a call: each is a step of a commit."""
+    script, folder = tmp_path / "killed.py", tmp_path / "data"
+    script.write_text(KILLED)
+    seen = []
+    for renames in (0, 1, 2, 3, 4, 8, 11):
+        command = [sys.executable, str(script), corpus, str(tokenizer), str(folder), str(renames)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        assert done.returncode == -signal.SIGKILL
+        assert load_prepared(folder) is None
+        progress = load_progress(folder)
+        seen.append(0 if progress is None else progress.documents)
+        workers = [int(pid) for pid in done.stdout.split()]
+        wait_until_gone(workers)
+    assert seen == sorted(seen) and 0 < seen[-1] < len(TEXTS)
+    begun_with = []
+    run(corpus, tokenizer, folder, progress=lambda n, _: begun_with.append(n))
+    assert begun_with[0] == seen[-1] + 1
+    assert contents(folder) == contents(prepared)
+
+
+def wait_until_gone(pids: list[int]) -> None:
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() < deadline, "workers outlive their parent"
+        time.sleep(0.05)
+
+
+def test_finished_preparation_returns_at_once(corpus, tokenizer, prepared):
+    calls = []
+    before = contents(prepared)
+    data = run(corpus, tokenizer, prepared, progress=lambda *call: calls.append(call))
+    assert data == load_prepared(prepared)
+    assert calls == [] and contents(prepared) == before
+
+
+def test_other_settings_are_refused(corpus, tokenizer, prepared, tmp_path):
+    before = contents(prepared)
+    with pytest.raises(UserError, match=r"validation_fraction = 0\.1, not 0\.2"):
+        run(corpus, tokenizer, prepared, validation_fraction=0.2)
+    other = train_tokenizer([corpus], 301, tmp_path)
+    with pytest.raises(UserError, match="tokenizer changed since its data was prepared"):
+        run(corpus, other, prepared)
+    assert contents(prepared) == before
+
+
+def test_shards_of_unknown_origin_are_not_overwritten(corpus, tokenizer, tmp_path):
+    (tmp_path / "train.idx").write_text("mine")
+    with pytest.raises(UserError, match=r"holds train\.idx"):
+        run(corpus, tokenizer, tmp_path)
+    assert (tmp_path / "train.idx").read_text() == "mine"
+
+
+def test_dead_worker_is_an_error_and_the_next_call_goes_on(corpus, tokenizer, prepared, tmp_path):
+    def kill_workers(num_documents: int, _num_tokens: int) -> None:
+        if num_documents == 60:
+            for child in multiprocessing.active_children():
+                os.kill(child.pid, signal.SIGKILL)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("triax.data.encode._BATCH_CHARACTERS", 1)
+        with pytest.raises(UserError, match="tokenizing process died"):
+            run(corpus, tokenizer, tmp_path, progress=kill_workers)
+    assert not list(tmp_path.glob("*.partial"))
+    run(corpus, tokenizer, tmp_path)
+    assert contents(tmp_path) == contents(prepared)
+
+
+def test_interrupt_in_the_middle_ends_the_workers(corpus, tokenizer, tmp_path):
+    def interrupt(num_documents: int, _num_tokens: int) -> None:
+        if num_documents == 60:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(corpus, tokenizer, tmp_path, progress=interrupt)
+    assert multiprocessing.active_children() == []
+    assert not list(tmp_path.glob("*.partial"))
+    progress = load_progress(tmp_path)
+    assert progress is not None and 0 < progress.documents < 60
+
+
+def test_too_little_text(tokenizer, tmp_path):
+    (tmp_path / "empty.txt").touch()
+    with pytest.raises(UserError, match="no documents"):
+        run(str(tmp_path / "empty.txt"), tokenizer, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_workers": 0},
+        {"validation_fraction": 1.0},
+        {"validation_fraction": float("nan")},
+        {"tokens_per_shard": 0},
+    ],
+)
+def test_bad_arguments(corpus, tokenizer, tmp_path, changes):
+    with pytest.raises(UserError, match=next(iter(changes)).removeprefix("num_")):
+        run(corpus, tokenizer, tmp_path, **changes)
+
+
+def test_bad_line_in_the_middle_is_a_user_error(tokenizer, tmp_path):
+    file = tmp_path / "x.jsonl"
+    file.write_text('{"text": "a"}\n{"text": "b"}\n{')
+    with pytest.raises(UserError, match="line 3"):
+        run(str(file), tokenizer, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.idx"))
+
+
+def test_one_preparation_at_a_time(corpus, tokenizer, tmp_path):
+    with exclusive(tmp_path), pytest.raises(UserError, match="another process is writing"):
+        run(corpus, tokenizer, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["data.json", "progress.json"])
+def test_damaged_record(corpus, tokenizer, tmp_path, name):
+    (tmp_path / name).write_text('{"settings": 3')
+    with pytest.raises(UserError, match=name):
+        run(corpus, tokenizer, tmp_path)
+
+
+def test_inputs_that_shrank_below_what_is_done(corpus, tokenizer, tmp_path, monkeypatch):
+    def stop(*_counts: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("triax.data.prepare.inputs_fingerprint", lambda _: "a hub's dataset")
+    with pytest.raises(KeyboardInterrupt):
+        run(corpus, tokenizer, tmp_path, progress=lambda n, _: n == 60 and stop())
+    monkeypatch.setattr("triax.data.prepare.iter_documents", lambda *_: iter(["one"]))
+    with pytest.raises(UserError, match="1 documents, but"):
+        run(corpus, tokenizer, tmp_path)
+
+
+def assigned(num_documents: int, fraction: float, num_done: int = 0) -> list[dict[str, list[int]]]:
+    """Splits of documents [1, 2, 3, 0] * n; the first `num_done` are assigned by a call before."""
+    everything = [np.array([n + 1, 2, 3, 0]) for n in range(num_documents)]
+    done = {TRAIN: 0, VALIDATION: 0}
+    for pieces in list(assign_splits(iter(everything), fraction, done))[:num_done]:
+        for split in pieces:
+            done[split] += 1
+    rest = assign_splits(iter(everything[num_done:]), fraction, done)
+    return [{split: tokens.tolist() for split, tokens in pieces.items()} for pieces in rest]
+
+
+@settings(deadline=None)
+@given(num_documents=st.integers(2, 40), fraction=st.floats(0.001, 0.999), data=st.data())
+def test_both_splits_have_a_document_and_resuming_changes_none(num_documents, fraction, data):
+    straight = assigned(num_documents, fraction)
+    assert len(straight) == num_documents
+    assert {split for pieces in straight for split in pieces} == {TRAIN, VALIDATION}
+    num_done = data.draw(st.integers(0, num_documents - 1))
+    assert assigned(num_documents, fraction, num_done) == straight[num_done:]
+
+
+def test_share_of_validation():
+    pieces = assigned(4000, 0.1)
+    assert 320 < sum(VALIDATION in piece for piece in pieces) < 480
+    assert all(TRAIN in piece for piece in assigned(50, 0.0))
+
+
+def test_single_document_is_cut():
+    assert assigned(1, 0.34) == [{TRAIN: [1, 0], VALIDATION: [2, 3, 0]}]
+    assert assigned(1, 0.0) == [{TRAIN: [1, 2, 3, 0]}]
+    with pytest.raises(UserError, match="too few documents"):
+        list(assign_splits(iter([np.array([1, 0])]), 0.1, {TRAIN: 0, VALIDATION: 0}))
+
+
+def test_ensure_prepared(corpus, tmp_path):
+    text, output = tmp_path / "x.jsonl", tmp_path / "out"
+    shutil.copy(corpus, text)
+    config = PrepareConfig(
+        inputs=(str(text),), output=str(output), vocab_size=300, validation_fraction=0.1
+    )
+    steps: list[str] = []
+    data = ensure_prepared(config, num_workers=1, report=steps.append)
+    assert len(steps) == 2
+    text.unlink()  # what is finished needs the inputs no more
+    assert ensure_prepared(config, num_workers=1, report=steps.append) == data
+    assert len(steps) == 2
+    changed = config.model_copy(update={"vocab_size": 301})
+    with pytest.raises(UserError, match=r"data\.prepare\.vocab_size: 301, .* prepared with 300"):
+        ensure_prepared(changed)
+    train_tokenizer([corpus], 300, output / "tokenizer", sample_characters=50)
+    with pytest.raises(UserError, match="not the tokenizer that made the shards"):
+        ensure_prepared(config)

@@ -1,0 +1,260 @@
+"""Inputs and documents: every kind of file, order, and messages that name file and line."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import json
+import logging
+import lzma
+import os
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyarrow import parquet
+
+from triax.common.errors import UserError
+from triax.data.inputs import DatasetName, inputs_fingerprint, resolve
+from triax.data.text import iter_documents
+
+TEXTS = ["first\nline two", "zweite, schön", "第三 🙂"]
+
+
+def read(*inputs: object, text_field: str = "text") -> list[str]:
+    return list(iter_documents([str(text) for text in inputs], text_field))
+
+
+def json_lines(texts: list[str]) -> bytes:
+    return b"".join(json.dumps({"id": 1, "text": text}).encode() + b"\n" for text in texts)
+
+
+def as_parquet(texts: list[str]) -> bytes:
+    sink = io.BytesIO()
+    parquet.write_table(pyarrow.table({"id": [1] * len(texts), "text": texts}), sink)
+    return sink.getvalue()
+
+
+def zstd(raw: bytes) -> bytes:
+    return pyarrow.compress(raw, codec="zstd", asbytes=True)
+
+
+COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": zstd,
+}
+
+
+@pytest.mark.parametrize("suffix", COMPRESSIONS)
+@pytest.mark.parametrize("kind", [".jsonl", ".json", ".parquet", ".txt", ".md", ""])
+def test_every_kind_and_compression(tmp_path, kind, suffix):
+    file = tmp_path / f"v1.2{kind}{suffix}"
+    if kind in (".jsonl", ".json"):
+        raw, texts = json_lines(TEXTS), TEXTS
+    elif kind == ".parquet":
+        raw, texts = as_parquet(TEXTS), TEXTS
+    else:
+        raw, texts = TEXTS[0].encode(), TEXTS[:1]
+    file.write_bytes(COMPRESSIONS[suffix](raw))
+    assert read(file) == texts
+    assert read(tmp_path) == texts
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
+def test_damaged_compression_is_a_user_error(tmp_path, suffix):
+    raw = COMPRESSIONS[suffix](json_lines([f"text {n}" for n in range(5000)]))
+    for name, damaged in (("cut", raw[:-20]), ("other", b"no compressed data at all")):
+        file = tmp_path / f"{name}.jsonl{suffix}"
+        file.write_bytes(damaged)
+        with pytest.raises(UserError, match=f"{name}.jsonl{suffix}"):
+            read(file)
+
+
+@settings(deadline=None, max_examples=200)
+@given(raw=st.binary(max_size=60), kind=st.sampled_from([".jsonl", ".parquet", ".gz", ".zst"]))
+def test_random_bytes_are_a_user_error(tmp_path_factory, raw, kind):
+    file = tmp_path_factory.mktemp("fuzz") / f"x{kind}"
+    file.write_bytes(raw)
+    try:
+        documents = read(file)
+    except UserError as error:
+        assert str(file) in str(error)
+    else:
+        assert "".join(documents).encode().decode() == "".join(documents)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"text": "cut', "no JSON object"),
+        (b"[1]", "expected a JSON object, got list"),
+        (b'{"body": "x", "id": 1}', 'no field "text"; there are: body, id.*--text-field'),
+        (b'{"text": 3}', '"text" holds int, expected a string'),
+        (b'{"text": "\xff"}', "no JSON object"),
+        (b"[" * 100_000, "no JSON object"),
+        (b"{}", 'no field "text"; there are: none'),
+    ],
+)
+def test_malformed_line_names_file_and_line(tmp_path, line, message):
+    file = tmp_path / "x.jsonl"
+    file.write_bytes(json_lines(["good"]) + b"\n" + line + b"\n")
+    with pytest.raises(UserError, match=rf"x\.jsonl, line 3: {message}"):
+        read(file)
+
+
+def test_text_field(tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"body": "a"}\n')
+    parquet.write_table(pyarrow.table({"body": ["b"]}), tmp_path / "y.parquet")
+    assert read(tmp_path, text_field="body") == ["a", "b"]
+    with pytest.raises(UserError, match=r'y\.parquet: no field "text"; there are: body'):
+        read(tmp_path / "y.parquet")
+
+
+def test_parquet_of_numbers(tmp_path):
+    parquet.write_table(pyarrow.table({"text": [1, 2]}), tmp_path / "y.parquet")
+    with pytest.raises(UserError, match=r"y\.parquet, row 1: .*expected a string"):
+        read(tmp_path)
+
+
+def test_empty_and_null_texts_are_left_out(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": ""}\n\n{"text": null}\n{"text": "x"}\n')
+    parquet.write_table(pyarrow.table({"text": [None, "", "y"]}), tmp_path / "b.parquet")
+    (tmp_path / "c.txt").touch()
+    assert read(tmp_path) == ["x", "y"]
+
+
+def test_half_surrogates_become_valid_unicode(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a\\ud800b \\ud83d\\ude42"}\n')
+    assert read(tmp_path) == ["a\ufffdb 🙂"]
+
+
+def test_folder_is_read_in_order_without_hidden_files_and_loops(tmp_path):
+    for name in ("b/2.txt", "b/10.txt", "a.txt", "c/.git/x.txt", ".hidden.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (tmp_path / "b" / "loop").symlink_to(tmp_path)
+    (tmp_path / "b" / "loop2").symlink_to(tmp_path)
+    assert read(tmp_path) == ["a.txt", "b/10.txt", "b/2.txt"]
+    assert read(f"{tmp_path}/**/*.txt") == ["a.txt", "b/10.txt", "b/2.txt"]
+    assert read(f"{tmp_path}/b/[0-9].txt", tmp_path / "a.txt") == ["b/2.txt", "a.txt"]
+
+
+def test_relative_glob(tmp_path, monkeypatch):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "1.txt").write_text("one")
+    monkeypatch.chdir(tmp_path)
+    assert read("x/*.txt") == read("*/1.txt") == read("x*") == ["one"]
+    monkeypatch.chdir("x")
+    assert read("../x/*.txt") == read("../*/1.txt") == ["one"]
+
+
+def test_file_whose_name_looks_like_a_glob(tmp_path):
+    (tmp_path / "a[1].txt").write_text("one")
+    assert read(tmp_path / "a[1].txt") == ["one"]
+
+
+def test_binary_files_of_a_folder_are_left_out_with_a_warning(tmp_path, caplog):
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "b.png").write_bytes(b"\x89PNG\xff")
+    with caplog.at_level(logging.WARNING):
+        assert read(tmp_path) == ["text"]
+    assert "b.png: left out" in caplog.text
+    with pytest.raises(UserError, match=r"b\.png: not UTF-8"):
+        read(tmp_path / "b.png")
+
+
+def test_byte_order_mark_is_no_text(tmp_path):
+    (tmp_path / "a.txt").write_bytes("\ufeffx".encode())
+    assert read(tmp_path) == ["x"]
+
+
+def test_streams(tmp_path):
+    """What comes before a bad line is given out before the error is met."""
+    (tmp_path / "x.jsonl").write_bytes(json_lines(TEXTS) + b"{\n")
+    documents = iter_documents([str(tmp_path)])
+    assert [next(documents) for _ in TEXTS] == TEXTS
+    with pytest.raises(UserError):
+        next(documents)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["absent.txt", "no/such/folder", "./absent", "/absent", "*.absent", "x.jsonl.gz", "", "é"],
+)
+def test_no_such_input(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError):
+        resolve(text)
+
+
+def test_empty_folder(tmp_path):
+    with pytest.raises(UserError, match="no files found"):
+        read(tmp_path)
+
+
+def test_unreadable_file(tmp_path):
+    (tmp_path / "x.jsonl").symlink_to("/proc/self/mem")
+    with pytest.raises(UserError, match=r"x\.jsonl: cannot be read"):
+        read(tmp_path / "x.jsonl")
+
+
+def test_names_of_datasets():
+    assert resolve("wikitext") == DatasetName("wikitext", None)
+    assert resolve("Salesforce/wikitext:v1.0") == DatasetName("Salesforce/wikitext", "v1.0")
+
+
+def test_dataset_is_streamed_through_the_library(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    calls = []
+
+    def load_dataset(name, config, **options):
+        calls.append((name, config, options))
+        return datasets.Dataset.from_dict({"text": TEXTS}).to_iterable_dataset()
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert read("owner/name:sub") == TEXTS
+    assert calls == [("owner/name", "sub", {"split": "train", "streaming": True})]
+    with pytest.raises(UserError, match='owner/name, row 1: no field "body"; there are: text'):
+        read("owner/name", text_field="body")
+
+
+def test_dataset_that_cannot_be_loaded(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+
+    def load_dataset(*_args, **_options):
+        raise ConnectionError("no network\nlong explanation")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(UserError, match=r"owner/name: no such file or folder, .*: no network$"):
+        read("owner/name")
+
+
+def test_stdlib_is_real_shuffled_and_without_tests():
+    files = [file.path for file in resolve("python-stdlib")]
+    root = Path(sysconfig.get_paths()["stdlib"])
+    relative = [os.fspath(path.relative_to(root)) for path in files]
+    assert "argparse.py" in relative and len(files) > 300
+    assert not [name for name in relative if {"site-packages", "test"} & set(Path(name).parts)]
+    assert relative != sorted(relative)
+    assert files == [file.path for file in resolve("python-stdlib")]
+    # No stretch of the order is one package's.
+    asyncio = [n for n, name in enumerate(relative) if name.startswith("asyncio")]
+    assert asyncio[-1] - asyncio[0] > len(relative) // 2
+
+
+def test_fingerprint_sees_changes(tmp_path):
+    file = tmp_path / "a.txt"
+    file.write_text("x")
+    before = inputs_fingerprint([str(tmp_path)])
+    assert before == inputs_fingerprint([str(tmp_path)])
+    assert before != inputs_fingerprint([str(file)])
+    os.utime(file, (1, 1))
+    assert before != inputs_fingerprint([str(tmp_path)])

@@ -1,0 +1,134 @@
+"""The tokenizer: lossless, deterministic, the same in transformers, clear about bad input."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models
+
+from triax.common.errors import UserError
+from triax.data.tokenizer import (
+    END_OF_TEXT,
+    end_of_text_id,
+    load_tokenizer,
+    tokenizer_fingerprint,
+    train_tokenizer,
+    vocabulary_size,
+)
+
+TEXT = "def main(arguments):\n    return [argument for argument in arguments]  # schön 🙂\n"
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("corpus")
+    for number in range(20):
+        (folder / f"{number}.txt").write_text(TEXT * number + f"number {number * 17}\n")
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def folder(corpus, tmp_path_factory) -> Path:
+    return train_tokenizer([corpus], 300, tmp_path_factory.mktemp("tokenizer")).parent
+
+
+def test_vocabulary(folder):
+    tokenizer = load_tokenizer(folder)
+    assert vocabulary_size(tokenizer) == tokenizer.get_vocab_size() == 300
+    assert end_of_text_id(tokenizer) == 0 == tokenizer.token_to_id(END_OF_TEXT)
+    assert load_tokenizer(folder / "tokenizer.json").to_str() == tokenizer.to_str()
+    assert len(tokenizer.encode(TEXT).ids) < len(TEXT.encode())
+
+
+@settings(deadline=None, max_examples=300)
+@given(text=st.text())
+def test_round_trip_is_lossless(folder, text):
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer.decode(tokenizer.encode(text).ids, skip_special_tokens=False) == text
+
+
+def test_transformers_reads_it(folder):
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    ours = load_tokenizer(folder)
+    assert len(theirs) == vocabulary_size(ours)
+    assert theirs.eos_token_id == theirs.bos_token_id == end_of_text_id(ours)
+    for text in (
+        TEXT,
+        "  leading, ' quoted ' , and trailing . \n\n",
+        f"a{END_OF_TEXT}b",
+        "\0\t漢字",
+    ):
+        ids = ours.encode(text).ids
+        assert theirs(text)["input_ids"] == ids
+        assert theirs.decode(ids) == ours.decode(ids, skip_special_tokens=False) == text
+
+
+def test_same_text_gives_the_same_file_in_another_process(corpus, folder, tmp_path):
+    code = (
+        "import sys, pathlib\n"
+        "from triax.data.tokenizer import train_tokenizer\n"
+        "train_tokenizer([sys.argv[1]], 300, pathlib.Path(sys.argv[2]))\n"
+    )
+    subprocess.run([sys.executable, "-c", code, corpus, str(tmp_path)], check=True)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+    assert tokenizer_fingerprint(tmp_path) == tokenizer_fingerprint(folder / "tokenizer.json")
+    other = train_tokenizer([corpus], 301, tmp_path / "other")
+    assert tokenizer_fingerprint(other) != tokenizer_fingerprint(folder)
+
+
+def test_small_text_still_gives_the_vocabulary_that_was_asked_for(tmp_path, caplog):
+    (tmp_path / "x.txt").write_text("ab ab")
+    tokenizer = load_tokenizer(train_tokenizer([str(tmp_path / "x.txt")], 400, tmp_path / "out"))
+    assert vocabulary_size(tokenizer) == tokenizer.get_vocab_size() == 400
+    assert "stay unused" in caplog.text
+
+
+def test_sample_is_shared_by_the_inputs(tmp_path):
+    """The first input alone would use up the sample; the second still has its merge."""
+    (tmp_path / "a.txt").write_text("x " * 1000)
+    (tmp_path / "b.txt").write_text("qq " * 1000)
+    inputs = [str(tmp_path / "a.txt"), str(tmp_path / "b.txt")]
+    path = train_tokenizer(inputs, 280, tmp_path / "out", sample_characters=100)
+    assert len(load_tokenizer(path).encode(" qq").ids) == 1
+
+
+def test_bad_requests(tmp_path, corpus):
+    with pytest.raises(UserError, match="vocab_size: 256, expected at least 257"):
+        train_tokenizer([corpus], 256, tmp_path)
+    (tmp_path / "empty.txt").touch()
+    with pytest.raises(UserError, match="no documents"):
+        train_tokenizer([str(tmp_path / "empty.txt")], 300, tmp_path / "out")
+    with pytest.raises(UserError, match="cannot be written"):
+        train_tokenizer([corpus], 300, tmp_path / "empty.txt" / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("raw", [None, b"", b"{}", b"[1", b"\xff", b'{"model": {"type": "X"}}'])
+def test_missing_or_broken(tmp_path, raw):
+    if raw is not None:
+        (tmp_path / "tokenizer.json").write_bytes(raw)
+    with pytest.raises(UserError, match=r"tokenizer\.json"):
+        load_tokenizer(tmp_path)
+
+
+def test_end_of_text_names():
+    for name in ("<|endoftext|>", "<|end_of_text|>", "</s>", "<|eot_id|>"):
+        assert end_of_text_id(Tokenizer(models.BPE({"a": 0, name: 1}, []))) == 1
+    assert end_of_text_id(Tokenizer(models.BPE({"<|eot_id|>": 0, "</s>": 1}, []))) == 1
+    with pytest.raises(UserError, match="no end-of-text token"):
+        end_of_text_id(Tokenizer(models.BPE({"a": 0}, [])))
+
+
+def test_vocabulary_with_gaps(folder, tmp_path):
+    raw = json.loads((folder / "tokenizer.json").read_text())
+    raw["model"]["vocab"]["last"] = 500
+    (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
+    assert vocabulary_size(load_tokenizer(tmp_path)) == 501

@@ -1,0 +1,229 @@
+"""Checks across sections, of the files and of the number of processes."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tomli_w
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from triax.data.prepare import prepare
+from triax.data.shards import ShardWriter, token_dtype
+from triax.data.tokenizer import train_tokenizer
+from triax.launcher.checks import batch_divides, find_warnings, load_checked, world_fits
+from triax.launcher.problems import ConfigError, Problem
+from triax.parallel.config import ParallelConfig
+from triax.training.config import BatchConfig
+
+VOCAB = 300
+
+
+def write_shard(prefix: Path, num_tokens: int) -> None:
+    with ShardWriter(prefix, token_dtype(VOCAB)) as shard:
+        shard.add_document(np.arange(num_tokens) % VOCAB)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> dict[str, Any]:
+    """A config that is ready to run."""
+    write_shard(tmp_path / "train", 2000)
+    write_shard(tmp_path / "validation", 500)
+    return {
+        "run": {"name": "test", "dir": str(tmp_path / "runs")},
+        "model": {"num_layers": 1, "hidden_size": 8, "num_heads": 2, "ffn_hidden_size": 16}
+        | {"vocab_size": VOCAB},
+        "data": {
+            "sources": [{"path": str(tmp_path / "train")}],
+            "validation": str(tmp_path / "validation"),
+            "seq_len": 16,
+        },
+        "batch": {"global_batch_size": 8, "micro_batch_size": 2},
+        "budget": {"tokens": 1280},
+    }
+
+
+def problems(
+    tmp_path: Path, config: dict[str, Any], *overrides: str, world_size: int | None = None
+) -> list[Problem]:
+    path = tmp_path / "run.toml"
+    path.write_text(tomli_w.dumps(config))
+    try:
+        load_checked(path, overrides, world_size)
+    except ConfigError as error:
+        return error.problems
+    return []
+
+
+def test_a_config_that_is_ready_has_no_problems(tmp_path: Path, config: dict[str, Any]) -> None:
+    assert problems(tmp_path, config) == []
+    assert problems(tmp_path, config, world_size=4) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "world_size", "path", "words"),
+    [
+        (["batch.global_batch_size=9"], None, "batch.global_batch_size", "8 or 10"),
+        ([], 3, "batch.global_batch_size", "x 3 data-parallel processes = 6"),
+        ([], 8, "batch.global_batch_size", "the nearest that work are 16"),
+        (["parallel.replicate=3"], 4, "parallel.replicate", "is not a multiple of pipeline 1"),
+        (["parallel.tensor=2"], 4, "parallel.tensor", "2 is not available in this version"),
+        (["parallel.pipeline=2"], None, "parallel.pipeline", "not available in this version"),
+        (["budget.tokens=100"], None, "budget.tokens", "less than one step of 128 tokens"),
+        (["budget.tokens_per_parameter=1e308", "budget.tokens=chinchilla"], None,
+         "budget.tokens_per_parameter", "too large"),
+        (["schedule.warmup=11 steps"], None, "schedule.warmup", "more than the whole run's 1.28K"),
+        (["data.seq_len=600", "budget.tokens=1M"], None, "data.validation", "too few tokens"),
+        (["data.validation=gone"], None, "data.validation", "no such dataset"),
+        (["data.tokenizer=gone"], None, "data.tokenizer", "gone/tokenizer.json: no such file"),
+        (["checkpoint.init_from=gone"], None, "checkpoint.init_from", "no such checkpoint"),
+        (["checkpoint.init_from=" + "x" * 5000], None, "checkpoint.init_from", "no such"),
+        (["data.tokenizer=" + "x" * 5000], None, "data.tokenizer", "no such file"),
+        (["data.validation=" + "x" * 5000], None, "data.validation", ""),
+        (["run.name=" + "x" * 5000], None, "run.dir", "too long"),
+        (["metrics.wandb_project=p"], None, "metrics.wandb_project", 'install "triax[wandb]"'),
+        (['data.prepare={"inputs":["x"],"output":"o","vocab_size":301}'], None,
+         "data.prepare.vocab_size", "301 is more than model.vocab_size, 300"),
+    ],
+)  # fmt: skip
+def test_each_problem_has_its_place_and_its_mending(
+    tmp_path: Path,
+    config: dict[str, Any],
+    overrides: list[str],
+    world_size: int | None,
+    path: str,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    found = problems(tmp_path, config, *overrides, world_size=world_size)
+    assert [problem.path for problem in found] == [path]
+    assert words in found[0].message
+
+
+def test_sections_with_mistakes_do_not_hide_problems_of_the_others(
+    tmp_path: Path, config: dict[str, Any]
+) -> None:
+    found = problems(
+        tmp_path, config, "optimizer.lr=x", "batch.global_batch_size=9", "data.validation=gone"
+    )
+    paths = {problem.path for problem in found}
+    assert paths == {"optimizer.lr", "batch.global_batch_size", "data.validation"}
+
+
+def test_damaged_shards_are_named(tmp_path: Path, config: dict[str, Any]) -> None:
+    (tmp_path / "train.bin").write_bytes(b"\0" * 100)
+    (tmp_path / "validation.idx").write_bytes(b"nonsense")
+    found = problems(tmp_path, config)
+    assert [problem.path for problem in found] == ["data.sources.0.path", "data.validation"]
+    assert "cut short" in found[0].message
+    assert "shorter than an index's header" in found[1].message
+
+
+def test_what_the_run_prepares_may_be_missing(tmp_path: Path, config: dict[str, Any]) -> None:
+    config["data"] |= {
+        "prepare": {"inputs": ["text"], "output": str(tmp_path / "out"), "vocab_size": VOCAB},
+        "sources": [{"path": str(tmp_path / "out" / "train")}],
+        "validation": str(tmp_path / "out" / "validation"),
+        "tokenizer": str(tmp_path / "out" / "tokenizer"),
+    }
+    assert problems(tmp_path, config) == []
+    config["data"]["sources"] = [{"path": str(tmp_path / "out" / "trian")}]
+    (problem,) = problems(tmp_path, config)
+    assert problem.path == "data.sources.0.path"
+
+
+def tokenizer(folder: Path, text: str, vocab_size: int = VOCAB) -> str:
+    folder.mkdir()
+    (folder / "text.txt").write_text(text * 100)
+    train_tokenizer([str(folder / "text.txt")], vocab_size, folder)
+    return str(folder)
+
+
+def test_the_tokenizer_fits_the_model_and_the_shards(
+    tmp_path: Path, config: dict[str, Any]
+) -> None:
+    mine = tokenizer(tmp_path / "mine", "one text about cats\n")
+    other = tokenizer(tmp_path / "other", "another text about dogs\n")
+    large = tokenizer(tmp_path / "large", "and one of birds\n", 400)
+    text = tmp_path / "mine" / "text.txt"
+    prepare([str(text)], Path(mine), tmp_path / "made", num_workers=1, validation_fraction=0.1)
+    config["data"]["sources"] = [{"path": str(tmp_path / "made" / "train")}]
+    config["data"].pop("validation")
+    assert problems(tmp_path, config, f"data.tokenizer={mine}") == []
+    (problem,) = problems(tmp_path, config, f"data.tokenizer={other}")
+    assert problem.path == "data.sources.0.path"
+    assert "made with another tokenizer" in problem.message
+    found = problems(tmp_path, config, f"data.tokenizer={large}")
+    assert {problem.path for problem in found} == {"model.vocab_size", "data.sources.0.path"}
+    assert any("300 is less than the 400 tokens" in problem.message for problem in found)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"model": {"vocab": 3}}', '{"model": {"vocab": {"a": "b"}}}', "{["]
+)
+def test_what_is_no_tokenizer_is_named(
+    tmp_path: Path, config: dict[str, Any], content: str
+) -> None:
+    (tmp_path / "tokenizer.json").write_text(content)
+    (problem,) = problems(tmp_path, config, f"data.tokenizer={tmp_path}")
+    assert "not a file of the `tokenizers` library" in problem.message
+
+
+def test_unigram_and_added_tokens_count(tmp_path: Path, config: dict[str, Any]) -> None:
+    parsed = {
+        "model": {"vocab": [["a", -1.0]] * 300},
+        "added_tokens": [{"id": 300, "content": "<new>"}],
+    }
+    (tmp_path / "tokenizer.json").write_text(json.dumps(parsed))
+    (problem,) = problems(tmp_path, config, f"data.tokenizer={tmp_path}")
+    assert "300 is less than the 301 tokens" in problem.message
+
+
+def test_a_run_directory_that_cannot_be_is_refused(tmp_path: Path, config: dict[str, Any]) -> None:
+    (tmp_path / "file").write_text("")
+    (problem,) = problems(tmp_path, config, f"run.dir={tmp_path / 'file' / 'runs'}")
+    assert problem.path == "run.dir"
+    assert "is a file" in problem.message
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_of_others_is_refused(tmp_path: Path, config: dict[str, Any]) -> None:
+    folder = tmp_path / "closed"
+    folder.mkdir(mode=0o500)
+    (problem,) = problems(tmp_path, config, f"run.dir={folder}")
+    assert "can't be written" in problem.message
+
+
+def test_much_repeated_data_is_a_warning(tmp_path: Path, config: dict[str, Any]) -> None:
+    assert problems(tmp_path, config, "budget.tokens=8100") == []
+    few = load_checked(tmp_path / "run.toml", ["budget.tokens=7936"])
+    assert find_warnings(few) == []
+    many = load_checked(tmp_path / "run.toml", ["budget.tokens=8100"])
+    (warning,) = find_warnings(many)
+    assert warning.path == "data.sources.0"
+    assert "4.1 times" in warning.message
+
+
+@settings(deadline=None)
+@given(
+    size=st.integers(1, 500),
+    micro=st.integers(1, 16),
+    replicate=st.integers(1, 4),
+    world_size=st.integers(1, 64),
+)
+def test_the_layout_s_arithmetic(size: int, micro: int, replicate: int, world_size: int) -> None:
+    batch = BatchConfig(global_batch_size=size, micro_batch_size=micro)
+    parallel = ParallelConfig(replicate=replicate)
+    assert bool(list(world_fits(parallel, world_size))) == (world_size % replicate != 0)
+    found = list(batch_divides(batch, parallel, world_size))
+    assert bool(found) == (size % (micro * world_size) != 0)
+    for problem in found:
+        sizes = [int(word) for word in problem.message.split("work are ")[1].split(" or ")]
+        assert all(fit > 0 and fit % (micro * world_size) == 0 for fit in sizes)
+        assert min(abs(fit - size) for fit in sizes) < micro * world_size

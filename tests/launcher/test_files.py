@@ -1,0 +1,138 @@
+"""config.toml in the run directory: written, read again, compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from triax.common.errors import UserError
+from triax.launcher.config import RunConfig
+from triax.launcher.files import (
+    config_to_dict,
+    diff_configs,
+    read_resolved_config,
+    refuse_changes,
+    write_resolved_config,
+)
+from triax.launcher.loading import load_config
+
+BASE = """
+[run]
+name = "test"
+[model]
+preset = "llama3.2-1b"
+[data]
+sources = [{path = "a", weight = 0.1}, {path = "b"}]
+seq_len = 64
+tokenizer = "tok"
+[batch]
+global_batch_size = 8
+[checkpoint]
+every = "1.5 min"
+[budget]
+tokens = "1.5B"
+[[faults.plan]]
+step = 3
+kind = "kill"
+"""
+
+
+def load(folder: Path, *overrides: str) -> RunConfig:
+    path = folder / "run.toml"
+    path.write_text(BASE)
+    return load_config(path, overrides)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("data.tokenizer=null", "eval.every=null", "optimizer.clip_norm=none"),
+        ("model.rope_scaling=none", "model.num_layers=3"),
+        ("model.rope_scaling=null", "checkpoint.every=none"),
+        ("run.name=a \"quoted\" \\ 'name'", "optimizer.lr=1e-17", "budget.tokens=chinchilla"),
+        ('data.prepare={"inputs":["a","b"],"output":"o","vocab_size":300}', "run.seed=12345678901"),
+        ("checkpoint.every=1B tokens", "schedule.warmup=3 steps", "model.sliding_window=7"),
+    ],
+)
+def test_the_written_config_loads_to_an_equal_one(
+    tmp_path: Path, overrides: tuple[str, ...]
+) -> None:
+    config = load(tmp_path, *overrides)
+    written = tmp_path / "config.toml"
+    write_resolved_config(config, written)
+    assert load_config(written) == config
+    assert diff_configs(read_resolved_config(written), config_to_dict(config)) == []
+    assert [path.name for path in tmp_path.iterdir() if "config.toml" in path.name] == [
+        "config.toml"
+    ]
+
+
+def test_a_diff_names_each_value_that_changed(tmp_path: Path) -> None:
+    old = config_to_dict(load(tmp_path))
+    new = config_to_dict(
+        load(
+            tmp_path,
+            "optimizer.lr=1e-3",
+            'data.sources=[{"path": "a"}]',
+            "data.tokenizer=null",
+            "data.validation=v",
+            "model.rope_scaling.factor=8",
+        )
+    )
+    changes = {change.path: (change.old, change.new) for change in diff_configs(old, new)}
+    assert changes == {
+        "optimizer.lr": (3e-4, 1e-3),
+        "data.sources": (
+            [{"path": "a", "weight": 0.1}, {"path": "b", "weight": 1.0}],
+            [{"path": "a", "weight": 1.0}],
+        ),
+        "data.tokenizer": ("tok", None),
+        "data.validation": (None, "v"),
+        "model.rope_scaling.factor": (32.0, 8.0),
+    }
+
+
+@pytest.mark.parametrize(
+    ("override", "breaks"),
+    [
+        ("model.num_layers=2", True),
+        ("model.rope_scaling.factor=8", True),
+        ("model.rope_scaling=null", True),
+        ("data.seq_len=32", True),
+        ("data.mask_documents=false", True),
+        ("data.tokenizer=other", True),
+        ("batch.global_batch_size=16", True),
+        ("run.seed=1", True),
+        ("run.deterministic=true", False),
+        ("batch.micro_batch_size=2", False),
+        ("optimizer.lr=1e-3", False),
+        ("parallel.zero_stage=3", False),
+        ("budget.tokens=2B", False),
+        ('data.sources=[{"path": "a"}]', False),
+        ("checkpoint.every=5 steps", False),
+        ("metrics.every=5", False),
+    ],
+)
+def test_what_would_break_the_run_is_refused(tmp_path: Path, override: str, breaks: bool) -> None:
+    old = config_to_dict(load(tmp_path))
+    changes = diff_configs(old, config_to_dict(load(tmp_path, override, "eval.batches=3")))
+    assert len(changes) >= 2
+    if not breaks:
+        refuse_changes(changes)
+        return
+    with pytest.raises(UserError) as raised:
+        refuse_changes(changes)
+    lines = str(raised.value).splitlines()
+    assert sum("(breaks the run)" in line for line in lines) == len(changes) - 1
+    assert "  eval.batches: 8 -> 3" in lines
+
+
+def test_a_damaged_config_is_the_user_s_to_mend(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_bytes(b"[run\xff")
+    with pytest.raises(UserError, match="can't be read"):
+        read_resolved_config(path)
+    with pytest.raises(UserError, match=r"config\.toml"):
+        write_resolved_config(load(tmp_path), tmp_path / "missing" / "config.toml")

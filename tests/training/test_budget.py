@@ -1,0 +1,51 @@
+"""A run's length: whole steps, and the Chinchilla convention."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from triax.common.errors import UserError
+from triax.models.config import ModelConfig
+from triax.models.counts import num_non_embedding_parameters, num_parameters
+from triax.training.budget import chinchilla_tokens, resolve_budget
+from triax.training.config import BudgetConfig
+
+MODEL = ModelConfig.model_validate({"preset": "mini-10m"})
+
+
+@settings(deadline=None)
+@given(tokens=st.integers(1, 10**15), per_step=st.integers(1, 10**8))
+def test_a_budget_is_rounded_down_to_whole_steps(tokens: int, per_step: int) -> None:
+    config = BudgetConfig(tokens=tokens)
+    if tokens < per_step:
+        with pytest.raises(UserError, match="less than one step"):
+            resolve_budget(config, MODEL, per_step)
+        return
+    budget = resolve_budget(config, MODEL, per_step)
+    assert budget.requested_tokens == tokens
+    assert budget.num_tokens == budget.num_steps * per_step
+    assert 0 <= tokens - budget.num_tokens < per_step
+
+
+@pytest.mark.parametrize(
+    ("convention", "count"),
+    [("total", num_parameters), ("non-embedding", num_non_embedding_parameters)],
+)
+def test_chinchilla_counts_parameters_by_the_stated_convention(convention, count) -> None:
+    config = BudgetConfig(parameters=convention, tokens_per_parameter=20.0)
+    assert chinchilla_tokens(config, MODEL) == 20 * count(MODEL)
+    budget = resolve_budget(config, MODEL, 4096)
+    assert budget.num_parameters == count(MODEL)
+    assert budget.num_steps == 20 * count(MODEL) // 4096
+
+
+def test_llama3_8b_s_budget_is_that_of_its_published_size() -> None:
+    model = ModelConfig.model_validate({"preset": "llama3-8b"})
+    assert chinchilla_tokens(BudgetConfig(), model) == 20 * 8_030_261_248
+
+
+def test_an_endless_budget_is_the_user_s_mistake() -> None:
+    with pytest.raises(UserError, match="tokens_per_parameter"):
+        resolve_budget(BudgetConfig(tokens_per_parameter=1e305), MODEL, 4096)

@@ -1,0 +1,1 @@
+"""One run's inside: step, loop, optimizer, budget, metrics, evaluation."""

@@ -1,0 +1,97 @@
+"""The sections that describe training itself. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, PositiveInt, model_validator
+
+from triax.common.quantities import Duration, DurationField, Unit, parse_count
+from triax.common.section import Section
+
+
+def _tokens(value: object) -> object:
+    if value == "chinchilla":
+        return value
+    try:
+        return parse_count(value)  # type: ignore[arg-type]
+    except ValueError:
+        raise ValueError(f'expected "chinchilla" or a count such as "20B", got {value!r}') from None
+
+
+class BudgetConfig(Section):
+    """`[budget]`: how long to train, in tokens (sequences x seq_len, masked ones included)."""
+
+    tokens: Annotated[Literal["chinchilla"] | int, BeforeValidator(_tokens)] = "chinchilla"
+    """Rounded down to whole steps. `"chinchilla"` is tokens_per_parameter x parameters."""
+    tokens_per_parameter: float = Field(20.0, gt=0)
+    parameters: Literal["total", "non-embedding"] = "total"
+    """What counts as a parameter: all weights, a tied embedding once (as Hoffmann et al. 2022
+    count them), or those outside the embedding and the head (as Kaplan et al. 2020 do)."""
+
+
+class BatchConfig(Section):
+    """`[batch]`: sequences per update and per forward pass of one process."""
+
+    global_batch_size: PositiveInt
+    """Sequences per update, over all processes and micro-batches."""
+    micro_batch_size: PositiveInt = 1
+    """Sequences per forward pass on one data-parallel rank."""
+
+
+class OptimizerConfig(Section):
+    """`[optimizer]`: AdamW (Loshchilov and Hutter 2019), decay on matrices only."""
+
+    lr: float = Field(3e-4, gt=0)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
+        0.9,
+        0.95,
+    )
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.1, ge=0)
+    clip_norm: float | None = Field(1.0, gt=0)
+    """The global gradient norm is scaled down to this; none clips nothing."""
+
+
+class ScheduleConfig(Section):
+    """`[schedule]`: the learning rate as a pure function of tokens."""
+
+    kind: Literal["cosine", "wsd", "constant"] = "cosine"
+    warmup: DurationField | None = None
+    """Linear from zero, in steps or tokens; none means 1% of the budget."""
+    decay_fraction: float = Field(0.2, gt=0, le=1)
+    """`wsd` only: the last part of the budget, over which the rate falls linearly."""
+    min_lr_ratio: float = Field(0.1, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _counted(self) -> ScheduleConfig:
+        if self.warmup is not None and self.warmup.unit is Unit.SECONDS:
+            raise ValueError("warmup is measured in steps or tokens, not in time")
+        return self
+
+
+class PrecisionConfig(Section):
+    """`[precision]`: what matrices are multiplied in; weights and optimizer state stay fp32."""
+
+    compute: Literal["fp32", "bf16", "fp16"] = "fp32"
+    initial_loss_scale: float = Field(65536.0, ge=1)
+    """fp16 only; halved at each overflow, doubled after `loss_scale_window` clean steps."""
+    loss_scale_window: PositiveInt = 1000
+
+
+class EvalConfig(Section):
+    """`[eval]`: validation loss on `data.validation`, at the start, at the end, and:"""
+
+    every: DurationField | None = Duration(500, Unit.STEPS)
+    batches: PositiveInt = 8
+    """Global batches per evaluation: always the same sequences, from the start of the data."""
+
+
+class MetricsConfig(Section):
+    """`[metrics]`: what is written while training."""
+
+    every: PositiveInt = 1
+    """Steps between lines of metrics.jsonl."""
+    tensorboard: bool = True
+    wandb_project: str | None = None
+    """Also log to this Weights & Biases project (the `wandb` extra)."""

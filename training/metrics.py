@@ -1,0 +1,141 @@
+"""Figures of a step, as rows for files and boards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+from triax.training.evaluation import Evaluation
+from triax.training.readback import StepFigures
+
+Row = dict[str, float | int | None]
+
+
+def metrics_row(
+    figures: StepFigures,
+    *,
+    tokens_per_step: int,
+    flops_per_token: int,
+    peak_flops: float | None,
+    memory_gib: float,
+    loss_scaled: bool,
+) -> Row:
+    """One line of metrics.jsonl.
+
+    Args:
+        figures: of the step.
+        tokens_per_step: sequences x seq_len.
+        flops_per_token: from `models.counts`.
+        peak_flops: FLOP/s of all devices together; None where unknown.
+        memory_gib: the most memory this process has used.
+        loss_scaled: whether the loss scale is worth telling.
+    """
+    rate = tokens_per_step / max(figures.seconds, 1e-9)
+    row: Row = {
+        "step": figures.state.step,
+        "tokens": figures.state.tokens,
+        "cursor": figures.state.cursor,
+        "loss": figures.loss,
+        "grad_norm": figures.grad_norm,
+        "lr": figures.lr,
+        "tokens_per_second": rate,
+        "mfu": None if peak_flops is None else rate * flops_per_token / peak_flops,
+        "memory_gib": memory_gib,
+        "num_targets": figures.num_targets,
+        "skipped": int(figures.skipped),
+    }
+    if loss_scaled:
+        row["loss_scale"] = figures.loss_scale
+    return row
+
+
+class Board(Protocol):
+    """Somewhere that shows scalars while the run goes on."""
+
+    def log(self, step: int, scalars: dict[str, float]) -> None:
+        """Show scalars by name at a step."""
+
+    def close(self) -> None:
+        """Write what is buffered."""
+
+
+class TensorBoard:
+    """TensorBoard event files.
+
+    Args:
+        folder: the run's `tensorboard/`.
+        next_step: what older files say of this step and later ones is hidden.
+    """
+
+    def __init__(self, folder: Path, next_step: int) -> None:
+        # Slow to import, and chosen by the config.
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer: Any = SummaryWriter(str(folder), purge_step=next_step)
+
+    def log(self, step: int, scalars: dict[str, float]) -> None:
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """A Weights & Biases run that is gone on with under the same name."""
+
+    def __init__(self, project: str, run_dir: Path, config: dict[str, Any]) -> None:
+        # Only there with the `wandb` extra.
+        import wandb
+
+        self._run: Any = wandb.init(
+            project=project, name=run_dir.name, id=run_dir.name, resume="allow",
+            dir=str(run_dir), config=config,
+        )  # fmt: skip
+
+    def log(self, step: int, scalars: dict[str, float]) -> None:
+        self._run.log(scalars, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class Boards:
+    """All boards of a run as one; a context manager that closes them."""
+
+    def __init__(self, boards: list[Board]) -> None:
+        self._boards = boards
+
+    def log_row(self, row: Row) -> None:
+        """Show a step's row."""
+        scalars = {
+            f"train/{name}": float(value)
+            for name, value in row.items()
+            if value is not None and name not in ("step", "cursor")
+        }
+        self._log(int(row["step"] or 0), scalars)
+
+    def log_evaluation(self, step: int, evaluation: Evaluation) -> None:
+        """Show a validation."""
+        scalars = {
+            "validation/loss": evaluation.loss,
+            "validation/perplexity": evaluation.perplexity,
+        }
+        self._log(step, scalars)
+
+    def _log(self, step: int, scalars: dict[str, float]) -> None:
+        for board in self._boards:
+            board.log(step, scalars)
+
+    def __enter__(self) -> Boards:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for board in self._boards:
+            board.close()

@@ -1,0 +1,77 @@
+"""Brings a step's figures to the host one step late: the host never waits for the device."""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+import torch
+
+from triax.training.state import TrainState
+from triax.training.step import StepResult
+
+
+class StepFigures(NamedTuple):
+    """One step's figures as plain numbers."""
+
+    state: TrainState
+    lr: float
+    loss: float
+    grad_norm: float
+    num_targets: int
+    skipped: bool
+    loss_scale: float
+    seconds: float
+    """Wall time since the step before, or since `restart_clock`."""
+
+
+class _OnItsWay(NamedTuple):
+    state: TrainState
+    lr: float
+    figures: torch.Tensor
+    event: torch.cuda.Event | None
+    pushed_at: float
+
+
+class Readback:
+    """A one-step queue: `push` a step, get the figures of the step before."""
+
+    def __init__(self) -> None:
+        self._waiting: _OnItsWay | None = None
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Leave out what lay between the last step and now: an evaluation or a save."""
+        self._last = time.perf_counter()
+
+    def push(self, state: TrainState, lr: float, result: StepResult) -> StepFigures | None:
+        """Start copying a step's figures; returns those of the step before, if there is one."""
+        previous = self.drain()
+        host, event = _copy_to_host(torch.stack(result))
+        self._waiting = _OnItsWay(state, lr, host, event, time.perf_counter())
+        return previous
+
+    def drain(self) -> StepFigures | None:
+        """Wait for the figures that are still on their way, if there are any."""
+        if self._waiting is None:
+            return None
+        state, lr, figures, event, finished_at = self._waiting
+        self._waiting = None
+        if event is not None:
+            event.synchronize()
+            finished_at = time.perf_counter()
+        seconds, self._last = finished_at - self._last, finished_at
+        loss, grad_norm, num_targets, skipped, loss_scale = figures.tolist()
+        return StepFigures(
+            state, lr, loss, grad_norm, int(num_targets), bool(skipped), loss_scale, seconds
+        )
+
+
+def _copy_to_host(figures: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
+    if not figures.is_cuda:
+        return figures, None
+    host = torch.empty(figures.shape, dtype=figures.dtype, pin_memory=True)
+    host.copy_(figures, non_blocking=True)
+    event = torch.cuda.Event()
+    event.record()
+    return host, event

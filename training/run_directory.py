@@ -1,0 +1,120 @@
+"""The files of a run and who may write them."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from triax.common.errors import ExitCode, UserError
+
+
+class RunDirectory:
+    """Paths and small writes of `runs/NAME/`; rank 0 alone writes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.toml"
+        self.metrics = path / "metrics.jsonl"
+        self.events = path / "events.jsonl"
+        self.exit = path / "exit.json"
+        self.plot = path / "loss.png"
+        self.tensorboard = path / "tensorboard"
+        self.checkpoints = path / "checkpoints"
+        self.logs = path / "logs"
+
+    def create(self) -> None:
+        """Make the folders.
+
+        Raises:
+            UserError: the directory can't be made or written.
+        """
+        try:
+            for folder in (self.path, self.checkpoints, self.logs):
+                folder.mkdir(parents=True, exist_ok=True)
+            probe = self.path / ".writable"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise UserError(
+                f"the run directory {self.path} can't be written: {error.strerror}. "
+                "Set run.dir to a folder that you may write to."
+            ) from None
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other jobs out of this run for as long as this one lives.
+
+        Raises:
+            UserError: another process holds the run.
+        """
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"another job is training in {self.path}: "
+                    "wait for it, stop it, or choose another run.name"
+                ) from None
+            except OSError:
+                pass  # a file system without locks; then two jobs are the user's to avoid
+            yield
+
+    def append_event(self, event: str, **fields: Any) -> None:
+        """Add one line to events.jsonl, with the time in seconds since 1970."""
+        self._append(self.events, {"event": event, "time": time.time(), **fields})
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        """Add one line to metrics.jsonl."""
+        self._append(self.metrics, row)
+
+    def cut_metrics(self, step: int) -> int:
+        """Drop what metrics.jsonl says of steps after `step`, and any torn last line.
+
+        Returns how many lines were dropped. The file is replaced as a whole.
+        """
+        if not self.metrics.exists():
+            return 0
+        lines = self.metrics.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if (found := _step_of(line)) is not None and found <= step]
+        temporary = self.metrics.with_suffix(".tmp")
+        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        temporary.replace(self.metrics)
+        return len(lines) - len(kept)
+
+    def rows(self, path: Path) -> list[dict[str, Any]]:
+        """The readable lines of metrics.jsonl or events.jsonl; none if it doesn't exist."""
+        if not path.exists():
+            return []
+        rows = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if isinstance(row, dict):
+                rows.append(row)
+        return rows
+
+    def write_exit(self, code: ExitCode, reason: str, **fields: Any) -> None:
+        """Say in exit.json how the run ended."""
+        content = {"code": int(code), "reason": reason, "time": time.time(), **fields}
+        temporary = self.exit.with_suffix(".tmp")
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        temporary.replace(self.exit)
+
+    def _append(self, path: Path, row: Mapping[str, Any]) -> None:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def _step_of(line: str) -> int | None:
+    try:
+        row = json.loads(line)
+        return int(row["step"])
+    except (ValueError, KeyError, TypeError):
+        return None
