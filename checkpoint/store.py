@@ -271,7 +271,7 @@ class CheckpointStore:
     def _is_saved(self, target: Path, record: dict[str, Any]) -> bool:
         def look() -> CheckpointInfo | None:
             info = inspect(target)
-            return info if info.manifest is not None  else None
+            return info if info.manifest is not None and info.manifest.record == record else None
 
         info = on_first(look, self._group)
         return info is not None and not self._problems_of(info)

@@ -20,6 +20,8 @@ from triax.launcher.overrides import parse_arguments
 from triax.launcher.problems import listed
 
 _PR_SET_PDEATHSIG = 1
+_RANK_0_FIRST_SECONDS = 5
+"""Enough for rank 0 to end and for its launcher to notice; too short only repeats a message."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,26 +37,20 @@ def _discover_and_train(args: argparse.Namespace) -> int:
     environment = discover()
     if environment.launcher != "single":
         _end_with_launcher()
-    # Every rank reads the same files and comes to the same problems: one report is enough.
-    report = print_error if environment.rank == 0 else _say_nothing
-    return run_to_exit_code(partial(_check_and_train, args, environment), report)
+    return run_to_exit_code(
+        partial(_check_and_train, args, environment), partial(_report_from_rank, environment)
+    )
 
 
 def _check_and_train(args: argparse.Namespace, environment: Environment) -> int:
     config = load_checked(args.config, args.overrides, environment.world_size)
     if environment.rank == 0 and (warnings := find_warnings(config, environment.world_size)):
         print_warning("\n" + listed(warnings))
-    return run_to_exit_code(
-        partial(run, config, environment), partial(_report_from_rank, environment)
-    )
-
-
-def _say_nothing(_error: UserError) -> None:
-    pass
+    return run(config, environment)
 
 
 def _report_from_rank(environment: Environment, error: UserError) -> None:
-    """Show what went wrong in the run itself, which may be on this rank only.
+    """Show what went wrong, here or everywhere: all ranks read the same config and files.
 
     Rank 0 speaks first. Where it has the same to say its end makes the launcher end this
     process meanwhile, and the message is shown once instead of on every rank.
@@ -63,7 +59,7 @@ def _report_from_rank(environment: Environment, error: UserError) -> None:
         print_error(error)
         return
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    time.sleep(1)
+    time.sleep(_RANK_0_FIRST_SECONDS)
     print_error(f"rank {environment.rank} on {environment.hostname}: {error}")
 
 

@@ -345,6 +345,20 @@ def test_tied_weights_stored_twice(exported: Path) -> None:
         import_huggingface(exported)
 
 
+@pytest.mark.parametrize(("shape", "first"), [("qk-norm", 2), ("window, qk-norm", 0)])
+def test_transformers_4_finds_the_window_by_layer(tmp_path: Path, shape: str, first: int) -> None:
+    """transformers 5 reads `layer_types`; version 4.51 the first layer that has the window."""
+    model = config_of(shape)
+    export_huggingface(weights_of(model), model, tmp_path / "hf", seq_len=SEQ_LEN)
+    path = tmp_path / "hf" / "config.json"
+    config = json.loads(path.read_text())
+    assert config["max_window_layers"] == first
+    assert config["use_sliding_window"] == (model.sliding_window is not None)
+    del config["layer_types"]
+    path.write_text(json.dumps(config))
+    assert import_huggingface(tmp_path / "hf")[0] == model
+
+
 def test_transformers_4_keys_and_5_keys_read_alike(exported: Path) -> None:
     path = exported / "config.json"
     old = json.loads(path.read_text())

@@ -350,6 +350,25 @@ def test_leftovers_are_no_checkpoints_and_are_cleaned(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "step-00000010"]
 
 
+def test_a_removal_cut_short_leaves_no_half_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    store = save_steps(tmp_path, 10, keep=1, say=said.append)
+
+    def denied(path: Path, **_kwargs: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", denied)
+        store.save(20, tensors_at(20), {})
+        assert store.wait().error is None
+    assert len(said) == 1 and "could not be removed" in said[0]
+    assert [info.step for info in store.entries()] == [20]
+    store.clean()
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000020"]
+
+
 # --- killed at each point
 
 

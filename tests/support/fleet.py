@@ -1,0 +1,92 @@
+"""Several processes of one job, forked from a warm parent that has only imported.
+
+A parent that has run a tensor op deadlocks its children, so the fork server is a process of its
+own: it imports torch once, and a fleet starts in a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import signal
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+_PRELOAD = ["torch", "torch.distributed.fsdp", "torch.distributed.pipelining", "worlds"]
+
+
+def run_fleet(
+    num_processes: int,
+    function: Callable[..., Any],
+    *args: Any,
+    timeout: float = 120.0,
+    may_fail: bool = False,
+) -> list[Any]:
+    """Call `function(*args)` in so many processes joined by gloo; returns their results by rank.
+
+    A process's exception is raised here with its traceback; with `may_fail`, results of failed
+    ranks are the exception's text, or None where a process died. Every wait is bounded.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOAD)
+    with tempfile.TemporaryDirectory() as folder:
+        workers = [
+            context.Process(
+                target=_work, args=(rank, num_processes, Path(folder), function, args), daemon=True
+            )
+            for rank in range(num_processes)
+        ]
+        for worker in workers:
+            worker.start()
+        _wait(workers, Path(folder), time.monotonic() + timeout, may_fail)
+        results = [_read(Path(folder) / f"{rank}.pkl") for rank in range(num_processes)]
+    failures = [(rank, text) for rank, (ok, text) in enumerate(results) if not ok]
+    if failures and not may_fail:
+        raise AssertionError("\n".join(f"rank {rank}:\n{text}" for rank, text in failures))
+    return [value for _, value in results]
+
+
+def _wait(workers: Sequence[Any], folder: Path, end: float, may_fail: bool) -> None:
+    while any(worker.is_alive() for worker in workers):
+        failed = [worker for worker in workers if worker.exitcode not in (None, 0)]
+        if time.monotonic() > end or (failed and not may_fail):
+            time.sleep(0.5)  # let the peers write what they make of it
+            break
+        time.sleep(0.01)
+    for worker in workers:
+        if worker.is_alive() and worker.pid is not None:
+            os.kill(worker.pid, signal.SIGKILL)
+        worker.join(10)
+
+
+def _read(path: Path) -> tuple[bool, Any]:
+    return pickle.loads(path.read_bytes()) if path.exists() else (False, None)
+
+
+def _work(
+    rank: int, num_processes: int, folder: Path, function: Callable[..., Any], args: tuple[Any, ...]
+) -> None:
+    # Imported here: the test process itself needs none of it.
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    try:
+        dist.init_process_group(
+            "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=num_processes
+        )
+        result = (True, function(*args))
+        dist.barrier()
+    except BaseException:
+        result = (False, traceback.format_exc())
+    partial = folder / f"{rank}.partial"
+    partial.write_bytes(pickle.dumps(result))
+    partial.rename(folder / f"{rank}.pkl")
+    if not result[0]:
+        os._exit(1)
+    dist.destroy_process_group()

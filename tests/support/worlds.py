@@ -1,0 +1,188 @@
+"""One small training job, run by an engine on many processes or by a plain loop on one.
+
+Shape letters: B sequences, T tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from triax.common.tokens import IGNORE_INDEX
+from triax.models.config import ModelConfig
+from triax.models.init import initialise
+from triax.models.transformer import Transformer
+from triax.parallel.config import ParallelConfig
+from triax.parallel.engines.native import NativeEngine
+from triax.parallel.layout import Layout
+from triax.parallel.mesh import build_mesh
+from triax.training.config import OptimizerConfig, PrecisionConfig
+from triax.training.optimizer import optimizer_maker
+from triax.training.precision import LossScaler
+from triax.training.stability.guard import Guard
+from triax.training.step import StepContext, train_step
+
+SEQ_LEN = 16
+SEED = 3
+
+SMALL = dict(
+    num_layers=4, hidden_size=32, num_heads=4, num_kv_heads=2, ffn_hidden_size=48, vocab_size=96,
+    qk_norm=True, z_loss=1e-3, init_std=0.1,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """A job: its model, its batch and its layout."""
+
+    model: dict[str, Any] = field(default_factory=lambda: dict(SMALL))
+    parallel: dict[str, Any] = field(default_factory=dict)
+    global_batch_size: int = 8
+    micro_batch_size: int = 1
+    num_steps: int = 10
+    clip_norm: float | None = 3.5
+    compute: str = "fp32"
+    # Adam's first steps divide a gradient by its own size: with the usual eps, rounding decides
+    # the sign of the update where the gradient is all but zero.
+    optimizer: dict[str, Any] = field(default_factory=lambda: {"lr": 2e-3, "eps": 1e-5})
+
+
+@dataclass
+class Run:
+    """What a job gave."""
+
+    losses: list[float]
+    grad_norms: list[float]
+    gradients: dict[str, Tensor]
+    """After the first step, unclipped."""
+    parameters: dict[str, Tensor]
+    """After the last step."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A micro-batch."""
+
+    tokens_BT: Tensor
+    targets_BT: Tensor
+    document_ids_BT: Tensor | None
+
+
+def sequences(first: int, count: int, vocab_size: int) -> Rows:
+    """Sequences by number: rising tokens, packed documents, unequal numbers of targets."""
+    tokens, targets, documents = [], [], []
+    for number in range(first, first + count):
+        generator = torch.Generator().manual_seed(1000 + number)
+        steps = torch.randint(0, 4, (SEQ_LEN + 1,), generator=generator)
+        row = (steps.cumsum(0) + number) % vocab_size
+        starts = torch.rand(SEQ_LEN, generator=generator) < 0.2
+        ignored = torch.rand(SEQ_LEN, generator=generator) < torch.rand((), generator=generator)
+        tokens.append(row[:-1])
+        targets.append(row[1:].masked_fill(ignored, IGNORE_INDEX))
+        documents.append(starts.cumsum(0).int())
+    return Rows(torch.stack(tokens), torch.stack(targets), torch.stack(documents))
+
+
+def plain_run(case: Case) -> Run:
+    """The reference: a plain model, a plain loop, torch's own clipping and AdamW."""
+    config = ModelConfig(**case.model)
+    model = Transformer(config)
+    for name, parameter in model.named_parameters():
+        initialise(parameter, name, [0] * parameter.ndim, parameter.shape, config, SEED)
+    optimizer_config = OptimizerConfig(**case.optimizer)
+    groups = [
+        {"params": [p for p in model.parameters() if p.ndim >= 2]},
+        {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(
+        groups, lr=optimizer_config.lr, betas=optimizer_config.betas, eps=optimizer_config.eps,
+        weight_decay=optimizer_config.weight_decay, foreach=False, fused=False,
+    )  # fmt: skip
+    run = Run([], [], {}, {})
+    for step in range(case.num_steps):
+        rows = sequences(step * case.global_batch_size, case.global_batch_size, config.vocab_size)
+        logits = model.logits(rows.tokens_BT, rows.document_ids_BT)
+        targets = rows.targets_BT
+        loss = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX
+        )
+        normaliser = torch.logsumexp(logits, -1)[targets != IGNORE_INDEX]
+        (loss + config.z_loss * normaliser.square().mean()).backward()
+        if step == 0:
+            run.gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), case.clip_norm or 1e30)
+        optimizer.step()
+        optimizer.zero_grad()
+        run.losses.append(loss.item())
+        run.grad_norms.append(norm.item())
+    run.parameters = {name: p.detach().clone() for name, p in model.named_parameters()}
+    return run
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The full tensor of a DTensor, or a copy of a plain one."""
+    full = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return full.detach().clone()
+
+
+class RecordingEngine(NativeEngine):
+    """Keeps the first step's whole gradients."""
+
+    gradients: dict[str, Tensor]
+
+    def update(self, lr: float, gradient_factor: Tensor, skip: Tensor) -> None:
+        if lr and not hasattr(self, "gradients"):
+            self.gradients = {
+                name: whole(parameter.grad)
+                for name, parameter in self.parameters.items()
+                if parameter.grad is not None
+            }
+        super().update(lr, gradient_factor, skip)
+
+
+def make_engine(case: Case, kind: type[NativeEngine] = NativeEngine) -> NativeEngine:
+    """The case's engine on this process."""
+    parallel = ParallelConfig(**case.parallel)
+    mesh = build_mesh(Layout.of(parallel, dist.get_world_size()), "cpu")
+    return kind(
+        ModelConfig(**case.model), mesh, parallel, compute=case.compute, seed=SEED,
+        make_optimizer=optimizer_maker(OptimizerConfig(**case.optimizer)),
+    )  # fmt: skip
+
+
+def micro_batches(case: Case, step: int) -> list[Rows]:
+    """This process's part of a step's global batch."""
+    layout = Layout.of(ParallelConfig(**case.parallel), dist.get_world_size())
+    share = case.global_batch_size // layout.data_parallel
+    first = step * case.global_batch_size + layout.data_rank(dist.get_rank()) * share
+    vocab_size = ModelConfig(**case.model).vocab_size
+    return [
+        sequences(start, case.micro_batch_size, vocab_size)
+        for start in range(first, first + share, case.micro_batch_size)
+    ]
+
+
+def make_context(case: Case, engine: NativeEngine) -> StepContext:
+    """What the case's steps work with."""
+    precision = PrecisionConfig(compute=case.compute, initial_loss_scale=1024.0)  # type: ignore[arg-type]
+    return StepContext(engine, LossScaler(precision, engine.device), Guard(), case.clip_norm)
+
+
+def engine_run(case: Case) -> Run:
+    """The case on this process among its peers; every rank returns the whole result."""
+    engine = make_engine(case, RecordingEngine)
+    assert isinstance(engine, RecordingEngine)
+    context = make_context(case, engine)
+    run = Run([], [], {}, {})
+    for step in range(case.num_steps):
+        result = train_step(context, micro_batches(case, step), lr=case.optimizer["lr"])
+        assert not result.skipped.item()
+        run.losses.append(result.loss.item())
+        run.grad_norms.append(result.grad_norm.item())
+    run.gradients = engine.gradients
+    run.parameters = {name: whole(parameter) for name, parameter in engine.parameters.items()}
+    return run
