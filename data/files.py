@@ -1,4 +1,4 @@
-"""Writing files so that a crash leaves the old one or the new one, never half of one."""
+"""Files without surprises: written whole or not at all, asked for without exceptions."""
 
 from __future__ import annotations
 
@@ -45,6 +45,19 @@ def write_errors(path: Path) -> Iterator[None]:
             f"{path}: cannot be written: {error.strerror}; make room or change the permissions, "
             "then run the same command again"
         ) from error
+
+
+def is_file(path: Path) -> bool:
+    """Like `Path.is_file`, but False too where the system refuses the question itself.
+
+    A name that is too long or a folder that may not be entered is then "no such file".
+    """
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+def is_folder(path: Path) -> bool:
+    """Like `Path.is_dir`, with the exceptions of `is_file`."""
+    return os.path.isdir(path)  # noqa: PTH112
 
 
 def make_folder(path: Path) -> None:

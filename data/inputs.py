@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from triax.common.errors import UserError
+from triax.data.files import is_file, is_folder
 
 STDLIB = "python-stdlib"
 _NOT_STDLIB = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
-_DATASET = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(:(?P<config>[\w.-]+))?", re.ASCII)
+_DATASET = re.compile(r"(?P<name>[\w.-]{1,96}(/[\w.-]{1,96})?)(:(?P<config>[\w.-]+))?", re.ASCII)
 _FILE_SUFFIX = re.compile(r"\.(txt|md|py|html?|jsonl?|ndjson|parquet|csv|gz|bz2|xz|zst)$", re.I)
 
 
@@ -39,7 +40,10 @@ class DatasetName:
     config: str | None
 
 
-def resolve(text: str) -> list[TextFile] | DatasetName:
+Source = list[TextFile] | DatasetName
+
+
+def resolve(text: str) -> Source:
     """Find what one INPUT names; the order of files is the same on every call.
 
     A folder is read with all its subfolders in the order of their paths, without hidden
@@ -52,10 +56,10 @@ def resolve(text: str) -> list[TextFile] | DatasetName:
     """
     if text == STDLIB:
         return _stdlib_files()
-    path = Path(text).expanduser()
-    if path.is_file():
+    path = Path(os.path.expanduser(text))  # noqa: PTH111, Path's raises for an unknown user
+    if is_file(path):
         return [TextFile(path, must_be_text=True)]
-    if path.is_dir():
+    if is_folder(path):
         return _filled(text, [TextFile(file, must_be_text=False) for file in _walk(path)])
     if re.search(r"[*?[]", text):
         return _filled(text, _glob(path))
@@ -99,21 +103,25 @@ def _glob(pattern: Path) -> list[TextFile]:
     for path in sorted(found):
         if any(part.startswith(".") and part not in pattern.parts for part in path.parts):
             continue
-        if path.is_dir():
+        if is_folder(path):
             files.update({file: TextFile(file, must_be_text=False) for file in _walk(path)})
-        elif path.is_file():
+        elif is_file(path):
             files[path] = TextFile(path, must_be_text=True)
     return list(files.values())
 
 
 def _walk(folder: Path) -> Iterator[Path]:
     """Regular files below a folder in a fixed order, hidden ones left out."""
-    for parent, folders, names in os.walk(folder, followlinks=False):
+    for parent, folders, names in os.walk(folder, onerror=_unreadable, followlinks=False):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             path = Path(parent, name)
-            if not name.startswith(".") and path.is_file():
+            if not name.startswith(".") and is_file(path):
                 yield path
+
+
+def _unreadable(error: OSError) -> None:
+    raise UserError(f"{error.filename}: cannot be read: {error.strerror}; make it readable")
 
 
 def _stdlib_files() -> list[TextFile]:

@@ -18,7 +18,7 @@ import numpy as np
 from triax.common.errors import UserError
 from triax.data.config import PrepareConfig
 from triax.data.encode import encode_documents, num_cores
-from triax.data.files import exclusive, make_folder
+from triax.data.files import exclusive, is_file, make_folder
 from triax.data.inputs import inputs_fingerprint
 from triax.data.record import (
     PreparedData,
@@ -139,7 +139,7 @@ def ensure_prepared(
     tokenizer = output / "tokenizer"
     data = load_prepared(output)
     if data is None:
-        if not (tokenizer / "tokenizer.json").exists():
+        if not is_file(tokenizer / "tokenizer.json"):
             report(f"training a tokenizer of {config.vocab_size:,} tokens in {tokenizer}")
             train_tokenizer(config.inputs, config.vocab_size, tokenizer, config.text_field)
         report(f"tokenizing {', '.join(config.inputs)} into {output}")

@@ -122,7 +122,7 @@ def _load(path: Path, kind: type[_Record]) -> _Record | None:
         return kind.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         return None
-    except (OSError, ValidationError) as error:
+    except (OSError, ValueError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
         raise UserError(
             f"{path}: damaged, or written by another version of triax ({reason}); "

@@ -29,7 +29,7 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 
 from triax.common.errors import UserError
-from triax.data.files import fsync_folder, write_errors
+from triax.data.files import fsync_folder, is_file, is_folder, write_errors
 
 Array = np.ndarray[Any, Any]
 
@@ -150,10 +150,10 @@ def find_shards(prefix: Path | str) -> list[Path]:
         UserError: there is none (the message names what is near), or one of the series is missing.
     """
     prefix = Path(prefix)
-    if prefix.is_dir() and not with_suffix(prefix, ".idx").exists():
-        raise UserError(f"{prefix}: a folder, but a dataset's prefix is expected; {_near(prefix)}")
-    if with_suffix(prefix, ".idx").exists():
+    if is_file(with_suffix(prefix, ".idx")):
         return [prefix]
+    if is_folder(prefix):
+        raise UserError(f"{prefix}: a folder, but a dataset's prefix is expected; {_near(prefix)}")
     names = _names(prefix.parent)
     pattern = re.compile(re.escape(prefix.name) + r"-(\d{5,})\.idx")
     numbers = sorted(int(match[1]) for name in names if (match := pattern.fullmatch(name)))

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from triax.common.errors import UserError
-from triax.data.inputs import DatasetName, TextFile, resolve
+from triax.data.inputs import DatasetName, Source, TextFile, resolve
 
 _log = logging.getLogger(__name__)
 _PARQUET_ROWS = 1024
@@ -48,7 +48,12 @@ def iter_documents(inputs: Sequence[str], text_field: str = "text") -> Iterator[
     Raises:
         UserError: an input is missing, damaged or has no such field; names file and line.
     """
-    for source in [resolve(text) for text in inputs]:
+    # Here and not in the generator: a wrong input is found before anything is read.
+    return _documents([resolve(text) for text in inputs], text_field)
+
+
+def _documents(sources: Sequence[Source], text_field: str) -> Iterator[str]:
+    for source in sources:
         documents = (
             _dataset_documents(source, text_field)
             if isinstance(source, DatasetName)

@@ -15,7 +15,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from triax.common.errors import UserError
-from triax.data.files import make_folder, write_atomically
+from triax.data.files import is_file, is_folder, make_folder, write_atomically
 from triax.data.text import iter_documents
 
 _log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def train_tokenizer(
             "(256 bytes and the end-of-text token)"
         )
     share = sample_characters // len(inputs)
-    samples = (_sample(iter_documents([text], text_field), share) for text in inputs)
+    samples = [_sample(iter_documents([text], text_field), share) for text in inputs]
     tokenizer = _train(chain.from_iterable(samples), vocab_size, ", ".join(inputs))
     make_folder(output)
     write_atomically(output / "tokenizer_config.json", json.dumps(_transformers_config(), indent=2))
@@ -150,8 +150,8 @@ def tokenizer_fingerprint(path: Path | str) -> str:
 
 def _tokenizer_file(path: Path | str) -> Path:
     path = Path(path)
-    file = path / "tokenizer.json" if path.is_dir() else path
-    if not file.is_file():
+    file = path / "tokenizer.json" if is_folder(path) else path
+    if not is_file(file):
         raise UserError(
             f"{file}: no such tokenizer; `triax tokenizer train` writes one, or give the folder "
             "that holds a tokenizer.json"

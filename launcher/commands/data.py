@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         actions.add_parser(
             "prepare",
             help="tokenize text into shards",
-            description="Tokenize text into training and validation shards (Megatron .bin/.idx). "
+            description="Tokenize text into training and validation shards (Megatron .bin/.idx).\n"
             "Interrupted, the same command goes on behind the finished shards.",
             epilog=_EXAMPLE,
             formatter_class=argparse.RawDescriptionHelpFormatter,

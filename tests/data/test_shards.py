@@ -140,6 +140,15 @@ def test_index_that_promises_more_than_the_bin_holds(tmp_path):
         Shard.open(prefix)
 
 
+@pytest.mark.parametrize("suffix", [".bin", ".idx"])
+def test_file_that_is_too_long(tmp_path, suffix):
+    prefix = write(tmp_path / "s", [[1, 2, 3]])
+    with Path(f"{prefix}{suffix}").open("ab") as file:
+        file.write(bytes(10))
+    with pytest.raises(UserError, match=rf"s\{suffix}: .* bytes, but .*promises"):
+        Shard.open(prefix)
+
+
 def _patch(prefix: Path, offset: int, raw: bytes) -> None:
     with Path(f"{prefix}.idx").open("r+b") as file:
         file.seek(offset)
@@ -201,7 +210,7 @@ def test_missing_and_irregular_files(tmp_path):
             Shard.open(tmp_path / name)
 
 
-@settings(deadline=None, max_examples=300, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, max_examples=200, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_damage_is_a_user_error_or_harmless(tmp_path, data):
     """Cut, flipped or random bytes: an error for the user, or a shard that reads within bounds."""
@@ -312,6 +321,8 @@ def test_find_shards(tmp_path):
         ("folder", "a folder"),
         ("absent/x", "holds no .idx files"),
         ("", "a folder"),
+        ("a" * 5000, "no such dataset"),
+        ("nul\0byte", "no such dataset"),
     ],
 )
 def test_find_shards_names_near_misses(tmp_path, name, message):

@@ -187,12 +187,28 @@ def test_streams(tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["absent.txt", "no/such/folder", "./absent", "/absent", "*.absent", "x.jsonl.gz", "", "é"],
+    [
+        "absent.txt",
+        "no/such/folder",
+        "./absent",
+        "/absent",
+        "*.absent",
+        "x.jsonl.gz",
+        "é",
+        "~nobody-x/y",
+        "a" * 5000,
+    ],
 )
 def test_no_such_input(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError):
         resolve(text)
+
+
+def test_wrong_input_is_found_before_the_first_document(tmp_path):
+    (tmp_path / "x.txt").write_text("x")
+    with pytest.raises(UserError, match="absent"):
+        iter_documents([str(tmp_path), "absent.txt"])
 
 
 def test_empty_folder(tmp_path):

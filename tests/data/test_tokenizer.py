@@ -119,6 +119,12 @@ def test_missing_or_broken(tmp_path, raw):
         load_tokenizer(tmp_path)
 
 
+def test_impossible_paths():
+    for path in ("a" * 5000, "nul\0byte"):
+        with pytest.raises(UserError, match="no such tokenizer"):
+            load_tokenizer(path)
+
+
 def test_end_of_text_names():
     for name in ("<|endoftext|>", "<|end_of_text|>", "</s>", "<|eot_id|>"):
         assert end_of_text_id(Tokenizer(models.BPE({"a": 0, name: 1}, []))) == 1

@@ -102,14 +102,16 @@ def test_workers_do_not_outlive_their_launcher(folder: Path) -> None:
     pids = [int(process.stdout.readline()) for _ in range(2)]
     process.send_signal(signal.SIGKILL)
     process.wait()
-    # The workers hold the pipe open: it ends when they do.
-    process.stdout.read()
-    for pid in pids:
+    try:
         for _ in range(200):
-            if not alive(pid):
+            if not any(map(alive, pids)):
                 break
             time.sleep(0.05)
-        assert not alive(pid)
+        assert not any(map(alive, pids))
+    finally:
+        for pid in filter(alive, pids):
+            os.kill(pid, signal.SIGKILL)
+        process.communicate()
 
 
 def alive(pid: int) -> bool:

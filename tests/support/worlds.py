@@ -5,12 +5,15 @@ Shape letters: B sequences, T tokens.
 
 from __future__ import annotations
 
+import gc
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from triax.common.tokens import IGNORE_INDEX
 from triax.models.config import ModelConfig
@@ -18,6 +21,7 @@ from triax.models.init import initialise
 from triax.models.transformer import Transformer
 from triax.parallel.config import ParallelConfig
 from triax.parallel.engines.native import NativeEngine
+from triax.parallel.engines.protocol import MicroBatch
 from triax.parallel.layout import Layout
 from triax.parallel.mesh import build_mesh
 from triax.training.config import OptimizerConfig, PrecisionConfig
@@ -186,3 +190,68 @@ def engine_run(case: Case) -> Run:
     run.gradients = engine.gradients
     run.parameters = {name: whole(parameter) for name, parameter in engine.parameters.items()}
     return run
+
+
+def live_bytes() -> int:
+    """Bytes of all tensor storages that this process holds."""
+    gc.collect()
+    storages = {}
+    for thing in gc.get_objects():
+        if issubclass(type(thing), Tensor):
+            local = thing.to_local() if hasattr(thing, "to_local") else thing
+            storage = local.untyped_storage()
+            storages[storage._cdata] = storage.nbytes()
+    return sum(storages.values())
+
+
+class CollectiveCounter(TorchDispatchMode):
+    """Counts collectives by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "c10d":
+            self.counts[func._opname.strip("_")] += 1
+        return func(*args, **(kwargs or {}))
+
+
+class WeighingEngine(NativeEngine):
+    """Notes what lives when each micro-batch begins, and when one has been evaluated."""
+
+    def _inputs(self, batch: MicroBatch) -> tuple[Tensor, Tensor, Tensor | None]:
+        self.weights = [*getattr(self, "weights", []), live_bytes()]
+        return super()._inputs(batch)
+
+
+@dataclass
+class StageProfile:
+    """What a ZeRO stage does in one step, on one rank."""
+
+    num_parameter_bytes: int
+    num_groups: int
+    """FSDP groups: the blocks and the rest."""
+    collectives: dict[str, int]
+    bytes_between_micro_batches: int
+    """Beyond what lived before the model was built."""
+    bytes_after_update: int
+
+
+def stage_profile(case: Case) -> StageProfile:
+    """Count collectives and weigh tensors in the second step."""
+    before = live_bytes()
+    engine = make_engine(case, WeighingEngine)
+    assert isinstance(engine, WeighingEngine)
+    context = make_context(case, engine)
+    train_step(context, micro_batches(case, 0), lr=1e-3)
+    engine.weights = []
+    with CollectiveCounter() as counter:
+        train_step(context, micro_batches(case, 1), lr=1e-3)
+    return StageProfile(
+        num_parameter_bytes=sum(p.numel() * 4 for p in engine.parameters.values()),
+        num_groups=len(engine.model.blocks) + 1,
+        collectives=dict(counter.counts),
+        bytes_between_micro_batches=engine.weights[1] - before,
+        bytes_after_update=live_bytes() - before,
+    )

@@ -1,0 +1,79 @@
+"""`triax tokenizer` and `triax data`, from text to a look into the shards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from triax.common.errors import ExitCode
+from triax.data.shards import ShardWriter, token_dtype
+from triax.launcher.cli import main
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("commands")
+    (folder / "text").mkdir()
+    for number in range(30):
+        (folder / "text" / f"{number:02d}.txt").write_text(f"text [bold] {number} " * 20)
+    text, tokenizer, output = str(folder / "text"), str(folder / "tok"), str(folder / "out")
+    assert main(["tokenizer", "train", text, "--vocab-size", "300", "--output", tokenizer]) == 0
+    prepare = ["data", "prepare", text, "--tokenizer", tokenizer, "--output", output]
+    assert main([*prepare, "--workers", "1", "--validation-fraction", "0.2"]) == 0
+    return folder
+
+
+def test_inspect_shows_a_table_that_fits_and_a_document(folder, capsys):
+    prefix = str(folder / "out" / "train")
+    assert main(["data", "inspect", prefix]) == 0
+    shown = capsys.readouterr().out
+    assert "all tokens are below the vocabulary's 300" in shown
+    for row in ("shards", "uint16", "tokens", "documents", "document length, median"):
+        assert row in shown
+    table = [line for line in shown.splitlines() if line and line[0] in "│┌└├"]
+    assert table and max(map(len, table)) <= 80
+    tokenizer = str(folder / "tok")
+    assert main(["data", "inspect", prefix, "--tokenizer", tokenizer, "--document", "1"]) == 0
+    assert "text [bold] " in capsys.readouterr().out
+
+
+def test_tokens_beyond_the_vocabulary_are_found(folder, capsys):
+    with ShardWriter(folder / "other", token_dtype(1000)) as writer:
+        writer.add_document(np.array([1, 999]))
+    command = ["data", "inspect", str(folder / "other")]
+    assert main([*command, "--tokenizer", str(folder / "tok")]) == ExitCode.BAD_INPUT
+    assert "tokens from 1 to 999, expected 0 to 299" in capsys.readouterr().err
+    assert main(command) == 0
+    assert "no data.json" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["data", "inspect", "absent"],
+        ["data", "inspect", "out/train", "--tokenizer", "tok", "--document", "99"],
+        ["data", "inspect", "out/train", "--tokenizer", "tok", "--document", "-1"],
+        ["data", "prepare", "text", "--tokenizer", "absent", "--output", "new"],
+        ["data", "prepare", "text", "--tokenizer", "tok", "--output", "new", "--workers", "0"],
+        ["data", "prepare", "text", "--tokenizer", "tok", "--output", "n", "--tokens-per-shard=x"],
+        ["data", "prepare", "absent.txt", "--tokenizer", "tok", "--output", "new"],
+        ["tokenizer", "train", "text", "--vocab-size", "9", "--output", "new"],
+        ["tokenizer", "train", "text", "--vocab-size", "x", "--output", "new"],
+        ["tokenizer"],
+        ["data", "prepare"],
+    ],
+)
+def test_mistakes_end_with_2_and_a_message(folder, arguments, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    assert main(arguments) == ExitCode.BAD_INPUT
+    message = capsys.readouterr().err
+    assert "error" in message and "Traceback" not in message
+
+
+@pytest.mark.parametrize("command", [["data"], ["data", "prepare"], ["tokenizer", "train"]])
+def test_help_has_an_example(command, capsys):
+    assert main([*command, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "example" in shown and max(map(len, shown.splitlines())) <= 100

@@ -1,0 +1,78 @@
+"""Counts against published sizes and against the real model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from triax.models.config import ModelConfig
+from triax.models.counts import flops_per_token, num_non_embedding_parameters, num_parameters
+from triax.models.presets import PRESETS
+from triax.models.transformer import Transformer
+
+PUBLISHED = {
+    "llama3.2-1b": 1_235_814_400,
+    "llama3.2-3b": 3_212_749_824,
+    "llama3-8b": 8_030_261_248,
+    "llama3-70b": 70_553_706_496,
+    "llama3-405b": 405_853_388_800,
+}
+
+
+@pytest.mark.parametrize(("preset", "count"), PUBLISHED.items())
+def test_llama_presets_have_the_published_number_of_parameters(preset: str, count: int) -> None:
+    assert num_parameters(ModelConfig.model_validate({"preset": preset})) == count
+
+
+@pytest.mark.parametrize(
+    ("preset", "millions"),
+    [("mini-10m", 10), ("mini-30m", 30), ("mini-50m", 50), ("gpt2-124m", 124)],
+)
+def test_other_presets_have_the_size_in_their_name(preset: str, millions: int) -> None:
+    count = num_parameters(ModelConfig.model_validate({"preset": preset}))
+    assert count == pytest.approx(millions * 1e6, rel=0.12)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_counts_are_those_of_the_model(preset: str) -> None:
+    config = ModelConfig.model_validate({"preset": preset})
+    with torch.device("meta"):
+        model = Transformer(config)
+    assert num_parameters(config) == sum(p.numel() for p in model.parameters())
+    outside = {id(model.embedding.weight), id(model.head.weight)}
+    assert num_non_embedding_parameters(config) == sum(
+        p.numel() for p in model.parameters() if id(p) not in outside
+    )
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    layers=st.integers(1, 3), heads=st.sampled_from([2, 4]), kv=st.sampled_from([1, 2]),
+    ffn=st.integers(1, 40), vocab=st.integers(2, 50), seq_len=st.integers(1, 12),
+)  # fmt: skip
+def test_flops_are_those_of_the_matrix_products(
+    layers: int, heads: int, kv: int, ffn: int, vocab: int, seq_len: int
+) -> None:
+    """Torch's own counter sees the forward pass; a backward pass costs twice as much."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    config = ModelConfig(
+        num_layers=layers, hidden_size=16, num_heads=heads, num_kv_heads=kv, head_dim=8,
+        ffn_hidden_size=ffn, vocab_size=vocab,
+    )  # fmt: skip
+    model = Transformer(config)
+    tokens_BT = torch.zeros(2, seq_len, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(
+        torch.nn.attention.SDPBackend.MATH
+    ):
+        model.logits(tokens_BT)
+    assert 3 * counter.get_total_flops() == flops_per_token(config, seq_len) * 2 * seq_len
+
+
+def test_published_flops() -> None:
+    """PaLM, appendix B: 6N + 12LHQT; for Llama-3 8B at 8192 tokens 57.9 GFLOP a token."""
+    config = ModelConfig.model_validate({"preset": "llama3-8b"})
+    multiplying = num_parameters(config) - 128256 * 4096 - (2 * 32 + 1) * 4096
+    assert flops_per_token(config, 8192) == 6 * multiplying + 12 * 32 * 32 * 128 * 8192

@@ -1,0 +1,112 @@
+"""The chunked loss against plain cross entropy in float64, and the memory that it takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from triax.common.tokens import IGNORE_INDEX
+from triax.models import loss
+from triax.models.loss import LossOptions, chunked_cross_entropy
+
+N, D, V = 50, 12, 31
+
+
+def reference(h: Tensor, head: Tensor, targets: Tensor, options: LossOptions) -> tuple[Tensor, Tensor]:
+    logits = h @ head.T
+    if options.softcap is not None:
+        logits = options.softcap * torch.tanh(logits / options.softcap)
+    is_target = targets != IGNORE_INDEX
+    log_normaliser = torch.logsumexp(logits, -1)[is_target]
+    cross_entropy = torch.nn.functional.cross_entropy(
+        logits, targets, ignore_index=IGNORE_INDEX, reduction="sum"
+    )
+    return cross_entropy + options.z_loss * log_normaliser.square().sum(), cross_entropy
+
+
+def inputs(seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    targets = torch.randint(0, V, (N,), generator=generator)
+    targets[torch.rand(N, generator=generator) < 0.3] = IGNORE_INDEX
+    return (
+        torch.randn(N, D, generator=generator),
+        torch.randn(V, D, generator=generator),
+        targets,
+    )
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 7, 50, 1000])
+@pytest.mark.parametrize("z_loss", [0.0, 0.01])
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_value_and_gradients(
+    monkeypatch: pytest.MonkeyPatch, chunk_tokens: int, z_loss: float, softcap: float | None
+) -> None:
+    monkeypatch.setattr(loss, "CHUNK_TOKENS", chunk_tokens)
+    options = LossOptions(z_loss, softcap)
+    h, head, targets = inputs(chunk_tokens)
+    weight = torch.tensor(0.37)
+    h32, head32 = h.clone().requires_grad_(), head.clone().requires_grad_()
+    sums = chunked_cross_entropy(h32, head32, targets, weight, options)
+    (3 * sums.objective).backward()
+
+    h64, head64 = h.double().requires_grad_(), head.double().requires_grad_()
+    objective, cross_entropy = reference(h64, head64, targets, options)
+    (3 * 0.37 * objective).backward()
+    torch.testing.assert_close(sums.objective.double(), 0.37 * objective, rtol=1e-6, atol=0)
+    torch.testing.assert_close(sums.cross_entropy.double(), cross_entropy, rtol=1e-6, atol=0)
+    assert h32.grad is not None and h64.grad is not None
+    assert head32.grad is not None and head64.grad is not None
+    torch.testing.assert_close(h32.grad.double(), h64.grad, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(head32.grad.double(), head64.grad, rtol=1e-5, atol=1e-5)
+
+
+def test_no_targets_at_all_give_zero_and_no_nan() -> None:
+    h, head, targets = inputs(0)
+    h.requires_grad_()
+    sums = chunked_cross_entropy(
+        h, head, torch.full_like(targets, IGNORE_INDEX), torch.tensor(1.0), LossOptions(0.1)
+    )
+    sums.objective.backward()
+    assert sums.objective.item() == 0
+    assert h.grad is not None and h.grad.abs().max() == 0
+
+
+def test_fp16_keeps_small_gradients_when_the_weight_carries_a_loss_scale() -> None:
+    h = torch.zeros(1, 4, dtype=torch.float16, requires_grad=True)
+    head = torch.tensor([[1.0, 0, 0, 0], [0, 1.0, 0, 0]], dtype=torch.float16) * 1e-4
+    tiny = torch.tensor(1e-6)
+    for weight, is_lost in ((tiny, True), (tiny * 2**16, False)):
+        h.grad = None
+        sums = chunked_cross_entropy(h, head, torch.tensor([0]), weight, LossOptions())
+        sums.objective.backward()
+        assert h.grad is not None
+        assert (h.grad.abs().max().item() == 0) == is_lost
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records the most elements that any operation's result has."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self.largest = max(self.largest, result.numel())
+        return result
+
+
+def test_the_whole_batchs_logits_never_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss, "CHUNK_TOKENS", 16)
+    num_tokens, vocab_size = 256, 500
+    h = torch.randn(num_tokens, 8, requires_grad=True)
+    head = torch.randn(vocab_size, 8, requires_grad=True)
+    targets = torch.randint(0, vocab_size, (num_tokens,))
+    with LargestTensor() as record:
+        chunked_cross_entropy(
+            h, head, targets, torch.tensor(1.0), LossOptions(0.1, 30.0)
+        ).objective.backward()
+    assert record.largest == 16 * vocab_size

@@ -1,0 +1,126 @@
+"""The transformer's parts against naive definitions. Hugging Face parity is in tests/checkpoint."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from triax.models.attention import attention_mask, rotary_table, rotate
+from triax.models.config import ModelConfig
+from triax.models.init import initialise
+from triax.models.transformer import Transformer
+
+SHAPE = dict(
+    num_layers=2, hidden_size=32, num_heads=4, num_kv_heads=2, ffn_hidden_size=64, vocab_size=50
+)
+
+
+def make_model(**changes: object) -> Transformer:
+    config = ModelConfig.model_validate(SHAPE | changes)
+    model = Transformer(config)
+    for name, parameter in model.named_parameters():
+        initialise(parameter, name, [0] * parameter.ndim, parameter.shape, config, seed=1)
+    return model
+
+
+@torch.no_grad()
+def test_a_token_depends_on_no_later_token() -> None:
+    model, tokens = make_model(), torch.randint(0, 50, (2, 10))
+    changed = tokens.clone()
+    changed[:, 6:] = (changed[:, 6:] + 1) % 50
+    torch.testing.assert_close(model.logits(tokens)[:, :6], model.logits(changed)[:, :6])
+    assert not torch.allclose(model.logits(tokens)[:, 6:], model.logits(changed)[:, 6:])
+
+
+@torch.no_grad()
+def test_a_packed_document_is_as_if_alone() -> None:
+    """RoPE sees only differences of positions, so a document's place in the row is no matter."""
+    model = make_model(qk_norm=True)
+    first, second = torch.randint(0, 50, (1, 5)), torch.randint(0, 50, (1, 7))
+    ids = torch.tensor([[0] * 5 + [1] * 7])
+    packed = model.logits(torch.cat((first, second), 1), ids)
+    torch.testing.assert_close(packed[:, :5], model.logits(first), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(packed[:, 5:], model.logits(second), rtol=1e-4, atol=1e-5)
+
+
+def test_attention_mask_against_its_definition() -> None:
+    ids = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 2], [0, 1, 1, 1, 1, 1, 1, 1]])
+    mask = attention_mask(ids, 8, 3, torch.device("cpu"))
+    assert mask is not None
+    for row in range(2):
+        for query in range(8):
+            for key in range(8):
+                seen = key <= query and query - key < 3 and bool(ids[row, query] == ids[row, key])
+                assert bool(mask[row, 0, query, key]) == seen
+    assert attention_mask(None, 8, None, torch.device("cpu")) is None
+    assert attention_mask(None, 8, 8, torch.device("cpu")) is None
+
+
+def test_rotary_positions_against_complex_numbers() -> None:
+    config = ModelConfig.model_validate(SHAPE | {"rope_theta": 100.0})
+    x = torch.randn(1, 6, 2, config.head_dim)
+    turned = rotate(x, rotary_table(config, 6, torch.device("cpu")))
+    half = config.head_dim // 2
+    for position in range(6):
+        for pair in range(half):
+            angle = position * 100.0 ** (-2 * pair / config.head_dim)
+            number = torch.complex(x[0, position, :, pair], x[0, position, :, pair + half])
+            expected = number * complex(math.cos(angle), math.sin(angle))
+            torch.testing.assert_close(turned[0, position, :, pair], expected.real)
+            torch.testing.assert_close(turned[0, position, :, pair + half], expected.imag)
+
+
+@torch.no_grad()
+def test_the_softcap_bounds_the_logits() -> None:
+    tokens = torch.randint(0, 50, (1, 8))
+    assert make_model(init_std=3.0).logits(tokens).abs().max() > 2
+    assert make_model(init_std=3.0, logit_softcap=2.0).logits(tokens).abs().max() <= 2
+
+
+def test_tied_embeddings_are_one_parameter() -> None:
+    model = make_model(tie_embeddings=True)
+    assert model.head.weight is model.embedding.weight
+    assert "head.weight" not in dict(model.named_parameters())
+
+
+def fill(shape: tuple[int, int], offset: tuple[int, int], whole: tuple[int, int]) -> Tensor:
+    config = ModelConfig.model_validate(SHAPE)
+    part = torch.empty(shape)
+    initialise(part, "blocks.0.mlp.up.weight", offset, whole, config, seed=5)
+    return part
+
+
+def test_any_slice_of_a_parameter_can_be_made_alone() -> None:
+    whole = fill((64, 32), (0, 0), (64, 32))
+    torch.testing.assert_close(fill((10, 32), (7, 0), (64, 32)), whole[7:17], rtol=0, atol=0)
+    torch.testing.assert_close(fill((64, 8), (0, 16), (64, 32)), whole[:, 16:24], rtol=0, atol=0)
+    assert fill((0, 32), (64, 0), (64, 32)).shape == (0, 32)
+
+
+def test_initial_weights_are_normal_and_differ_by_name_and_seed() -> None:
+    config = ModelConfig.model_validate(SHAPE)
+    parts = []
+    for name, seed in (("a.weight", 0), ("a.weight", 1), ("b.weight", 0)):
+        part = torch.empty(1500, 1000)
+        initialise(part, name, (0, 0), part.shape, config, seed)
+        parts.append(part / config.init_std)
+    for part in parts:
+        flat = part.flatten().double()
+        assert abs(flat.mean()) < 0.005
+        assert abs(flat.std() - 1) < 0.005
+        assert abs((flat**4).mean() - 3) < 0.05
+        assert abs((flat[1:] * flat[:-1]).mean()) < 0.005
+        assert abs((part[1:] * part[:-1]).mean()) < 0.005
+    assert abs((parts[0] * parts[1]).mean()) < 0.005
+    assert abs((parts[0] * parts[2]).mean()) < 0.005
+
+
+@pytest.mark.parametrize("name", ["blocks.1.attention.output.weight", "blocks.1.mlp.down.weight"])
+def test_what_writes_to_the_residual_stream_starts_smaller(name: str) -> None:
+    config = ModelConfig.model_validate(SHAPE | {"num_layers": 8})
+    part = torch.empty(300, 300)
+    initialise(part, name, (0, 0), part.shape, config, seed=0)
+    assert part.std().item() == pytest.approx(config.init_std / 4, rel=0.02)
