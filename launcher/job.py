@@ -152,7 +152,9 @@ class Job:
     def _prepare_data(self) -> None:
         prepare = self.config.data.prepare
         if prepare is not None:
-            on_first_rank(partial(ensure_prepared, prepare), self.processes.control_group)
+            on_first_rank(
+                partial(ensure_prepared, prepare, report=self.say), self.processes.control_group
+            )
 
     def _open_sources(self) -> dict[str, Source]:
         data, vocab_size = self.config.data, self.config.model.vocab_size

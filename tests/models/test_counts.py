@@ -64,8 +64,9 @@ def test_flops_are_those_of_the_matrix_products(
     )  # fmt: skip
     model = Transformer(config)
     tokens_BT = torch.zeros(2, seq_len, dtype=torch.long)
-    with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(
-        torch.nn.attention.SDPBackend.MATH
+    with (
+        FlopCounterMode(display=False) as counter,
+        torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
     ):
         model.logits(tokens_BT)
     assert 3 * counter.get_total_flops() == flops_per_token(config, seq_len) * 2 * seq_len

@@ -16,7 +16,9 @@ from triax.models.loss import LossOptions, chunked_cross_entropy
 N, D, V = 50, 12, 31
 
 
-def reference(h: Tensor, head: Tensor, targets: Tensor, options: LossOptions) -> tuple[Tensor, Tensor]:
+def reference(
+    h: Tensor, head: Tensor, targets: Tensor, options: LossOptions
+) -> tuple[Tensor, Tensor]:
     logits = h @ head.T
     if options.softcap is not None:
         logits = options.softcap * torch.tanh(logits / options.softcap)

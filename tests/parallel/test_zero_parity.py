@@ -21,10 +21,15 @@ def reference(tied: bool) -> Run:
 def assert_same_run(run: Run, expected: Run, tolerance: float = TOLERANCE) -> None:
     torch.testing.assert_close(run.losses, expected.losses, rtol=tolerance, atol=0)
     torch.testing.assert_close(run.grad_norms, expected.grad_norms, rtol=tolerance, atol=0)
-    for found, wanted in ((run.gradients, expected.gradients), (run.parameters, expected.parameters)):
+    for found, wanted in (
+        (run.gradients, expected.gradients),
+        (run.parameters, expected.parameters),
+    ):
         assert found.keys() == wanted.keys()
         for name in wanted:
-            torch.testing.assert_close(found[name], wanted[name], rtol=tolerance, atol=tolerance, msg=name)
+            torch.testing.assert_close(
+                found[name], wanted[name], rtol=tolerance, atol=tolerance, msg=name
+            )
 
 
 def test_the_reference_is_demanding() -> None:

@@ -5,6 +5,8 @@ Parity alone can't tell the stages apart.
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 from fleet import run_fleet
 from worlds import SMALL, Case, StageProfile, stage_profile
@@ -15,7 +17,9 @@ STEP_ALL_REDUCES = 2
 """The number of targets, and the step's sums."""
 
 
-def profile(**parallel: int) -> StageProfile:
+@functools.cache
+def profile(zero_stage: int, replicate: int = 1) -> StageProfile:
+    parallel = {"zero_stage": zero_stage, "replicate": replicate}
     case = Case(model=WIDER, parallel=parallel, global_batch_size=4 * NUM_MICRO_BATCHES)
     found: StageProfile = run_fleet(4, stage_profile, case)[0]
     return found
