@@ -46,7 +46,7 @@ def explain(section: str, errors: list[ErrorDetails]) -> list[Problem]:
     """
     by_loc: dict[Loc, ErrorDetails] = {}
     for error in errors:
-        by_loc.setdefault((section, *_keys(error["loc"])), error)
+        by_loc.setdefault((section, *error["loc"]), error)
     missing: defaultdict[Loc, list[str]] = defaultdict(list)
     for loc, error in by_loc.items():
         if error["type"] == "missing" and isinstance(loc[-1], str):
@@ -83,11 +83,6 @@ def shown(value: object) -> str:
     """A value as the user wrote it, about, and short."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 48 else f"{text[:45]}..."
-
-
-def _keys(loc: Loc) -> Loc:
-    """Without the parts in which pydantic names the arm of a union instead of a key."""
-    return tuple(part for part in loc if isinstance(part, int) or re.fullmatch(r"[^\[\]()]*", part))
 
 
 def _unknown_key(loc: Loc, missing: list[str]) -> Problem:

@@ -22,16 +22,20 @@ from triax.launcher.elastic import launch
 if __name__ == "__main__":
     sys.exit(launch(2, "worker", sys.argv[1:]))
 """
-WORKER = """
+WORKER = r"""
 import os, signal, sys, time
 from triax.common.errors import UserError
 from triax.launcher.environment import discover
+
+def say_hello():
+    # In one write: both workers share the pipe.
+    os.write(1, f"{os.getpid()} {os.environ['OMP_NUM_THREADS']}\n".encode())
 
 def wait_for_signal():
     received = []
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, lambda number, _frame: received.append(number))
-    print(os.getpid(), os.environ["OMP_NUM_THREADS"], flush=True)
+    say_hello()
     while not received:
         time.sleep(0.02)
     return received[0]
@@ -44,7 +48,7 @@ elif action == "one-exits":
         sys.exit(int(codes[0]))
     time.sleep(300)
 elif action == "sleep":
-    print(os.getpid(), os.environ["OMP_NUM_THREADS"], flush=True)
+    say_hello()
     time.sleep(300)
 elif action == "save":
     number = wait_for_signal()

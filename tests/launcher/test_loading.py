@@ -81,6 +81,7 @@ def test_a_good_config_is_loaded(tmp_path: Path) -> None:
         ("[optimizer]\nmicro_batch_size = 3", "optimizer.micro_batch_size", "mean batch.micro"),
         ("[optimizer]\nzzzzz = 3", "optimizer.zzzzz", "unknown key; valid are lr, betas"),
         ("[optimiser]\nlr = 3", "optimiser", "unknown section; did you mean optimizer?"),
+        ("[optimizer]\n'lr[' = 3", "optimizer.lr[", "unknown key; did you mean lr?"),
         ("[lr]\nx = 3", "lr", "did you mean optimizer.lr?"),
         ("[precision]\ncompute = 'bf61'", "precision.compute", "did you mean bf16?"),
         ("[parallel]\nzero_stage = 4", "parallel.zero_stage", "expected 0, 1, 2 or 3, got 4"),

@@ -25,7 +25,7 @@ prepare = { inputs = ["python-stdlib"], output = "out", vocab_size = 4096 }
 [batch]
 global_batch_size = 8
 """
-WORKER = """
+WORKER = r"""
 import os, sys, time
 from triax.common.errors import UserError
 from triax.launcher import train
@@ -39,7 +39,7 @@ def run(config, environment):
         raise UserError("the shard is gone")
     if action == "code":
         return 75
-    print(os.getpid(), flush=True)
+    os.write(1, f"{os.getpid()}\n".encode())
     time.sleep(300)
 
 train.run = run
