@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from triax.common.errors import UserError
@@ -10,6 +9,9 @@ from triax.common.quantities import format_count
 from triax.models.config import ModelConfig
 from triax.models.counts import num_non_embedding_parameters, num_parameters
 from triax.training.config import BudgetConfig
+
+MAX_TOKENS = 10**18
+"""Far above any run, and far below where counting in floating point would fail."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,12 @@ def chinchilla_tokens(budget: BudgetConfig, model: ModelConfig) -> int:
     Raises:
         UserError: the product is no number of tokens that a run could have.
     """
-    tokens = budget.tokens_per_parameter * counted_parameters(budget, model)
-    if not math.isfinite(tokens):
+    num_counted = counted_parameters(budget, model)
+    tokens = budget.tokens_per_parameter * num_counted
+    if tokens > MAX_TOKENS:
         raise UserError(
-            f"budget.tokens_per_parameter: {budget.tokens_per_parameter:g} is too large; "
-            "20 is compute-optimal"
+            f"budget.tokens_per_parameter: {budget.tokens_per_parameter:g} tokens for each of "
+            f"{num_counted:.3g} parameters is no budget"
         )
     return int(tokens)
 
@@ -58,12 +61,14 @@ def resolve_budget(budget: BudgetConfig, model: ModelConfig, tokens_per_step: in
     """The run's length in whole steps of `tokens_per_step` tokens, rounded down.
 
     Raises:
-        UserError: the budget is below one step.
+        UserError: the budget is below one step, or beyond all measure.
     """
     assert tokens_per_step > 0
     requested = (
         budget.tokens if isinstance(budget.tokens, int) else chinchilla_tokens(budget, model)
     )
+    if requested > MAX_TOKENS:
+        raise UserError(f"budget.tokens: more than {format_count(MAX_TOKENS)} tokens is no budget")
     num_steps = requested // tokens_per_step
     if num_steps < 1:
         raise UserError(

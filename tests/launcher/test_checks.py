@@ -76,7 +76,7 @@ def test_a_config_that_is_ready_has_no_problems(tmp_path: Path, config: dict[str
         (["parallel.pipeline=2"], None, "parallel.pipeline", "not available in this version"),
         (["budget.tokens=100"], None, "budget.tokens", "less than one step of 128 tokens"),
         (["budget.tokens_per_parameter=1e308", "budget.tokens=chinchilla"], None,
-         "budget.tokens_per_parameter", "too large"),
+         "budget.tokens_per_parameter", "is no budget"),
         (["schedule.warmup=11 steps"], None, "schedule.warmup", "more than the whole run's 1.28K"),
         (["data.seq_len=600", "budget.tokens=1M"], None, "data.validation", "too few tokens"),
         (["data.validation=gone"], None, "data.validation", "no such dataset"),

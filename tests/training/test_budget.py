@@ -49,3 +49,5 @@ def test_llama3_8b_s_budget_is_that_of_its_published_size() -> None:
 def test_an_endless_budget_is_the_user_s_mistake() -> None:
     with pytest.raises(UserError, match="tokens_per_parameter"):
         resolve_budget(BudgetConfig(tokens_per_parameter=1e305), MODEL, 4096)
+    with pytest.raises(UserError, match="is no budget"):
+        resolve_budget(BudgetConfig(tokens=10**400), MODEL, 4096)
