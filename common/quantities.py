@@ -10,6 +10,9 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, PlainSerializer
 
 _MULTIPLIERS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+MAX_COUNT = 10**18
+"""More tokens than anyone has; keeps all arithmetic within 64 bits."""
+
 _DURATION = re.compile(r"(.*\d\s*[KMBT]?)\s+([a-z]+)|([\d.]+)\s*([a-z]+)", re.IGNORECASE)
 _COUNT = re.compile(r"(\d+(?:_\d+)*(?:\.\d+)?)\s*([KMBT]?)", re.IGNORECASE)
 
@@ -25,6 +28,12 @@ class Unit(StrEnum):
 _SECONDS_PER = {"s": 1, "sec": 1, "second": 1, "min": 60, "minute": 60, "h": 3600, "hour": 3600}
 
 
+def shorten(value: object) -> str:
+    """The value as written, cut to fit a line."""
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:36]}...{text[-1]}"
+
+
 def parse_count(text: str | int) -> int:
     """Read a count such as `"20B"`, `"1.5M"`, `"10_000"` or a plain integer.
 
@@ -34,28 +43,33 @@ def parse_count(text: str | int) -> int:
         ValueError: the text is no count, is negative, or is no whole number.
     """
     if isinstance(text, bool) or not isinstance(text, int | str):
-        raise ValueError(f'expected a count such as 1000, "1M" or "20B", got {text!r}')
+        raise ValueError(f'expected a count such as 1000, "1M" or "20B", got {shorten(text)}')
     if isinstance(text, int):
-        if text < 0:
-            raise ValueError(f"expected a count of at least 0, got {text}")
+        if not 0 <= text <= MAX_COUNT:
+            raise ValueError(f"expected a count from 0 to {MAX_COUNT:.0e}")
         return text
     match = _COUNT.fullmatch(text.strip())
     if match is None:
-        raise ValueError(f'expected a count such as 1000, "1M" or "20B", got {text!r}')
+        raise ValueError(f'expected a count such as 1000, "1M" or "20B", got {shorten(text)}')
     whole, _, fraction = match[1].replace("_", "").partition(".")
     scaled = int(whole + fraction) * _MULTIPLIERS[match[2].upper()]
     count, remainder = divmod(scaled, 10 ** len(fraction))
     if remainder:
         raise ValueError(f"{text!r} is not a whole number")
+    if count > MAX_COUNT:
+        raise ValueError(
+            f"expected a count of at most {MAX_COUNT:.0e}, got one of {len(text)} digits"
+        )
     return count
 
 
 def format_count(count: float) -> str:
-    """Show a count in at most five characters before its suffix: 10.1M, 200M, 1.24B."""
+    """Show a count by its three leading digits: 10.1M, 200M, 1.24B."""
+    rounded = float(f"{count:.3g}")
     for suffix in ("T", "B", "M", "K"):
-        if abs(count) >= _MULTIPLIERS[suffix]:
-            return f"{count / _MULTIPLIERS[suffix]:.3g}{suffix}"
-    return f"{count:.4g}"
+        if abs(rounded) >= _MULTIPLIERS[suffix]:
+            return f"{rounded / _MULTIPLIERS[suffix]:.4g}{suffix}"
+    return f"{rounded:g}"
 
 
 def format_seconds(seconds: float) -> str:
@@ -89,7 +103,7 @@ class Duration:
         expected = 'expected a duration such as "500 steps", "1B tokens" or "10 min"'
         match = _DURATION.fullmatch(str(text).strip())
         if not isinstance(text, str) or match is None:
-            raise ValueError(f"{expected}, got {text!r}")
+            raise ValueError(f"{expected}, got {shorten(text)}")
         number, word = (match[1] or match[3]).strip(), (match[2] or match[4]).lower()
         singular = word.removesuffix("s") if len(word) > 1 else word
         try:
@@ -100,14 +114,14 @@ class Duration:
             else:
                 raise ValueError
         except ValueError:
-            raise ValueError(f"{expected}, got {text!r}") from None
+            raise ValueError(f"{expected}, got {shorten(text)}") from None
         if duration.amount <= 0:
-            raise ValueError(f"expected a duration above zero, got {text!r}")
+            raise ValueError(f"expected a duration above zero, got {shorten(text)}")
         return duration
 
     def __str__(self) -> str:
         if self.unit is Unit.SECONDS:
-            return f"{self.amount:g} s"
+            return f"{self.amount:.12g} s"
         return f"{self.amount:.0f} {self.unit}"
 
 
