@@ -81,8 +81,7 @@ def load_model(folder: Path, config: ModelConfig) -> Transformer:
         strict=not config.tie_embeddings,
         assign=True,
     )
-    if config.tie_embeddings:
-        model.head.weight = model.embedding.weight
+    model.tie()
     return model
 
 

@@ -30,9 +30,16 @@ from triax.launcher.data_checks import (
     tokens_per_step,
 )
 from triax.launcher.loading import load_config
+from triax.launcher.parallel_checks import (
+    batch_divides,
+    recomputation_fits_schedule,
+    schedule_fits_batch,
+    stages_fit_layers,
+    tensor_divides_model,
+    world_fits,
+)
 from triax.launcher.problems import Problem
 from triax.models.config import ModelConfig
-from triax.parallel.config import ParallelConfig
 from triax.training.budget import resolve_budget
 from triax.training.config import (
     BatchConfig,
@@ -75,54 +82,6 @@ def _run(checks: Sequence[Check], available: Mapping[str, Any]) -> Iterator[Prob
         needed = inspect.signature(check).parameters
         if all(name in available for name in needed):
             yield from check(**{name: available[name] for name in needed})
-
-
-def unavailable_axes(parallel: ParallelConfig) -> Iterator[Problem]:
-    """Tensor and pipeline parallelism have their names, but this version doesn't run them."""
-    for axis in ("tensor", "pipeline"):
-        if (degree := getattr(parallel, axis)) > 1:
-            yield Problem(
-                f"parallel.{axis}", f"{degree} is not available in this version; set it to 1"
-            )
-
-
-def world_fits(parallel: ParallelConfig, world_size: int | None) -> Iterator[Problem]:
-    """Every axis must divide the number of processes."""
-    fixed = parallel.tensor * parallel.pipeline * parallel.replicate
-    if world_size is None or world_size % fixed == 0:
-        return
-    axes = ("pipeline", "replicate", "tensor")
-    degrees = " x ".join(f"{axis} {getattr(parallel, axis)}" for axis in axes)
-    path = next(f"parallel.{axis}" for axis in axes if getattr(parallel, axis) > 1)
-    yield Problem(
-        path,
-        f"the number of processes, {world_size}, is not a multiple of {degrees} = {fixed}; "
-        f"start {_nearest_multiples(world_size, fixed)} processes or lower a degree",
-    )
-
-
-def batch_divides(
-    batch: BatchConfig, parallel: ParallelConfig, world_size: int | None
-) -> Iterator[Problem]:
-    """An update is whole micro-batches, equally many on every data-parallel rank."""
-    model_ranks = parallel.tensor * parallel.pipeline
-    data_ranks = 1 if world_size is None or world_size % model_ranks else world_size // model_ranks
-    unit = batch.micro_batch_size * data_ranks
-    if batch.global_batch_size % unit == 0:
-        return
-    product = f"micro_batch_size {batch.micro_batch_size}"
-    if data_ranks > 1:
-        product += f" x {data_ranks} data-parallel processes = {unit}"
-    yield Problem(
-        "batch.global_batch_size",
-        f"{batch.global_batch_size} is not a multiple of {product}; "
-        f"the nearest that work are {_nearest_multiples(batch.global_batch_size, unit)}",
-    )
-
-
-def _nearest_multiples(value: int, unit: int) -> str:
-    below = value // unit * unit
-    return f"{below} or {below + unit}" if below else f"{unit}"
 
 
 def budget_fits(
@@ -185,7 +144,10 @@ def shown_path(path: Path) -> str:
 
 
 CHECKS: tuple[Check, ...] = (
-    unavailable_axes,
+    tensor_divides_model,
+    stages_fit_layers,
+    schedule_fits_batch,
+    recomputation_fits_schedule,
     world_fits,
     batch_divides,
     budget_fits,

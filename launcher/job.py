@@ -217,6 +217,7 @@ class Job:
             build_mesh(self.layout, self.processes.device.type),
             self.config.parallel,
             compute=self.config.precision.compute,
+            seq_len=self.config.data.seq_len,
             seed=self.config.run.seed,
             make_optimizer=optimizer_maker(self.config.optimizer),
         )

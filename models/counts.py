@@ -35,6 +35,17 @@ def num_parameters(config: ModelConfig) -> int:
     return num_embedding_parameters(config) + num_non_embedding_parameters(config)
 
 
+def block_flops_per_token(config: ModelConfig, seq_len: int) -> int:
+    """One block's part of `flops_per_token`."""
+    context = min(seq_len, config.sliding_window or seq_len)
+    return 6 * _block_matrices(config) + 12 * config.num_heads * config.head_dim * context
+
+
+def head_flops_per_token(config: ModelConfig) -> int:
+    """The head's part of `flops_per_token`."""
+    return 6 * config.vocab_size * config.hidden_size
+
+
 def flops_per_token(config: ModelConfig, seq_len: int) -> int:
     """Floating-point operations that training needs for one token, forward and backward.
 
@@ -43,7 +54,4 @@ def flops_per_token(config: ModelConfig, seq_len: int) -> int:
     2022, appendix B), which MFU figures in the literature use. Recomputation is not counted. A
     sliding window bounds T.
     """
-    context = min(seq_len, config.sliding_window or seq_len)
-    attention = 12 * config.num_layers * config.num_heads * config.head_dim * context
-    matrices = config.num_layers * _block_matrices(config) + config.vocab_size * config.hidden_size
-    return 6 * matrices + attention
+    return config.num_layers * block_flops_per_token(config, seq_len) + head_flops_per_token(config)

@@ -5,8 +5,8 @@ Shape letters: N tokens of a micro-batch, C tokens of a chunk, V vocabulary, D h
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -26,18 +26,53 @@ class LossSums(NamedTuple):
     """Unweighted and without gradient: what is reported, in nats."""
 
 
+class Vocabulary(Protocol):
+    """The part of the vocabulary that a process holds, and how parts come together.
+
+    The loss needs no more of the other parts than one maximum and two sums for each token.
+    """
+
+    first: int
+    """The token id of the part's first row."""
+
+    def max(self, x_C: Tensor) -> Tensor:
+        """The maximum over the parts, elementwise."""
+
+    def sum(self, x_C: Tensor) -> Tensor:
+        """The sum over the parts, elementwise."""
+
+
+class WholeVocabulary:
+    """One process holds all rows."""
+
+    first = 0
+
+    def max(self, x_C: Tensor) -> Tensor:
+        return x_C
+
+    def sum(self, x_C: Tensor) -> Tensor:
+        return x_C
+
+
 @dataclass(frozen=True)
 class LossOptions:
-    """What the model adds to plain cross entropy; see `ModelConfig`."""
+    """What the model adds to plain cross entropy (see `ModelConfig`), and who holds the head."""
 
     z_loss: float = 0.0
     softcap: float | None = None
+    vocabulary: Vocabulary = field(default_factory=WholeVocabulary)
 
 
 def capped_logits(h_CD: Tensor, head_VD: Tensor, softcap: float | None) -> Tensor:
     """Logits (C, V) in fp32, squashed to `cap * tanh(logits / cap)` (Gemma 2) if asked."""
     logits_CV = (h_CD @ head_VD.T).float()
     return logits_CV if softcap is None else softcap * torch.tanh(logits_CV / softcap)
+
+
+def _log_normaliser(logits_CV: Tensor, vocabulary: Vocabulary) -> Tensor:
+    """log sum exp over the whole vocabulary, (C,)."""
+    highest_C = vocabulary.max(logits_CV.amax(dim=-1))
+    return highest_C + vocabulary.sum((logits_CV - highest_C[:, None]).exp().sum(dim=-1)).log()
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -62,9 +97,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             h_CD, targets_C = h_ND[chunk], targets_N[chunk]
             logits_CV = capped_logits(h_CD, head_VD, options.softcap)
             is_target_C = targets_C != IGNORE_INDEX
-            picked_C1 = targets_C.clamp(min=0)[:, None]
-            log_normaliser_C = torch.logsumexp(logits_CV, dim=-1)
-            chosen_C = logits_CV.gather(1, picked_C1)[:, 0]
+            picked_C1 = (targets_C - options.vocabulary.first)[:, None]
+            is_here_C1 = (picked_C1 >= 0) & (picked_C1 < logits_CV.shape[1])
+            picked_C1 = picked_C1.where(is_here_C1, 0)
+            log_normaliser_C = _log_normaliser(logits_CV, options.vocabulary)
+            chosen_C = options.vocabulary.sum((logits_CV.gather(1, picked_C1) * is_here_C1)[:, 0])
             z_loss_C = options.z_loss * log_normaliser_C.square()
             sums[0] += ((log_normaliser_C - chosen_C) * is_target_C).sum()
             sums[1] += (z_loss_C * is_target_C).sum()
@@ -73,7 +110,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             squashed_CV = None if options.softcap is None else logits_CV / options.softcap
             grad_CV = logits_CV.sub(log_normaliser_C[:, None]).exp_()
             grad_CV *= (1 + 2 * options.z_loss * log_normaliser_C)[:, None]
-            grad_CV.scatter_add_(1, picked_C1, torch.full_like(picked_C1, -1, dtype=torch.float32))
+            grad_CV.scatter_add_(1, picked_C1, -is_here_C1.float())
             if squashed_CV is not None:
                 grad_CV *= 1 - squashed_CV.square()
             # The weight goes in before the cast: fp16 would lose what the loss scale is to keep.

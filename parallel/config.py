@@ -19,8 +19,22 @@ class ParallelConfig(Section):
     replicate: PositiveInt = 1
     """Hybrid sharding: this many replicas, each of which shards over its own processes."""
     tensor: PositiveInt = 1
+    sequence_parallel: bool = True
+    """With `tensor` > 1: divide the tokens between the split layers too."""
+    async_tensor: bool = False
+    """Overlap tensor parallelism's messages with its matrix products (CUDA, with `compile`)."""
     pipeline: PositiveInt = 1
-    activation_checkpointing: Literal["none", "full"] = "none"
+    pipeline_schedule: Literal[
+        "gpipe", "1f1b", "interleaved-1f1b",
+        "interleaved-zero-bubble", "zbv-zero-bubble", "dualpipe-v",
+    ] = "1f1b"  # fmt: skip
+    stages_per_rank: PositiveInt = 2
+    """Pipeline stages that one process holds under the interleaved schedules."""
+    pipeline_split: tuple[PositiveInt, ...] | None = None
+    """Layers of each stage; by cost unless given."""
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    """What the backward pass computes again: nothing; all but matrix products and attention; all
+    of a block."""
     compile: bool = False
     """Compile each transformer block."""
     timeout: DurationField = Duration(600, Unit.SECONDS)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor
 
 from triax.parallel.layout import AXES, Layout
 
@@ -16,3 +18,16 @@ def zero_mesh(mesh: DeviceMesh) -> DeviceMesh:
     """The part of the mesh that ZeRO works on: (shard) alone, or (replicate, shard)."""
     axes = ("shard",) if mesh["replicate"].size() == 1 else ("replicate", "shard")
     return mesh[axes]
+
+
+def num_copies(parameter: Tensor, mesh: DeviceMesh) -> int:
+    """How many processes of a pipeline stage hold the same elements of a parameter.
+
+    Replicas do, and on the tensor axis those that hold a weight whole.
+    """
+    copies = mesh["replicate"].size()
+    assert isinstance(parameter, DTensor)
+    names = parameter.device_mesh.mesh_dim_names or ()
+    if "tensor" in names and parameter.placements[names.index("tensor")].is_replicate():
+        copies *= mesh["tensor"].size()
+    return copies

@@ -9,37 +9,81 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
+from triax.models.config import ModelConfig
 from triax.parallel.config import ParallelConfig
 from triax.parallel.mesh import zero_mesh
+from triax.parallel.passes import Part
+from triax.parallel.pipeline import make_part
+from triax.parallel.stages import stages_of_rank
+from triax.parallel.tensor import overlap_messages, split_tensors
 from triax.parallel.zero import shard
 
+_EXPENSIVE = (
+    torch.ops.aten.mm.default,
+    torch.ops.aten.addmm.default,
+    torch.ops.aten.bmm.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+    torch.ops._c10d_functional.reduce_scatter_tensor.default,
+    torch.ops._c10d_functional.all_gather_into_tensor.default,
+    torch.ops._c10d_functional.all_reduce.default,
+)
+"""What selective checkpointing keeps: matrix products, attention, and what came from peers."""
 
-def spread(model: nn.Module, mesh: DeviceMesh, config: ParallelConfig, compute: str) -> None:
-    """Spread the model, in place: activation checkpointing, compile per block, ZeRO.
 
-    Parameters keep their names. Pipeline and tensor parallelism will come before these.
+def spread(
+    model: ModelConfig, mesh: DeviceMesh, config: ParallelConfig, compute: str, seq_len: int
+) -> list[Part]:
+    """This process's parts of the model, on the meta device: pipeline stages, then in each tensor
+    and sequence parallelism, activation checkpointing, compile per block, ZeRO.
+
+    Parameters keep the names that they have in the whole model.
 
     Args:
-        model: the transformer on the meta device.
+        model: the transformer's shape.
         mesh: from `build_mesh`.
         config: the `[parallel]` section.
         compute: `precision.compute`.
+        seq_len: tokens of a sequence, for balancing the stages.
     """
-    assert isinstance(model.blocks, nn.ModuleDict)
-    for block in model.blocks.values():
-        _wrap_forward(block, config)
-    shard(model, zero_mesh(mesh), config.zero_stage, compute)
+    if config.async_tensor:
+        overlap_messages(mesh["tensor"])
+    stages = stages_of_rank(mesh["pipeline"].get_local_rank(), config)
+    parts = [make_part(model, config, stage, seq_len) for stage in stages]
+    for part in parts:
+        if config.tensor > 1:
+            split_tensors(part.module, mesh["tensor"], config.sequence_parallel)
+        for block in part.module.blocks.values():
+            _checkpoint_activations(block, config.activation_checkpointing)
+        if config.compile:
+            for block in part.module.blocks.values():
+                block.forward = torch.compile(block.forward)
+        shard(part.module, zero_mesh(mesh), config.zero_stage, compute)
+    return parts
 
 
-def _wrap_forward(block: nn.Module, config: ParallelConfig) -> None:
-    """Wrap the block's forward only: its name, its parameters' names and its hooks stay."""
+def _checkpoint_activations(block: nn.Module, what: str) -> None:
+    """Compute (part of) the block's activations again in the backward pass (Chen et al. 2016).
+
+    Only the forward function is wrapped: the block's parameters' names and its hooks stay.
+    """
+    if what == "none":
+        return
     forward: Callable[..., Any] = block.forward
-    if config.activation_checkpointing == "full":
-        forward = functools.partial(
-            checkpoint, forward, use_reentrant=False, preserve_rng_state=False
-        )
-    if config.compile:
-        forward = torch.compile(forward)
-    block.forward = forward
+    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+    if what == "selective":
+        options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _policy)
+    block.forward = functools.partial(checkpoint, forward, **options)
+
+
+def _policy(_context: Any, operation: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
+    keep = operation in _EXPENSIVE
+    return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE

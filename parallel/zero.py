@@ -14,13 +14,14 @@ long the gathered copies and the unreduced gradients live.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-_COMPUTE_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+COMPUTE_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def shard(model: nn.Module, mesh: DeviceMesh, zero_stage: int, compute: str) -> None:
@@ -35,7 +36,7 @@ def shard(model: nn.Module, mesh: DeviceMesh, zero_stage: int, compute: str) -> 
     # Inputs aren't cast: hidden states come out of the embedding in the compute dtype, and
     # rotary angles and loss weights must stay fp32.
     policy = MixedPrecisionPolicy(
-        param_dtype=_COMPUTE_DTYPES[compute], reduce_dtype=torch.float32, cast_forward_inputs=False
+        param_dtype=COMPUTE_DTYPES[compute], reduce_dtype=torch.float32, cast_forward_inputs=False
     )
     reshard = zero_stage == 3
     assert isinstance(model.blocks, nn.ModuleDict)
@@ -68,7 +69,34 @@ def set_micro_batch(model: nn.Module, zero_stage: int, is_last: bool) -> None:
     model.set_reshard_after_backward(zero_stage == 3 or is_last)
 
 
+def gather(model: nn.Module) -> None:
+    """Gather all parameters and keep them, until `free_gathered`."""
+    for module in sharded_modules(model):
+        module.unshard()
+
+
 def free_gathered(model: nn.Module) -> None:
-    """Drop the gathered copies that a forward pass without a backward one leaves behind."""
+    """Drop the gathered copies, as after a forward pass without a backward one."""
     for module in sharded_modules(model):
         module.reshard()
+
+
+def finish_backward(model: nn.Module) -> None:
+    """Do by hand what FSDP2's hooks do when a backward pass ends, as `set_micro_batch` has said.
+
+    For gradients that came about outside of `Tensor.backward`. FSDP2 has no public call for it;
+    torch's own pipeline stages do the same.
+    """
+    root = fully_shard.state(model)  # type: ignore[attr-defined]
+    for state in root._state_ctx.all_states:
+        for group in _parameter_groups(state):
+            group.post_backward()
+    root._root_post_backward_final_callback()
+
+
+def _parameter_groups(state: Any) -> list[Any]:
+    """FSDP2's groups of one module: a list since torch 2.12, one or none before."""
+    groups = getattr(state, "_fsdp_param_groups", None)
+    if groups is not None:
+        return list(groups)
+    return [group for group in (state._fsdp_param_group,) if group is not None]

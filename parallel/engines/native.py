@@ -1,4 +1,4 @@
-"""The native engine: FSDP2 for ZeRO, on gloo and NCCL alike."""
+"""The native engine: DTensor, pipelining and FSDP2, on gloo and NCCL alike."""
 
 from __future__ import annotations
 
@@ -14,11 +14,15 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from triax.common.tokens import IGNORE_INDEX
 from triax.models.config import ModelConfig
 from triax.models.init import initialise
-from triax.models.transformer import Transformer
 from triax.parallel.config import ParallelConfig
 from triax.parallel.engines.protocol import MakeOptimizer, MicroBatch, StepSums
+from triax.parallel.mesh import num_copies
+from triax.parallel.passes import DirectPasses, Inputs, Part, Passes
+from triax.parallel.pipeline import PipelinePasses
 from triax.parallel.spread import spread
-from triax.parallel.zero import free_gathered, set_micro_batch
+from triax.parallel.stages import num_stages, rank_of_stage
+from triax.parallel.tied import TiedHead
+from triax.parallel.zero import COMPUTE_DTYPES
 
 
 class NativeEngine:
@@ -29,6 +33,7 @@ class NativeEngine:
         mesh: from `build_mesh`; its device type is where the engine computes.
         config: the `[parallel]` section.
         compute: `precision.compute`.
+        seq_len: tokens of a sequence.
         seed: of the initial weights.
         make_optimizer: builds the optimizer over the sharded parameters.
     """
@@ -40,38 +45,49 @@ class NativeEngine:
         config: ParallelConfig,
         *,
         compute: str,
+        seq_len: int,
         seed: int,
         make_optimizer: MakeOptimizer,
     ) -> None:
         self.device = torch.device(mesh.device_type)
-        self.zero_stage = config.zero_stage
-        self._num_replicas = mesh["replicate"].size()
-        with torch.device("meta"):
-            self.model = Transformer(model)
-        spread(self.model, mesh, config, compute)
-        self.model.to_empty(device=self.device)
-        if model.tie_embeddings:  # to_empty gives every module a parameter of its own
-            self.model.head.weight = self.model.embedding.weight
-        self.parameters = dict(self.model.named_parameters())
+        self._mesh = mesh
+        self.parts = spread(model, mesh, config, compute, seq_len)
+        for part in self.parts:
+            part.module.to_empty(device=self.device)
+            part.module.tie()
+        self._tied = _tied_head(model, mesh, config, self.parts)
+        self.parameters = {
+            name: parameter
+            for part in self.parts
+            for name, parameter in part.module.named_parameters()
+            if not (self._tied is not None and name == "head.weight")
+        }
         for name, parameter in self.parameters.items():
             local, offset = _local_part(parameter)
             initialise(local, name, offset, parameter.shape, model, seed)
+        self._passes: Passes
+        if config.pipeline == 1:
+            self._passes = DirectPasses(self.parts[0].module, config.zero_stage)
+        else:
+            dtype = COMPUTE_DTYPES[compute] or torch.float32
+            self._passes = PipelinePasses(self.parts, mesh, config, model.hidden_size, dtype)
+        copies = [num_copies(parameter, mesh) for parameter in self.parameters.values()]
+        self._num_copies = torch.tensor(copies, device=self.device)
         self.optimizer = make_optimizer(self.parameters)
         self._fill_in_optimizer_state()
 
     def count_targets(self, micro_batches: Sequence[MicroBatch]) -> Tensor:
-        counts = [(batch.targets_BT != IGNORE_INDEX).sum() for batch in micro_batches]
-        total = torch.stack(counts).sum().to(self.device, torch.float32)
+        total = self._count(micro_batches)
         dist.all_reduce(total)
-        return total
+        return (total // self._num_readers).float()
 
     def forward_backward(self, micro_batches: Sequence[MicroBatch], weight: Tensor) -> StepSums:
-        cross_entropy = torch.zeros((), device=self.device)
-        for number, batch in enumerate(micro_batches, start=1):
-            set_micro_batch(self.model, self.zero_stage, is_last=number == len(micro_batches))
-            sums = self.model(*self._inputs(batch), weight)
-            sums.objective.backward()
-            cross_entropy += sums.cross_entropy
+        if self._tied is not None:
+            self._tied.follow()
+        inputs = [self._inputs(batch) for batch in micro_batches]
+        cross_entropy = self._passes.forward_backward(inputs, weight)
+        if self._tied is not None:
+            self._tied.give_gradient()
         return self._reduce(cross_entropy)
 
     def update(self, lr: float, gradient_factor: Tensor, skip: Tensor) -> None:
@@ -85,16 +101,15 @@ class NativeEngine:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
-    @torch.no_grad()
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> tuple[Tensor, Tensor]:
-        totals = torch.zeros(2, dtype=torch.float64, device=self.device)
-        weight = torch.ones((), device=self.device)
-        for batch in micro_batches:
-            totals[0] += self.model(*self._inputs(batch), weight).cross_entropy
-            totals[1] += (batch.targets_BT != IGNORE_INDEX).sum().to(self.device)
-        free_gathered(self.model)
+        if self._tied is not None:
+            self._tied.follow()
+        inputs = [self._inputs(batch) for batch in micro_batches]
+        cross_entropy = self._passes.forward(inputs) / self._mesh["tensor"].size()
+        num_targets = self._count(micro_batches).double() / self._num_readers
+        totals = torch.stack((cross_entropy, num_targets))
         dist.all_reduce(totals)
-        return totals[0], totals[1]
+        return totals[0], totals[1].round()
 
     def state(self) -> dict[str, Tensor]:
         tensors = {
@@ -105,9 +120,18 @@ class NativeEngine:
                 tensors[f"optimizer.{name}.{key}"] = value
         return tensors
 
-    def _inputs(self, batch: MicroBatch) -> tuple[Tensor, Tensor, Tensor | None]:
+    @property
+    def _num_readers(self) -> int:
+        """How many processes read the same samples."""
+        return self._mesh["tensor"].size() * self._mesh["pipeline"].size()
+
+    def _count(self, micro_batches: Sequence[MicroBatch]) -> Tensor:
+        counts = [(batch.targets_BT != IGNORE_INDEX).sum() for batch in micro_batches]
+        return torch.stack(counts).sum().to(self.device)
+
+    def _inputs(self, batch: MicroBatch) -> Inputs:
         ids = batch.document_ids_BT
-        return (
+        return Inputs(
             batch.tokens_BT.to(self.device, non_blocking=True),
             batch.targets_BT.to(self.device, non_blocking=True),
             None if ids is None else ids.to(self.device, non_blocking=True),
@@ -121,11 +145,10 @@ class NativeEngine:
         return gradients
 
     def _reduce(self, cross_entropy: Tensor) -> StepSums:
-        """One all-reduce: every process holds its own samples' loss and its own gradient shard,
-        and replicas hold the same shard."""
+        """One all-reduce over all processes, in which what several of them hold counts once."""
         norms = torch._foreach_norm(self._local_gradients(), 2, dtype=torch.float32)
-        squared_norm = torch.stack(norms).square().sum() / self._num_replicas
-        sums = torch.stack((cross_entropy, squared_norm))
+        squared_norm = (torch.stack(norms).square() / self._num_copies).sum()
+        sums = torch.stack((cross_entropy / self._mesh["tensor"].size(), squared_norm))
         dist.all_reduce(sums)
         return StepSums(sums[0], sums[1].sqrt())
 
@@ -141,6 +164,23 @@ class NativeEngine:
         for state in self.optimizer.state.values():
             for value in state.values():
                 value.zero_()
+
+
+def _tied_head(
+    model: ModelConfig, mesh: DeviceMesh, config: ParallelConfig, parts: Sequence[Part]
+) -> TiedHead | None:
+    """What keeps the head and the embedding of different stages equal, if they are to be."""
+    if not model.tie_embeddings or config.pipeline == 1:
+        return None
+    embedding = next((p.module.embedding for p in parts if p.module.embedding is not None), None)
+    head = next((p.module.head for p in parts if p.module.head is not None), None)
+    return TiedHead(
+        None if embedding is None else embedding.weight,
+        None if head is None else head.weight,
+        mesh,
+        first_rank=rank_of_stage(0, config),
+        last_rank=rank_of_stage(num_stages(config) - 1, config),
+    )
 
 
 def _local(tensor: Tensor) -> Tensor:

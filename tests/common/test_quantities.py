@@ -29,7 +29,7 @@ def test_counts(text: str | int, count: int) -> None:
     "text", ["", "B", "1.5", "-3", "1e6", "1 5", "3X", True, 1.5, -1, "9" * 500, 10**19, "0.5"]
 )
 def test_what_is_no_count(text: object) -> None:
-    with pytest.raises(ValueError, match="count|whole number") as caught:
+    with pytest.raises(ValueError, match=r"count|whole number") as caught:
         parse_count(text)  # type: ignore[arg-type]
     assert len(str(caught.value)) < 120
 

@@ -24,6 +24,7 @@ from triax.parallel.engines.native import NativeEngine
 from triax.parallel.engines.protocol import MicroBatch
 from triax.parallel.layout import Layout
 from triax.parallel.mesh import build_mesh
+from triax.parallel.passes import Inputs
 from triax.training.config import OptimizerConfig, PrecisionConfig
 from triax.training.optimizer import optimizer_maker
 from triax.training.precision import LossScaler
@@ -129,6 +130,53 @@ def plain_run(case: Case) -> Run:
     return run
 
 
+def merged(runs: list[Run]) -> Run:
+    """One result from those of all ranks, which hold different pipeline stages."""
+    first = runs[0]
+    for run in runs:
+        assert (run.losses, run.grad_norms) == (first.losses, first.grad_norms), "ranks disagree"
+    return Run(
+        first.losses,
+        first.grad_norms,
+        {name: value for run in runs for name, value in run.gradients.items()},
+        {name: value for run in runs for name, value in run.parameters.items()},
+    )
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far a run is from the reference: relative for losses and norms, else absolute."""
+
+    losses: float
+    grad_norms: float
+    gradients: float
+    parameters: float
+
+    @property
+    def worst(self) -> float:
+        """The largest of them."""
+        return max(self.losses, self.grad_norms, self.gradients, self.parameters)
+
+
+def difference(run: Run, expected: Run) -> Difference:
+    """Compare two runs of the same job."""
+    assert run.gradients.keys() == expected.gradients.keys()
+    assert run.parameters.keys() == expected.parameters.keys()
+
+    def relative(found: list[float], wanted: list[float]) -> float:
+        return max(abs(a - b) / abs(b) for a, b in zip(found, wanted, strict=True))
+
+    def absolute(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
+        return max(float((found[name] - wanted[name]).abs().max()) for name in wanted)
+
+    return Difference(
+        relative(run.losses, expected.losses),
+        relative(run.grad_norms, expected.grad_norms),
+        absolute(run.gradients, expected.gradients),
+        absolute(run.parameters, expected.parameters),
+    )
+
+
 def whole(tensor: Tensor) -> Tensor:
     """The full tensor of a DTensor, or a copy of a plain one."""
     full = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
@@ -155,7 +203,7 @@ def make_engine(case: Case, kind: type[NativeEngine] = NativeEngine) -> NativeEn
     parallel = ParallelConfig(**case.parallel)
     mesh = build_mesh(Layout.of(parallel, dist.get_world_size()), "cpu")
     return kind(
-        ModelConfig(**case.model), mesh, parallel, compute=case.compute, seed=SEED,
+        ModelConfig(**case.model), mesh, parallel, compute=case.compute, seq_len=SEQ_LEN, seed=SEED,
         make_optimizer=optimizer_maker(OptimizerConfig(**case.optimizer)),
     )  # fmt: skip
 
@@ -225,7 +273,7 @@ class WeighingEngine(NativeEngine):
     num_begun = 0
     weight = 0
 
-    def _inputs(self, batch: MicroBatch) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _inputs(self, batch: MicroBatch) -> Inputs:
         self.num_begun += 1
         if self.num_begun == 2:
             self.weight = live_bytes()
@@ -257,7 +305,7 @@ def stage_profile(case: Case) -> StageProfile:
         train_step(context, micro_batches(case, 1), lr=1e-3)
     return StageProfile(
         num_parameter_bytes=sum(p.numel() * 4 for p in engine.parameters.values()),
-        num_groups=len(engine.model.blocks) + 1,
+        num_groups=sum(len(part.module.blocks) + 1 for part in engine.parts),
         collectives=dict(counter.counts),
         bytes_between_micro_batches=engine.weight - before,
         bytes_after_update=live_bytes() - before,

@@ -1,0 +1,72 @@
+"""Forward and backward passes over the micro-batches of a step, on the parts of one process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from triax.models.loss import LossSums
+from triax.models.transformer import Transformer
+from triax.parallel.zero import free_gathered, set_micro_batch
+
+
+class Inputs(NamedTuple):
+    """One micro-batch on the device; see `Transformer.forward`."""
+
+    tokens_BT: Tensor
+    targets_BT: Tensor
+    document_ids_BT: Tensor | None
+
+
+class Part(NamedTuple):
+    """A pipeline stage of the model; the whole model where there is no pipeline."""
+
+    stage: int
+    module: Transformer
+
+
+class Passes(Protocol):
+    """Runs the model over micro-batches."""
+
+    def forward_backward(self, micro_batches: Sequence[Inputs], weight: Tensor) -> Tensor:
+        """Accumulate reduced gradients; returns the cross entropy sum of this process's
+        micro-batches (fp32 scalar), 0 on processes without the head."""
+
+    def forward(self, micro_batches: Sequence[Inputs]) -> Tensor:
+        """The cross entropy sum (fp64 scalar) without gradients, 0 on processes without the
+        head."""
+
+
+class DirectPasses:
+    """The passes of a process that holds the whole depth of the model.
+
+    Args:
+        model: spread by `spread`.
+        zero_stage: when gradients are reduced and parameters freed.
+    """
+
+    def __init__(self, model: Transformer, zero_stage: int) -> None:
+        self._model = model
+        self._zero_stage = zero_stage
+
+    def forward_backward(self, micro_batches: Sequence[Inputs], weight: Tensor) -> Tensor:
+        cross_entropy = torch.zeros_like(weight)
+        for number, inputs in enumerate(micro_batches, start=1):
+            set_micro_batch(self._model, self._zero_stage, is_last=number == len(micro_batches))
+            sums: LossSums = self._model(*inputs, weight)
+            sums.objective.backward()
+            cross_entropy += sums.cross_entropy
+        return cross_entropy
+
+    @torch.no_grad()
+    def forward(self, micro_batches: Sequence[Inputs]) -> Tensor:
+        weight = torch.ones((), device=micro_batches[0].tokens_BT.device)
+        total = weight.double() * 0
+        for inputs in micro_batches:
+            sums: LossSums = self._model(*inputs, weight)
+            total += sums.cross_entropy
+        free_gathered(self._model)
+        return total

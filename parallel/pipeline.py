@@ -1,0 +1,222 @@
+"""Pipeline parallelism: the passes of a process that holds one or several stages.
+
+The order of work and the messages between stages are those of `torch.distributed.pipelining`;
+gathering parameters and reducing gradients is ours, so that every ZeRO stage is exact under every
+schedule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.pipelining import (
+    PipelineStage,
+    Schedule1F1B,
+    ScheduleDualPipeV,
+    ScheduleGPipe,
+    ScheduleInterleaved1F1B,
+    ScheduleInterleavedZeroBubble,
+    ScheduleZBVZeroBubble,
+)
+
+from triax.models.config import ModelConfig
+from triax.models.loss import LossSums
+from triax.models.transformer import Transformer
+from triax.parallel.config import ParallelConfig
+from triax.parallel.passes import Inputs, Part
+from triax.parallel.stages import num_stages, rank_of_stage, split_layers
+from triax.parallel.zero import finish_backward, free_gathered, gather, set_micro_batch
+
+_SCHEDULES: dict[str, Callable[..., Any]] = {
+    "gpipe": ScheduleGPipe,
+    "1f1b": Schedule1F1B,
+    "interleaved-1f1b": ScheduleInterleaved1F1B,
+    "interleaved-zero-bubble": ScheduleInterleavedZeroBubble,
+    "zbv-zero-bubble": ScheduleZBVZeroBubble,
+    "dualpipe-v": ScheduleDualPipeV,
+}
+
+
+def make_part(model: ModelConfig, config: ParallelConfig, stage: int, seq_len: int) -> Part:
+    """One stage of the transformer on the meta device; its parameters keep their names."""
+    with torch.device("meta"):
+        part = Transformer(model)
+    layers = split_layers(model, config, seq_len)
+    for name in list(part.blocks):
+        if int(name) not in layers[stage]:
+            del part.blocks[name]
+    if stage > 0:
+        part.embedding = None
+    if stage < len(layers) - 1:
+        part.norm = part.head = None
+    return Part(stage, part)
+
+
+class _StageModule(nn.Module):
+    """A stage as torch's schedules see it. It hides FSDP2 from them: they would set its flags for
+    one ZeRO stage only."""
+
+    def __init__(self, part: Transformer, device: torch.device) -> None:
+        super().__init__()
+        self.part = part
+        self.cross_entropy = torch.zeros((), device=device)
+
+    def forward(
+        self, x: Tensor, targets_BT: Tensor, weights: Tensor, document_ids_BT: Tensor | None = None
+    ) -> Tensor:
+        """`Transformer.forward`, whose reported sum is kept here; `weights` has one element."""
+        result = self.part(x, targets_BT, document_ids_BT, weights[0])
+        if isinstance(result, LossSums):
+            self.cross_entropy += result.cross_entropy
+            return result.objective
+        assert isinstance(result, Tensor)
+        return result
+
+
+class _Stage(PipelineStage):
+    """A stage whose backward passes follow the ZeRO stage."""
+
+    def __init__(self, *args: Any, zero_stage: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._zero_stage = zero_stage
+
+    def backward_maybe_with_nosync(
+        self, backward_type: str, bwd_kwargs: dict[str, Any], last_backward: bool = False
+    ) -> Any:
+        assert isinstance(self.submod, _StageModule)
+        part = self.submod.part
+        if backward_type == "full":
+            set_micro_batch(part, self._zero_stage, is_last=last_backward)
+            return super().backward_maybe_with_nosync(backward_type, bwd_kwargs, last_backward)
+        # A backward pass in two halves: FSDP2's hooks fire in the first, in which no weight has a
+        # gradient yet. There they must neither reduce nor free; after the second we do it.
+        # The halves find the weights by identity, so these must be gathered in both.
+        gather(part)
+        if backward_type == "input":
+            set_micro_batch(part, zero_stage=1, is_last=False)
+        result = super().backward_maybe_with_nosync(backward_type, bwd_kwargs, last_backward)
+        if backward_type == "weight":
+            set_micro_batch(part, self._zero_stage, is_last=last_backward)
+            finish_backward(part)
+        elif self._zero_stage == 3:
+            free_gathered(part)
+        return result
+
+
+class PipelinePasses:
+    """`Passes` through the stages of a pipeline.
+
+    Args:
+        parts: this process's stages, spread by `spread`.
+        mesh: from `build_mesh`.
+        config: the `[parallel]` section.
+        hidden_size: D of the activations between stages.
+        dtype: of the activations between stages.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        mesh: DeviceMesh,
+        config: ParallelConfig,
+        hidden_size: int,
+        dtype: torch.dtype,
+    ) -> None:
+        self._device = torch.device(mesh.device_type)
+        self._group = mesh["pipeline"].get_group()
+        self._rank = mesh["pipeline"].get_local_rank()
+        self._config = config
+        self._num_stages = num_stages(config)
+        self._hidden_size = hidden_size
+        self._dtype = dtype
+        self._modules = {stage: _StageModule(part, self._device) for stage, part in parts}
+        self._schedules: dict[tuple[int, ...], Any] = {}
+
+    def forward_backward(self, micro_batches: Sequence[Inputs], weight: Tensor) -> Tensor:
+        schedule = self._schedule(micro_batches)
+        for module in self._modules.values():
+            module.cross_entropy.zero_()
+        keywords = {
+            "targets_BT": torch.cat([inputs.targets_BT for inputs in micro_batches]),
+            "weights": weight.expand(len(micro_batches)),
+        }
+        if micro_batches[0].document_ids_BT is not None:
+            ids = [inputs.document_ids_BT for inputs in micro_batches]
+            keywords["document_ids_BT"] = torch.cat([x for x in ids if x is not None])
+        args = [torch.cat([inputs.tokens_BT for inputs in micro_batches])] if self._holds(0) else []
+        # The loss is the last stage's output; the target only tells the schedule that there is one.
+        target = keywords["targets_BT"] if self._holds(self._num_stages - 1) else None
+        schedule.step(*args, target=target, return_outputs=False, **keywords)
+        return torch.stack([m.cross_entropy for m in self._modules.values()]).sum()
+
+    @torch.no_grad()
+    def forward(self, micro_batches: Sequence[Inputs]) -> Tensor:
+        total = torch.zeros((), dtype=torch.float64, device=self._device)
+        weights = torch.ones(1, device=self._device)
+        for inputs in micro_batches:
+            x = inputs.tokens_BT
+            for stage, module in self._modules.items():
+                if stage > 0 and not self._holds(stage - 1):
+                    x = self._receive(inputs, stage - 1)
+                result = module.part(x, inputs.targets_BT, inputs.document_ids_BT, weights[0])
+                if isinstance(result, LossSums):
+                    total += result.cross_entropy
+                    continue
+                x = result
+                if not self._holds(stage + 1):
+                    receiver = rank_of_stage(stage + 1, self._config)
+                    dist.send(x, group=self._group, group_dst=receiver)
+        for module in self._modules.values():
+            free_gathered(module.part)
+        return total
+
+    def _holds(self, stage: int) -> bool:
+        return stage in self._modules
+
+    def _hidden_shape(self, inputs: Inputs) -> tuple[int, int, int]:
+        """Shape of the activations between stages; sequence parallelism divides the tokens."""
+        num_rows, num_tokens = inputs.targets_BT.shape
+        if self._config.sequence_parallel:
+            num_tokens //= self._config.tensor
+        return num_rows, num_tokens, self._hidden_size
+
+    def _receive(self, inputs: Inputs, stage: int) -> Tensor:
+        x = torch.empty(self._hidden_shape(inputs), dtype=self._dtype, device=self._device)
+        dist.recv(x, group=self._group, group_src=rank_of_stage(stage, self._config))
+        return x
+
+    def _schedule(self, micro_batches: Sequence[Inputs]) -> Any:
+        """The schedule for so many micro-batches of this shape; made once."""
+        first = micro_batches[0]
+        key = (len(micro_batches), *first.targets_BT.shape)
+        if key not in self._schedules:
+            stages = [self._stage(stage, module, first) for stage, module in self._modules.items()]
+            make = _SCHEDULES[self._config.pipeline_schedule]
+            is_single = self._config.pipeline_schedule in ("gpipe", "1f1b")
+            self._schedules[key] = make(
+                stages[0] if is_single else stages,
+                len(micro_batches),
+                loss_fn=lambda objective, _target: objective,
+                scale_grads=False,
+            )
+        return self._schedules[key]
+
+    def _stage(self, stage: int, module: _StageModule, inputs: Inputs) -> _Stage:
+        """Shapes are given, so that torch doesn't run the model once to infer them."""
+        hidden = torch.empty(self._hidden_shape(inputs), dtype=self._dtype, device="meta")
+        is_first, is_last = stage == 0, stage == self._num_stages - 1
+        return _Stage(
+            module,
+            stage,
+            self._num_stages,
+            self._device,
+            input_args=inputs.tokens_BT.to("meta") if is_first else hidden.requires_grad_(),
+            output_args=torch.empty((), device="meta") if is_last else hidden.requires_grad_(),
+            group=self._group,
+            zero_stage=self._config.zero_stage,
+        )

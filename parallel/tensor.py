@@ -1,0 +1,185 @@
+"""Tensor and sequence parallelism: applies the sharding plan of `models/` with DTensor.
+
+Every parameter becomes a DTensor on the tensor axis, the whole ones too. Between modules,
+activations are plain local tensors: with sequence parallelism each process holds its part of the
+tokens there, without it all of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+import torch._inductor.config
+import torch.distributed as dist
+import torch.distributed._symmetric_memory as symmetric_memory
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    ParallelStyle,
+    RowwiseParallel,
+    parallelize_module,
+)
+from torch.distributed.tensor.placement_types import Placement
+
+from triax.common.errors import UserError
+from triax.models.loss import LossSums, chunked_cross_entropy
+from triax.models.sharding import Role, role_of, takes_whole_sequence
+from triax.models.transformer import Head
+
+_TOKENS, _HEADS = Shard(1), Shard(2)
+"""What (B, T, D) and (B, T, H, K) activations are divided by."""
+
+
+def split_tensors(model: nn.Module, mesh: DeviceMesh, sequence_parallel: bool) -> None:
+    """Split the model's parameters over the tensor axis, in place; names stay.
+
+    Args:
+        model: the transformer or a pipeline stage of it, on any device, meta too.
+        mesh: the 1-D mesh of the tensor axis.
+        sequence_parallel: divide the tokens between the split modules.
+    """
+    tokens = _TOKENS if sequence_parallel else Replicate()
+    plan: dict[str, ParallelStyle] = {}
+    for name, _ in model.named_modules():
+        role = role_of(name)
+        if role is not None:
+            plan[name] = _style(role, tokens)
+        elif takes_whole_sequence(name):
+            plan[name] = _WholeSequence(tokens)
+    parallelize_module(model, mesh, plan)
+
+
+def overlap_messages(mesh: DeviceMesh) -> None:
+    """Let compiled blocks run their matrix products in pieces while peers' parts arrive.
+
+    Source: Wang et al. 2023 (decomposition of collectives). CUDA only.
+
+    Raises:
+        UserError: the mesh is one of CPUs.
+    """
+    if mesh.device_type != "cuda":
+        raise UserError("parallel.async_tensor needs CUDA devices; set it to false here")
+    torch._inductor.config._micro_pipeline_tp = True
+    symmetric_memory.enable_symm_mem_for_group(mesh.get_group().group_name)
+
+
+def _style(role: Role, tokens: Placement) -> ParallelStyle:
+    match role:
+        case Role.VOCABULARY:
+            return RowwiseParallel(input_layouts=Replicate(), output_layouts=tokens)
+        case Role.COLUMN:
+            return ColwiseParallel()
+        case Role.ROW:
+            return RowwiseParallel(output_layouts=tokens)
+        case Role.SEQUENCE:
+            return _WholeWeight(tokens)
+        case Role.HEADS:
+            return _WholeWeight(_HEADS)
+        case Role.HEAD:
+            return _VocabularyHead(tokens)
+
+
+def _gathered(x: Tensor, layout: Placement, mesh: DeviceMesh) -> DTensor:
+    """Local activations, divided as `layout` says, as a whole on every process."""
+    divided = DTensor.from_local(x, mesh, [layout], run_check=False)
+    whole: DTensor = divided.redistribute(placements=[Replicate()])
+    return whole
+
+
+class _WholeSequence(ParallelStyle):
+    """Gathers the tokens of a module's first input, and keeps it a DTensor: the gradients of all
+    modules that read it then come together in one reduction."""
+
+    def __init__(self, tokens: Placement) -> None:
+        super().__init__()
+        self._tokens = tokens
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        forward = module.forward
+
+        def on_whole(x: Tensor, *rest: Any) -> Tensor:
+            result: Tensor = forward(_gathered(x, self._tokens, device_mesh), *rest)
+            return result
+
+        module.forward = on_whole
+        return module
+
+
+class _WholeWeight(ParallelStyle):
+    """A weight that every process holds, applied to activations divided as `layout` says.
+
+    Its gradient is a sum over processes if the activations are divided.
+    """
+
+    def __init__(self, layout: Placement) -> None:
+        super().__init__()
+        self._layout = layout
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        _distribute(module, device_mesh, Replicate())
+        forward = module.forward
+
+        def on_parts(x: Tensor) -> Tensor:
+            whole = DTensor.from_local(x, device_mesh, [self._layout], run_check=False)
+            result: DTensor = forward(whole)
+            return result.to_local()
+
+        module.forward = on_parts
+        return module
+
+
+class _VocabularyHead(ParallelStyle):
+    """The head's rows are split; the loss needs one maximum and two sums for each token."""
+
+    def __init__(self, tokens: Placement) -> None:
+        super().__init__()
+        self._tokens = tokens
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        assert isinstance(module, Head)
+        _distribute(module, device_mesh, Shard(0))
+        vocabulary = SplitVocabulary(module.weight.shape[0], device_mesh)
+        module.options = replace(module.options, vocabulary=vocabulary)
+        module.forward = partial(_split_head, module, device_mesh, self._tokens)  # type: ignore[method-assign]
+        return module
+
+
+def _split_head(
+    head: Head, mesh: DeviceMesh, tokens: Placement, h: Tensor, targets_BT: Tensor, weight: Tensor
+) -> LossSums:
+    """`Head.forward` with whole hidden states and this process's rows; the hidden states' gradient
+    is the sum over all processes' rows."""
+    h_BTD = _gathered(h, tokens, mesh).to_local(grad_placements=[Partial()])
+    rows = head.weight
+    assert isinstance(rows, DTensor)
+    return chunked_cross_entropy(
+        h_BTD.flatten(0, 1), rows.to_local(), targets_BT.flatten(), weight, head.options
+    )
+
+
+class SplitVocabulary:
+    """This process's rows of a head that is split over the tensor axis; a `Vocabulary`."""
+
+    def __init__(self, vocab_size: int, mesh: DeviceMesh) -> None:
+        self.first = vocab_size // mesh.size() * mesh.get_local_rank()
+        self._group = mesh.get_group()
+
+    def max(self, x_C: Tensor) -> Tensor:
+        dist.all_reduce(x_C, op=dist.ReduceOp.MAX, group=self._group)
+        return x_C
+
+    def sum(self, x_C: Tensor) -> Tensor:
+        dist.all_reduce(x_C, group=self._group)
+        return x_C
+
+
+def _distribute(module: nn.Module, mesh: DeviceMesh, placement: Placement) -> None:
+    for name, parameter in list(module.named_parameters(recurse=False)):
+        # Every process makes the same weights later: nothing is sent.
+        split = distribute_tensor(parameter, mesh, [placement], src_data_rank=None)
+        module.register_parameter(name, nn.Parameter(split))

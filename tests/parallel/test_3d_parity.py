@@ -1,0 +1,60 @@
+"""Tensor, pipeline and data parallelism together, against a plain loop on one process."""
+
+from __future__ import annotations
+
+import pytest
+from parity import TOLERANCE, label, measure
+
+from triax.parallel.stages import SCHEDULES
+
+TENSOR = [
+    (2, {"tensor": 2, "zero_stage": 1}),
+    (2, {"tensor": 2, "zero_stage": 1, "sequence_parallel": False}),
+    (4, {"tensor": 4, "zero_stage": 0}),
+    (4, {"tensor": 2, "zero_stage": 0}),
+    (4, {"tensor": 2, "zero_stage": 2, "activation_checkpointing": "selective"}),
+    (4, {"tensor": 2, "zero_stage": 3}),
+    (8, {"tensor": 2, "zero_stage": 3, "replicate": 2}),
+]
+
+
+@pytest.mark.parametrize(("num_processes", "parallel"), TENSOR, ids=label)
+def test_tensor_and_data_parallel(num_processes: int, parallel: dict[str, object]) -> None:
+    tied = parallel["zero_stage"] == 3
+    found = measure(
+        num_processes, parallel, tied=tied, wide=parallel["tensor"] == 4, micro_batch_size=2
+    )
+    assert found.worst <= TOLERANCE, found
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_every_schedule_with_every_zero_stage(schedule: str, zero_stage: int, tied: bool) -> None:
+    parallel = {"pipeline": 2, "pipeline_schedule": schedule, "zero_stage": zero_stage}
+    found = measure(4, parallel, tied=tied)
+    assert found.worst <= TOLERANCE, found
+
+
+MIXED = [
+    (4, {"pipeline": 2, "tensor": 2, "pipeline_schedule": "1f1b", "zero_stage": 0}),
+    (8, {"pipeline": 2, "tensor": 2, "pipeline_schedule": "interleaved-1f1b", "zero_stage": 2}),
+    (8, {"pipeline": 2, "tensor": 2, "pipeline_schedule": "zbv-zero-bubble", "zero_stage": 3}),
+    (4, {"pipeline": 4, "pipeline_schedule": "1f1b", "zero_stage": 1}),
+    (4, {"pipeline": 4, "pipeline_schedule": "dualpipe-v", "zero_stage": 1}),
+    (8, {"pipeline": 2, "replicate": 2, "pipeline_schedule": "gpipe", "zero_stage": 3}),
+    (4, {"pipeline": 2, "pipeline_split": (3, 5), "activation_checkpointing": "selective"}),
+    (4, {"pipeline": 2, "pipeline_schedule": "zbv-zero-bubble",
+         "activation_checkpointing": "full", "zero_stage": 3}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("num_processes", "parallel"), MIXED, ids=label)
+def test_all_axes_together(num_processes: int, parallel: dict[str, object]) -> None:
+    found = measure(
+        num_processes,
+        parallel,
+        tied=parallel["pipeline"] == 2,
+        wide=parallel["pipeline"] == 4 or "pipeline_split" in parallel,
+    )
+    assert found.worst <= TOLERANCE, found

@@ -1,0 +1,47 @@
+"""Layouts compared with a plain loop on one process."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from fleet import run_fleet
+from worlds import SMALL, Case, Difference, Run, difference, engine_run, merged, plain_run
+
+TOLERANCE = 1e-5
+WIDE = SMALL | {"num_kv_heads": 4, "num_layers": 8}
+"""Enough heads for four tensor ranks, enough layers for eight stages."""
+
+
+@functools.cache
+def reference(tied: bool, wide: bool = False) -> Run:
+    """The plain loop's run of the small model, computed once."""
+    [run] = run_fleet(1, plain_run, Case(model=make_model(tied, wide)))
+    return run
+
+
+def make_model(tied: bool, wide: bool = False) -> dict[str, Any]:
+    """The small model, tied or not, perhaps with more layers and key/value heads."""
+    return (WIDE if wide else SMALL) | {"tie_embeddings": tied}
+
+
+def measure(
+    num_processes: int, parallel: dict[str, Any], *, tied: bool, wide: bool = False,
+    micro_batch_size: int = 1, **changes: Any,
+) -> Difference:  # fmt: skip
+    """How far a layout is from the plain loop, over ten steps."""
+    case = Case(
+        model=make_model(tied, wide),
+        parallel=parallel,
+        micro_batch_size=micro_batch_size,
+        **changes,
+    )
+    runs = run_fleet(num_processes, engine_run, case, timeout=240)
+    return difference(merged(runs), reference(tied, wide))
+
+
+def label(value: object) -> str:
+    """A test's name for a layout."""
+    if isinstance(value, dict):
+        return "-".join(str(part) for part in value.values())
+    return str(value)
