@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from triax.checkpoint.store import CheckpointStore
 from triax.common.tokens import IGNORE_INDEX
 from triax.models.config import ModelConfig
 from triax.models.init import initialise
@@ -310,3 +312,35 @@ def stage_profile(case: Case) -> StageProfile:
         bytes_between_micro_batches=engine.weight - before,
         bytes_after_update=live_bytes() - before,
     )
+
+
+@dataclass
+class Leg:
+    """A part of a run, between two checkpoints."""
+
+    loaded: dict[str, Tensor]
+    """The whole state as it was read."""
+    saved: dict[str, Tensor]
+    losses: list[float]
+
+
+def run_leg(case: Case, folder: str, first_step: int, num_steps: int) -> Leg:
+    """Go on from the newest checkpoint in this case's layout, and save at the end."""
+    group = dist.new_group(backend="gloo")
+    store = CheckpointStore(
+        Path(folder), keep=2, asynchronous=False, deadline_seconds=60, group=group, say=print
+    )
+    engine = make_engine(case)
+    found = store.newest_good()
+    if found is not None:
+        store.load(found, engine.state())
+    loaded = {name: whole(tensor) for name, tensor in engine.state().items()}
+    context = make_context(case, engine)
+    losses = []
+    for step in range(first_step, first_step + num_steps):
+        result = train_step(context, micro_batches(case, step), lr=case.optimizer["lr"])
+        losses.append(result.loss.item())
+    store.save(first_step + num_steps, engine.state(), {})
+    outcome = store.wait()
+    assert outcome is not None and outcome.error is None, outcome
+    return Leg(loaded, {name: whole(tensor) for name, tensor in engine.state().items()}, losses)
