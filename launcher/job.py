@@ -23,7 +23,7 @@ from triax.launcher.environment import Environment
 from triax.launcher.files import config_to_dict, diff_configs, refuse_changes, write_resolved_config
 from triax.launcher.processes import Processes, joined, log_to_file, make_deterministic
 from triax.launcher.resume import Origin
-from triax.launcher.summary import closing_summary, opening_summary
+from triax.launcher.summary import closing_summary, mesh_summary, opening_summary
 from triax.models.counts import flops_per_token
 from triax.parallel.collectives import on_first_rank
 from triax.parallel.engines import ENGINES
@@ -135,6 +135,9 @@ class Job:
             self._compare_with(found.manifest.record)
             origin = Origin.of(found.manifest.record, weights)
         self.say(opening_summary(self.config, self.budget, self.layout, self.processes.device))
+        if self.processes.environment.world_size > 1:
+            per_node = self.processes.environment.local_world_size
+            self.say("\n".join(mesh_summary(self.layout, per_node)))
         if origin.state.step >= self.budget.num_steps:
             return self._already_finished(origin.state)
         loader, validation = self._loader(sources, origin), self._validation()

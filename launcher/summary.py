@@ -14,6 +14,7 @@ from triax.data.tokenizer import end_of_text_id, load_tokenizer
 from triax.launcher.config import RunConfig
 from triax.models.counts import num_parameters
 from triax.parallel.layout import Layout
+from triax.parallel.picture import draw_mesh, tensor_crosses_nodes
 from triax.training.budget import Budget, chinchilla_tokens
 from triax.training.generate import generate
 from triax.training.hardware import device_name
@@ -23,6 +24,18 @@ from triax.training.run_directory import RunDirectory
 
 _LARGEST_SAMPLED = 200_000_000
 """Parameters up to which the closing summary loads the model on one CPU to let it write."""
+
+
+def mesh_summary(layout: Layout, processes_per_node: int) -> list[str]:
+    """Who is where, and a warning if a tensor-parallel group crosses nodes; for several axes."""
+    lines = [f"  {line}" for line in draw_mesh(layout, processes_per_node).splitlines()]
+    if tensor_crosses_nodes(layout, processes_per_node):
+        lines.append(
+            f"warning: tensor parallelism over {layout.tensor} processes crosses nodes of "
+            f"{processes_per_node}:\n         each layer waits for the network; keep "
+            "parallel.tensor within a node"
+        )
+    return lines
 
 
 def opening_summary(config: RunConfig, budget: Budget, layout: Layout, device: torch.device) -> str:

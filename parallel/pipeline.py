@@ -93,16 +93,14 @@ class _Stage(PipelineStage):
         if backward_type == "full":
             set_micro_batch(part, self._zero_stage, is_last=last_backward)
             return super().backward_maybe_with_nosync(backward_type, bwd_kwargs, last_backward)
-        # A backward pass in two halves: FSDP2's hooks fire in the first, in which no weight has a
-        # gradient yet. There they must neither reduce nor free; after the second we do it.
+        # A backward pass in two halves. FSDP2's hooks fire somewhere in both, before the weights
+        # have their gradients: there they must neither reduce nor free, and we do it afterwards.
         # The halves find the weights by identity, so these must be gathered in both.
         gather(part)
-        if backward_type == "input":
-            set_micro_batch(part, zero_stage=1, is_last=False)
+        set_micro_batch(part, zero_stage=1, is_last=False)
         result = super().backward_maybe_with_nosync(backward_type, bwd_kwargs, last_backward)
         if backward_type == "weight":
-            set_micro_batch(part, self._zero_stage, is_last=last_backward)
-            finish_backward(part)
+            finish_backward(part, self._zero_stage, is_last=last_backward)
         elif self._zero_stage == 3:
             free_gathered(part)
         return result

@@ -81,12 +81,20 @@ def free_gathered(model: nn.Module) -> None:
         module.reshard()
 
 
-def finish_backward(model: nn.Module) -> None:
-    """Do by hand what FSDP2's hooks do when a backward pass ends, as `set_micro_batch` has said.
+def finish_backward(model: nn.Module, zero_stage: int, is_last: bool) -> None:
+    """Do by hand what FSDP2's hooks do when a micro-batch's backward pass ends.
 
     For gradients that came about outside of `Tensor.backward`. FSDP2 has no public call for it;
     torch's own pipeline stages do the same.
     """
+    # First all gradients go to fp32, where earlier ones may be already: they are reduced as one.
+    set_micro_batch(model, zero_stage=1, is_last=False)
+    _post_backward(model)
+    set_micro_batch(model, zero_stage, is_last)
+    _post_backward(model)
+
+
+def _post_backward(model: nn.Module) -> None:
     root = fully_shard.state(model)  # type: ignore[attr-defined]
     for state in root._state_ctx.all_states:
         for group in _parameter_groups(state):

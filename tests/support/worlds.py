@@ -344,3 +344,26 @@ def run_leg(case: Case, folder: str, first_step: int, num_steps: int) -> Leg:
     outcome = store.wait()
     assert outcome is not None and outcome.error is None, outcome
     return Leg(loaded, {name: whole(tensor) for name, tensor in engine.state().items()}, losses)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records the most elements that any operation's result has."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if issubclass(type(tensor), Tensor):
+                local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+                self.largest = max(self.largest, local.numel())
+        return result
+
+
+def largest_tensor_of_a_step(case: Case) -> int:
+    """The most elements of any tensor that a step makes on this process."""
+    context = make_context(case, make_engine(case))
+    train_step(context, micro_batches(case, 0), lr=1e-3)
+    with LargestTensor() as record:
+        train_step(context, micro_batches(case, 1), lr=1e-3)
+    return record.largest

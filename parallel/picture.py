@@ -1,0 +1,62 @@
+"""The mesh as a picture in text: who is where. Imports no torch."""
+
+from __future__ import annotations
+
+from triax.parallel.layout import Layout
+
+_MAX_ROWS, _MAX_COLUMNS = 8, 8
+
+
+def draw_mesh(layout: Layout, processes_per_node: int) -> str:
+    """Rows are pipeline ranks, columns data-parallel ranks, brackets tensor-parallel groups.
+
+    Each bracket holds its processes' ranks and the node that they are on. At most 80 columns wide
+    for up to 8-way tensor parallelism of up to 999 processes; large meshes are cut.
+    """
+    data, tensor = layout.data_parallel, layout.context * layout.tensor
+    cells = [
+        [_cell(range(first, first + tensor), processes_per_node) for first in _firsts(layout, row)]
+        for row in range(min(layout.pipeline, _MAX_ROWS))
+    ]
+    width = max(len(cell) for row in cells for cell in row)
+    columns = max(1, min(_MAX_COLUMNS, data, (80 - 13 - 4) // (width + 1)))
+    lines = []
+    for number, row in enumerate(cells):
+        more = " ..." if columns < data else ""
+        lines.append(
+            f"pipeline {number:<3} " + " ".join(c.ljust(width) for c in row[:columns]) + more
+        )
+    if layout.pipeline > _MAX_ROWS:
+        lines.append("...")
+    lines.append(_legend(layout))
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def tensor_crosses_nodes(layout: Layout, processes_per_node: int) -> bool:
+    """Whether some tensor-parallel group spans nodes, whose links are an order slower."""
+    group = layout.context * layout.tensor
+    return group > processes_per_node or processes_per_node % group != 0
+
+
+def _firsts(layout: Layout, row: int) -> list[int]:
+    """The first rank of every tensor-parallel group of a pipeline rank."""
+    group = layout.context * layout.tensor
+    start = row * layout.data_parallel * group
+    return [start + column * group for column in range(layout.data_parallel)]
+
+
+def _cell(ranks: range, processes_per_node: int) -> str:
+    first, last = ranks[0] // processes_per_node, ranks[-1] // processes_per_node
+    node = str(first) if first == last else f"{first}-{last}"
+    shown = " ".join(str(rank) for rank in ranks)
+    if len(ranks) > 8:
+        shown = f"{ranks[0]} .. {ranks[-1]}"
+    return f"[{shown}]n{node}"
+
+
+def _legend(layout: Layout) -> str:
+    parts = [f"{layout.data_parallel} data-parallel ranks a row"]
+    if layout.replicate > 1 and layout.shard > 1:
+        parts.append(f"{layout.replicate} replicas of {layout.shard} shards")
+    parts.append("[ranks of a tensor group]n<node>")
+    return "; ".join(parts)
