@@ -20,7 +20,7 @@ from triax.data.sampler import Sampler, source_names
 from triax.data.source import Source
 from triax.launcher.config import RunConfig
 from triax.launcher.environment import Environment
-from triax.launcher.files import config_to_dict, diff_configs, refuse_changes, write_resolved_config
+from triax.launcher.files import diff_configs, refuse_changes, write_resolved_config
 from triax.launcher.processes import Processes, joined, log_to_file, make_deterministic
 from triax.launcher.resume import Origin
 from triax.launcher.summary import closing_summary, opening_summary
@@ -166,14 +166,14 @@ class Job:
 
     def _compare_with(self, record: dict[str, Any]) -> None:
         """Show what has changed since the checkpoint; refuse what would break the run."""
-        changes = diff_configs(record["config"], config_to_dict(self.config))
+        changes = diff_configs(record["config"], self.config.model_dump(mode="json"))
         refuse_changes(changes)
         for change in changes:
             self.say(f"changed since the last checkpoint: {change}")
 
     def _already_finished(self, state: TrainState) -> Outcome:
         self.say(
-            f"this run is finished: {state.step} steps, {state.tokens:,} tokens. "
+            f"this run is finished: {state.step} steps, {state.tokens:,} tokens.\n"
             f"Raise budget.tokens to go on, or choose another run.name."
         )
         return Outcome(ExitCode.DONE, "already finished", state, None, 0.0)
@@ -243,7 +243,7 @@ class Job:
 
         def make_record(state: TrainState) -> dict[str, Any]:
             return origin.record(state) | {
-                "config": config_to_dict(config),
+                "config": config.model_dump(mode="json"),
                 "layout": asdict(self.layout),
                 "loss_scaler": scaler.state(),
             }
@@ -318,7 +318,7 @@ class Job:
                 WeightsAndBiases(
                     self.config.metrics.wandb_project,
                     self.directory.path,
-                    config_to_dict(self.config),
+                    self.config.model_dump(mode="json"),
                 )
             )
         return boards
