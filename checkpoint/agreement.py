@@ -37,9 +37,10 @@ class _Failure:
 
 
 def describe(error: BaseException) -> str:
-    """The error in one line: its message, after its type where the message alone is unclear."""
-    text = " ".join(str(error).split())
-    return text if isinstance(error, UserError | RankError) else f"{type(error).__name__}: {text}"
+    """The error's message; one that isn't ours in one line, after its type."""
+    if isinstance(error, UserError | RankError):
+        return str(error)
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def agreed(step: Callable[[], T], group: dist.ProcessGroup | None) -> list[T]:
