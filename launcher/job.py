@@ -13,13 +13,14 @@ from typing import Any
 
 from triax.checkpoint.folders import inspect, resolve_checkpoint
 from triax.checkpoint.store import CheckpointStore
-from triax.common.errors import ExitCode
+from triax.common.errors import ExitCode, UserError
 from triax.data.loader import Loader, validation_batches
 from triax.data.prepare import ensure_prepared
 from triax.data.sampler import Sampler, source_names
 from triax.data.source import Source
 from triax.launcher.config import RunConfig
 from triax.launcher.environment import Environment
+from triax.launcher.exits import INTERRUPTED
 from triax.launcher.files import diff_configs, refuse_changes, write_resolved_config
 from triax.launcher.processes import Processes, joined, log_to_file, make_deterministic
 from triax.launcher.resume import Origin
@@ -67,6 +68,7 @@ def run(config: RunConfig, environment: Environment) -> int:
         if environment.rank == 0:
             directory.create()
             stack.enter_context(directory.locked())
+            directory.forget_exit()
         log_to_file(directory.logs / f"rank-{environment.rank}.log")
         processes = stack.enter_context(
             joined(
@@ -81,12 +83,21 @@ def run(config: RunConfig, environment: Environment) -> int:
         except BaseException as error:
             log.exception("the job ends with an error")
             if processes.is_main:
-                directory.write_exit(ExitCode.FAILED, f"{type(error).__name__}: {error}")
+                directory.write_exit(*_ending(error))
             raise
         if processes.is_main:
             directory.write_exit(outcome.code, outcome.reason, step=outcome.state.step)
         log.info("ended: %s", outcome)
     return outcome.code
+
+
+def _ending(error: BaseException) -> tuple[int, str]:
+    """The exit code that an error leads to, and the reason to write down."""
+    if isinstance(error, UserError):
+        return ExitCode.BAD_INPUT, str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED, "interrupted"
+    return ExitCode.FAILED, f"{type(error).__name__}: {error}"
 
 
 class Job:
