@@ -1,4 +1,4 @@
-"""A whole job as its user sees it: what it says, what it leaves behind, what can be done with it."""
+"""A whole job as its user sees it: what it says, what it leaves, what can be done with that."""
 
 from __future__ import annotations
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
 import random
 import signal
 import time
 from pathlib import Path
 
 import pytest
-from jobs import NUM_STEPS, Ended, curve, fault, finish, read_events, read_rows, start, train
+from jobs import NUM_STEPS, Ended, curve, fault, read_events, read_rows, train
 
 ONE = "--run.name=straight"
 SAVE_POINTS = (
@@ -27,8 +25,8 @@ def test_a_job_killed_at_every_point_of_a_save_gives_the_same_figures(job: Path)
     every = "--checkpoint.every=3 steps"
     done(train(job, ONE, every))
     # The kill at step 3 comes before there is any checkpoint.
-    plan = [*zip(SAVE_POINTS, range(3, 21, 3), strict=True), ("after-update", 20),
-            ("before-update", 23)]  # fmt: skip
+    plan = [*zip(SAVE_POINTS, range(3, 21, 3), strict=True)]
+    plan += [("after-update", 20), ("before-update", 23)]
     for point, step in plan:
         ended = train(job, every, fault(point, step))
         assert ended.code == -signal.SIGKILL, ended.text
@@ -43,9 +41,16 @@ def test_a_job_killed_at_every_point_of_a_save_gives_the_same_figures(job: Path)
 def test_two_processes_of_which_one_or_both_are_killed_give_the_same_figures(job: Path) -> None:
     sharded = ("--checkpoint.every=3 steps", "--parallel.zero_stage=2")
     done(train(job, ONE, *sharded, num_processes=2))
-    plan = [("before-update", 2, 1), ("save-shard-written", 3, 1), ("save-staged", 6, 0),
-            ("save-before-fsync", 6, None), ("save-before-manifest", 9, 1),
-            ("save-before-rename", 12, 0), ("save-done", 15, None), ("after-update", 20, 0)]  # fmt: skip
+    plan = [
+        ("before-update", 2, 1),
+        ("save-shard-written", 3, 1),
+        ("save-staged", 6, 0),
+        ("save-before-fsync", 6, None),
+        ("save-before-manifest", 9, 1),
+        ("save-before-rename", 12, 0),
+        ("save-done", 15, None),
+        ("after-update", 20, 0),
+    ]
     for point, step, rank in plan:
         ended = train(job, *sharded, fault(point, step, rank), num_processes=2)
         assert ended.code == -signal.SIGKILL, ended.text

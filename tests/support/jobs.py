@@ -1,4 +1,4 @@
-"""Real training jobs of a tiny model: as a user types them, or as workers forked from a warm parent.
+"""Real training jobs of a tiny model, as a user types them or in workers forked from a warm parent.
 
 A command's start costs seconds, most of them torch's import; a forked worker starts in a fraction
 of one and runs the very `main` that torchrun would start, so it can be killed like one.
@@ -53,10 +53,10 @@ every = "4 steps"
 every = "10 steps"
 batches = 2
 """
-_WORDS = (
-    "the a cat dog sat on mat red blue tree river runs fast slow over under house green bird "
-    "sings loud and so it went for many years until nobody could say who had begun"
-).split()
+_WORDS = """
+the a cat dog sat on mat red blue tree river runs fast slow over under house green bird sings loud
+and so it went for many years until nobody could say who had begun
+"""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,9 @@ class Ended:
 def make_corpus(folder: Path) -> None:
     """Text that is in no repository, and what the command line makes of it."""
     chance = random.Random(20)
-    lines = [" ".join(chance.choices(_WORDS, k=chance.randint(5, 120))) + "." for _ in range(150)]
+    lines = [
+        " ".join(chance.choices(_WORDS.split(), k=chance.randint(5, 120))) + "." for _ in range(150)
+    ]
     corpus = folder / "corpus.jsonl"
     corpus.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
     for command in (
@@ -131,7 +133,7 @@ def train(
     *overrides: str,
     num_processes: int = 1,
     config: str = "run.toml",
-    signal_when: tuple[signal.Signals, Callable[[], bool]] | None = None,
+    signal_when: tuple[signal.Signals | None, Callable[[], bool]] | None = None,
 ) -> Ended:
     """Train in forked workers; the code is that of the first worker to fail, or 0.
 
@@ -154,6 +156,9 @@ def train(
             for rank in range(num_processes)
         ]  # fmt: skip
     logs = [folder / f"worker-{rank}" for rank in range(num_processes)]
+    for log in logs:
+        log.with_suffix(".out").write_text("")
+        log.with_suffix(".err").write_text("")
     argv = [config, *overrides]
     workers = [
         context.Process(target=_work, args=(folder, each, log, argv), daemon=True)
@@ -169,7 +174,7 @@ def train(
 
 def _wait(
     workers: Sequence[Any],
-    signal_when: tuple[signal.Signals, Callable[[], bool]] | None,
+    signal_when: tuple[signal.Signals | None, Callable[[], bool]] | None,
     timeout: float = 90.0,
 ) -> list[int]:
     """Wait for all; returns the exit codes, those of the first to fail before the others."""
@@ -188,15 +193,15 @@ def _wait(
     return failed + [worker.exitcode for worker in workers]
 
 
-def _signal(workers: Sequence[Any], number: signal.Signals) -> None:
+def _signal(workers: Sequence[Any], number: signal.Signals | None) -> None:
     for worker in workers:
-        if worker.is_alive():
+        if number is not None and worker.is_alive():
             os.kill(worker.pid, number)
 
 
 def _work(folder: Path, variables: dict[str, str], log: Path, argv: list[str]) -> None:
     for suffix, stream in ((".out", 1), (".err", 2)):
-        os.dup2(os.open(log.with_suffix(suffix), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+        os.dup2(os.open(log.with_suffix(suffix), os.O_WRONLY), stream)
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
     os.chdir(folder)
     os.environ.update(variables)
