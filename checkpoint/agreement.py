@@ -102,7 +102,7 @@ def _attempt(step: Callable[[], T]) -> T | _Failure:
     try:
         return step()
     except Exception as error:
-        _log.info("a checkpoint step failed on this rank", exc_info=True)
+        _log.info("a step failed on this rank", exc_info=True)
         return _Failure(describe(error), isinstance(error, UserError))
 
 

@@ -9,8 +9,9 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from triax.checkpoint.agreement import agreed
 from triax.checkpoint.folders import inspect, resolve_checkpoint
 from triax.checkpoint.store import CheckpointStore
 from triax.common.errors import ExitCode, UserError
@@ -46,6 +47,8 @@ from triax.training.stability.faults import FaultInjector
 from triax.training.stability.guard import Guard
 from triax.training.state import TrainState
 from triax.training.step import StepContext
+
+T = TypeVar("T")
 
 log = logging.getLogger("triax.job")
 
@@ -133,7 +136,7 @@ class Job:
         if self.config.run.deterministic:
             make_deterministic(self.processes.device)
         self._prepare_data()
-        sources = self._open_sources()
+        sources = self._together(self._open_sources)
         self.store.clean()
         found = self.store.newest_good()
         weights = tuple(
@@ -148,7 +151,7 @@ class Job:
         self.say(opening_summary(self.config, self.budget, self.layout, self.processes.device))
         if origin.state.step >= self.budget.num_steps:
             return self._already_finished(origin.state)
-        loader, validation = self._loader(sources, origin), self._validation()
+        loader, validation = self._loader(sources, origin), self._together(self._validation)
         engine = self._engine()
         if found is not None:
             self.store.load(found, engine.state())
@@ -159,6 +162,12 @@ class Job:
         if self.processes.is_main:
             print(closing_summary(self.config, self.directory, outcome), flush=True)
         return outcome
+
+    def _together(self, step: Callable[[], T]) -> T:
+        """Do it on every rank; what fails on one fails on all, with the same words."""
+        values: list[T] = []
+        agreed(lambda: values.append(step()), self.processes.control_group)
+        return values[0]
 
     def _prepare_data(self) -> None:
         prepare = self.config.data.prepare

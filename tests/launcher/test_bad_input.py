@@ -160,6 +160,14 @@ def test_a_run_whose_checkpoints_are_all_damaged_never_begins_anew(
     assert everything(run) == before
 
 
+def test_a_token_outside_the_vocabulary_in_one_rank_s_validation(job: Path) -> None:
+    path = job / "data/validation-00000.bin"
+    tokens = np.fromfile(path, dtype=np.uint16)
+    tokens[9 * 32] = 60000
+    tokens.tofile(path)
+    refused(train(job, num_processes=2), "rank 1: data/validation-00000: token id 60000")
+
+
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_a_token_outside_the_vocabulary_in_mid_run(job: Path, num_processes: int) -> None:
     path = job / "data/train-00000.bin"

@@ -52,7 +52,7 @@ def run_fleet(
         ]
         for worker in workers:
             worker.start()
-        _wait(workers, Path(folder), time.monotonic() + timeout, may_fail)
+        _wait(workers, time.monotonic() + timeout, may_fail)
         results = [_read(Path(folder) / f"{rank}.pkl") for rank in range(num_processes)]
     failures = [(rank, text) for rank, (ok, text) in enumerate(results) if not ok]
     if failures and not may_fail:
@@ -60,7 +60,7 @@ def run_fleet(
     return [value for _, value in results]
 
 
-def _wait(workers: Sequence[Any], folder: Path, end: float, may_fail: bool) -> None:
+def _wait(workers: Sequence[Any], end: float, may_fail: bool) -> None:
     while any(worker.is_alive() for worker in workers):
         failed = [worker for worker in workers if worker.exitcode not in (None, 0)]
         if time.monotonic() > end or (failed and not may_fail):
