@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from triax.checkpoint.agreement import agreed
+from triax.checkpoint.agreement import agreed, on_first
 from triax.checkpoint.folders import inspect, resolve_checkpoint
 from triax.checkpoint.store import CheckpointStore
 from triax.common.errors import ExitCode, UserError
@@ -88,8 +88,6 @@ def run(config: RunConfig, environment: Environment) -> int:
             if processes.is_main:
                 directory.write_exit(*_ending(error))
             raise
-        if processes.is_main:
-            directory.write_exit(outcome.code, outcome.reason, step=outcome.state.step)
         log.info("ended: %s", outcome)
     return outcome.code
 
@@ -159,8 +157,8 @@ class Job:
         elif self.config.checkpoint.init_from is not None:
             self._initialise_from(self.config.checkpoint.init_from, engine)
         outcome = self._train(engine, loader, validation, origin)
-        if self.processes.is_main:
-            print(closing_summary(self.config, self.directory, outcome), flush=True)
+        # The others wait: whoever ends first with a code other than 0 has the rest stopped.
+        on_first(partial(self._report, outcome), self.processes.control_group)
         return outcome
 
     def _together(self, step: Callable[[], T]) -> T:
@@ -196,7 +194,18 @@ class Job:
             f"this run is finished: {state.step} steps, {state.tokens:,} tokens.\n"
             f"Raise budget.tokens to go on, or choose another run.name."
         )
-        return Outcome(ExitCode.DONE, "already finished", state, None, 0.0)
+        outcome = Outcome(ExitCode.DONE, "already finished", state, None, 0.0)
+        if self.processes.is_main:
+            self._write_exit(outcome)
+        return outcome
+
+    def _report(self, outcome: Outcome) -> None:
+        """Write down how the run ended, and tell it."""
+        self._write_exit(outcome)
+        print(closing_summary(self.config, self.directory, outcome), flush=True)
+
+    def _write_exit(self, outcome: Outcome) -> None:
+        self.directory.write_exit(outcome.code, outcome.reason, step=outcome.state.step)
 
     def _loader(self, sources: dict[str, Source], origin: Origin) -> Loader:
         config, rank = self.config, self.processes.environment.rank
