@@ -160,6 +160,17 @@ def test_a_run_whose_checkpoints_are_all_damaged_never_begins_anew(
     assert everything(run) == before
 
 
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_text_that_cannot_be_prepared(job: Path, num_processes: int) -> None:
+    (job / "bad.jsonl").write_text('{"text": 5}\n')
+    prepare = '--data.prepare={"inputs": ["bad.jsonl"], "output": "made", "vocab_size": 300}'
+    places = ("--data.tokenizer=made/tokenizer", '--data.sources=[{"path": "made/train"}]')
+    ended = train(
+        job, prepare, *places, "--data.validation=made/validation", num_processes=num_processes
+    )
+    refused(ended, 'bad.jsonl, line 1: "text" holds int, expected a string')
+
+
 def test_a_token_outside_the_vocabulary_in_one_rank_s_validation(job: Path) -> None:
     path = job / "data/validation-00000.bin"
     tokens = np.fromfile(path, dtype=np.uint16)
