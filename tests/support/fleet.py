@@ -26,6 +26,7 @@ PRELOAD = [
     "triax.parallel.engines.native",
     "torch.utils.tensorboard",
     "matplotlib.figure",
+    "frozen",
 ]
 
 
