@@ -37,9 +37,10 @@ class _Failure:
 
 
 def describe(error: BaseException) -> str:
-    """The error in one line: its message, after its type where the message alone is unclear."""
-    text = " ".join(str(error).split())
-    return text if isinstance(error, UserError | RankError) else f"{type(error).__name__}: {text}"
+    """The error's message; one that isn't ours in one line, after its type."""
+    if isinstance(error, UserError | RankError):
+        return str(error)
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def agreed(step: Callable[[], T], group: dist.ProcessGroup | None) -> list[T]:
@@ -101,7 +102,7 @@ def _attempt(step: Callable[[], T]) -> T | _Failure:
     try:
         return step()
     except Exception as error:
-        _log.info("a checkpoint step failed on this rank", exc_info=True)
+        _log.info("a step failed on this rank", exc_info=True)
         return _Failure(describe(error), isinstance(error, UserError))
 
 

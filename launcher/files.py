@@ -34,7 +34,7 @@ class Change:
 
     path: str
     old: object
-    """None means that the key wasn't given."""
+    """None means that it is switched off, or was not given."""
     new: object
 
     @property
@@ -128,4 +128,4 @@ def refuse_changes(changes: list[Change]) -> None:
 
 
 def _shown(value: object) -> str:
-    return "not given" if value is None else repr(value)
+    return "none" if value is None else repr(value)

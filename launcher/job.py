@@ -9,18 +9,20 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from triax.checkpoint.agreement import agreed, on_first
 from triax.checkpoint.folders import inspect, resolve_checkpoint
 from triax.checkpoint.store import CheckpointStore
-from triax.common.errors import ExitCode
+from triax.common.errors import ExitCode, UserError
 from triax.data.loader import Loader, validation_batches
 from triax.data.prepare import ensure_prepared
 from triax.data.sampler import Sampler, source_names
 from triax.data.source import Source
 from triax.launcher.config import RunConfig
 from triax.launcher.environment import Environment
-from triax.launcher.files import config_to_dict, diff_configs, refuse_changes, write_resolved_config
+from triax.launcher.exits import INTERRUPTED
+from triax.launcher.files import diff_configs, refuse_changes, write_resolved_config
 from triax.launcher.processes import Processes, joined, log_to_file, make_deterministic
 from triax.launcher.resume import Origin
 from triax.launcher.summary import closing_summary, mesh_summary, opening_summary
@@ -46,6 +48,8 @@ from triax.training.stability.guard import Guard
 from triax.training.state import TrainState
 from triax.training.step import StepContext
 
+T = TypeVar("T")
+
 log = logging.getLogger("triax.job")
 
 
@@ -67,6 +71,7 @@ def run(config: RunConfig, environment: Environment) -> int:
         if environment.rank == 0:
             directory.create()
             stack.enter_context(directory.locked())
+            directory.forget_exit()
         log_to_file(directory.logs / f"rank-{environment.rank}.log")
         processes = stack.enter_context(
             joined(
@@ -81,12 +86,19 @@ def run(config: RunConfig, environment: Environment) -> int:
         except BaseException as error:
             log.exception("the job ends with an error")
             if processes.is_main:
-                directory.write_exit(ExitCode.FAILED, f"{type(error).__name__}: {error}")
+                directory.write_exit(*_ending(error))
             raise
-        if processes.is_main:
-            directory.write_exit(outcome.code, outcome.reason, step=outcome.state.step)
         log.info("ended: %s", outcome)
     return outcome.code
+
+
+def _ending(error: BaseException) -> tuple[int, str]:
+    """The exit code that an error leads to, and the reason to write down."""
+    if isinstance(error, UserError):
+        return ExitCode.BAD_INPUT, str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED, "interrupted"
+    return ExitCode.FAILED, f"{type(error).__name__}: {error}"
 
 
 class Job:
@@ -122,7 +134,7 @@ class Job:
         if self.config.run.deterministic:
             make_deterministic(self.processes.device)
         self._prepare_data()
-        sources = self._open_sources()
+        sources = self._together(self._open_sources)
         self.store.clean()
         found = self.store.newest_good()
         weights = tuple(
@@ -140,7 +152,7 @@ class Job:
             self.say("\n".join(mesh_summary(self.layout, per_node)))
         if origin.state.step >= self.budget.num_steps:
             return self._already_finished(origin.state)
-        loader, validation = self._loader(sources, origin), self._validation()
+        loader, validation = self._loader(sources, origin), self._together(self._validation)
         engine = self._engine()
         if found is not None:
             self.store.load(found, engine.state())
@@ -148,9 +160,15 @@ class Job:
         elif self.config.checkpoint.init_from is not None:
             self._initialise_from(self.config.checkpoint.init_from, engine)
         outcome = self._train(engine, loader, validation, origin)
-        if self.processes.is_main:
-            print(closing_summary(self.config, self.directory, outcome), flush=True)
+        # The others wait: whoever ends first with a code other than 0 has the rest stopped.
+        on_first(partial(self._report, outcome), self.processes.control_group)
         return outcome
+
+    def _together(self, step: Callable[[], T]) -> T:
+        """Do it on every rank; what fails on one fails on all, with the same words."""
+        values: list[T] = []
+        agreed(lambda: values.append(step()), self.processes.control_group)
+        return values[0]
 
     def _prepare_data(self) -> None:
         prepare = self.config.data.prepare
@@ -169,17 +187,28 @@ class Job:
 
     def _compare_with(self, record: dict[str, Any]) -> None:
         """Show what has changed since the checkpoint; refuse what would break the run."""
-        changes = diff_configs(record["config"], config_to_dict(self.config))
+        changes = diff_configs(record["config"], self.config.model_dump(mode="json"))
         refuse_changes(changes)
         for change in changes:
             self.say(f"changed since the last checkpoint: {change}")
 
     def _already_finished(self, state: TrainState) -> Outcome:
         self.say(
-            f"this run is finished: {state.step} steps, {state.tokens:,} tokens. "
+            f"this run is finished: {state.step} steps, {state.tokens:,} tokens.\n"
             f"Raise budget.tokens to go on, or choose another run.name."
         )
-        return Outcome(ExitCode.DONE, "already finished", state, None, 0.0)
+        outcome = Outcome(ExitCode.DONE, "already finished", state, None, 0.0)
+        if self.processes.is_main:
+            self._write_exit(outcome)
+        return outcome
+
+    def _report(self, outcome: Outcome) -> None:
+        """Write down how the run ended, and tell it."""
+        self._write_exit(outcome)
+        print(closing_summary(self.config, self.directory, outcome), flush=True)
+
+    def _write_exit(self, outcome: Outcome) -> None:
+        self.directory.write_exit(outcome.code, outcome.reason, step=outcome.state.step)
 
     def _loader(self, sources: dict[str, Source], origin: Origin) -> Loader:
         config, rank = self.config, self.processes.environment.rank
@@ -247,7 +276,7 @@ class Job:
 
         def make_record(state: TrainState) -> dict[str, Any]:
             return origin.record(state) | {
-                "config": config_to_dict(config),
+                "config": config.model_dump(mode="json"),
                 "layout": asdict(self.layout),
                 "loss_scaler": scaler.state(),
             }
@@ -322,7 +351,7 @@ class Job:
                 WeightsAndBiases(
                     self.config.metrics.wandb_project,
                     self.directory.path,
-                    config_to_dict(self.config),
+                    self.config.model_dump(mode="json"),
                 )
             )
         return boards

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 import torch
@@ -101,7 +102,8 @@ def _sample(config: RunConfig, directory: RunDirectory) -> list[str]:
         model, [start], max_new_tokens=100, context=config.data.seq_len, stop_token=start
     )
     text = tokenizer.decode(list(tokens)).strip("\n")
-    return ["", "the model writes:", *(f"  | {line}" for line in text.splitlines()[:16]), ""]
+    lines = [part for line in text.splitlines() for part in textwrap.wrap(line, 76) or [""]]
+    return ["", "the model writes:", *(f"  | {line}".rstrip() for line in lines[:16]), ""]
 
 
 def _chinchilla(config: RunConfig, tokens_per_second: float) -> str:

@@ -13,6 +13,8 @@ from typing import TypeVar, cast
 import torch
 import torch.distributed as dist
 
+from triax.common.errors import UserError
+
 T = TypeVar("T")
 
 
@@ -54,7 +56,7 @@ def any_rank(flags: list[bool], group: dist.ProcessGroup | None) -> list[bool]:
 
 
 class PeerFailedError(RuntimeError):
-    """Another process failed and has told why; this one only has to end."""
+    """Another process failed and has told why by a traceback; this one only has to end."""
 
 
 def on_first_rank(work: Callable[[], object], group: dist.ProcessGroup | None) -> None:
@@ -64,7 +66,8 @@ def on_first_rank(work: Callable[[], object], group: dist.ProcessGroup | None) -
 
     Raises:
         Exception: what `work` raised, on the first rank.
-        PeerFailedError: on the others, if it raised.
+        UserError: on the others, if that was one.
+        PeerFailedError: on the others, if it was anything else.
     """
     if group is None:
         work()
@@ -73,12 +76,15 @@ def on_first_rank(work: Callable[[], object], group: dist.ProcessGroup | None) -
         running = pool.submit(work) if group_rank(group) == 0 else None
         while True:
             done = running is not None and running.done()
-            failed = running is not None and done and running.exception() is not None
-            is_done, has_failed = any_rank([done, failed], group)
+            error = running.exception() if running is not None and done else None
+            is_done, has_failed, by_user = any_rank(
+                [done, error is not None, isinstance(error, UserError)], group
+            )
             if is_done:
                 break
             time.sleep(1.0)
+    message = broadcast_object(str(error), group)
     if running is not None:
         running.result()
     elif has_failed:
-        raise PeerFailedError("rank 0 failed")
+        raise UserError(message) if by_user else PeerFailedError(f"rank 0 failed: {message}")

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
+from triax.checkpoint.agreement import agreed
 from triax.common.quantities import Duration, Unit
 
 
@@ -20,6 +21,11 @@ class Requests(NamedTuple):
     stop: bool = False
     save: bool = False
     evaluate: bool = False
+    fail: bool = False
+
+
+STEPS_TO_AGREE = 1
+"""A request of one step is answered after the step that is so many behind it."""
 
 
 class ControlLine:
@@ -41,15 +47,29 @@ class ControlLine:
         """Raise this process's requests; returns what all have agreed on."""
         if self._group is None:
             return requests
-        agreed = Requests()
+        answer = Requests()
         if self._work is not None and self._flags is not None:
             self._work.wait()
-            agreed = Requests(*(bool(flag) for flag in self._flags.tolist()))
+            answer = Requests(*(bool(flag) for flag in self._flags.tolist()))
         self._flags = torch.tensor(requests, dtype=torch.int32)
         self._work = dist.all_reduce(
             self._flags, op=dist.ReduceOp.MAX, group=self._group, async_op=True
         )
-        return agreed
+        return answer
+
+    def raise_together(self, error: Exception | None) -> None:
+        """Raise on every process what the first of them brings, if any does. Waits for all.
+
+        Raises:
+            UserError: it is one.
+            RankError: it is anything else.
+        """
+
+        def bring() -> None:
+            if error is not None:
+                raise error
+
+        agreed(bring, self._group)
 
 
 class Timer:

@@ -11,8 +11,9 @@ from triax.common.errors import ExitCode
 from triax.common.quantities import Duration
 from triax.data.loader import Batch, Loader
 from triax.training.console import Console
-from triax.training.control import ControlLine, Requests, StopSignal, Timer
+from triax.training.control import STEPS_TO_AGREE, ControlLine, Requests, StopSignal, Timer
 from triax.training.evaluation import Evaluation, evaluate
+from triax.training.lookahead import Lookahead
 from triax.training.metrics import Boards, Row
 from triax.training.readback import Readback, StepFigures
 from triax.training.run_directory import RunDirectory
@@ -142,10 +143,15 @@ class TrainLoop:
         code, reason = ExitCode.DONE, "the token budget is used up"
         remaining = (self.plan.num_steps - state.step) * self.plan.global_batch_size
         self.readback.restart_clock()
-        for micro_batches in self.loader.iterate(state.cursor, state.cursor + remaining):
+        # One rank's data may fail: all know it a step before, and save what they have.
+        batches = Lookahead(
+            self.loader.iterate(state.cursor, state.cursor + remaining), STEPS_TO_AGREE + 1
+        )
+        self.control.raise_together(batches.error)
+        for micro_batches in batches:
             before, state = state, self._step(state, micro_batches)
-            requests = self._agree(before, state)
-            if requests.save or requests.evaluate or requests.stop:
+            requests = self._agree(before, state, data_fails=batches.error is not None)
+            if any(requests):
                 self._log(self.readback.drain())
             if self._num_consecutive_skips >= self.plan.max_consecutive_skips:
                 code, reason = ExitCode.STOPPED_BY_GUARD, self._skip_report()
@@ -157,6 +163,9 @@ class TrainLoop:
             if requests.stop:
                 code, reason = ExitCode.PREEMPTED, f"stopped by {self.stop.received or 'a peer'}"
                 break
+            if requests.fail:
+                self._finish(ExitCode.BAD_INPUT, "the data can't be read", state)
+                self.control.raise_together(batches.error)
             self._report_save(self.store.poll())
         return self._finish(code, reason, state)
 
@@ -169,19 +178,21 @@ class TrainLoop:
         self.faults.at("after-update", after.step)
         return after
 
-    def _agree(self, before: TrainState, after: TrainState) -> Requests:
+    def _agree(self, before: TrainState, after: TrainState, *, data_fails: bool) -> Requests:
         """What all processes do after this step: by the counters at once, by clock or signal as
         soon as all know of it."""
         wishes = Requests(
             stop=self.stop.received is not None,
             save=self.save_timer.is_due(),
             evaluate=self.evaluate_timer.is_due(),
+            fail=data_fails,
         )
         agreed = self.control.exchange(wishes)
         return Requests(
             stop=agreed.stop,
             save=agreed.save or crossed(self.plan.save_every, before, after),
             evaluate=agreed.evaluate or crossed(self.plan.evaluate_every, before, after),
+            fail=agreed.fail,
         )
 
     def _log(self, figures: StepFigures | None) -> None:

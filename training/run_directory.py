@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from triax.common.errors import ExitCode, UserError
+from triax.common.errors import UserError
 
 
 class RunDirectory:
@@ -100,7 +100,11 @@ class RunDirectory:
                 rows.append(row)
         return rows
 
-    def write_exit(self, code: ExitCode, reason: str, **fields: Any) -> None:
+    def forget_exit(self) -> None:
+        """Remove exit.json: a job that is killed must not seem to have ended as the one before."""
+        self.exit.unlink(missing_ok=True)
+
+    def write_exit(self, code: int, reason: str, **fields: Any) -> None:
         """Say in exit.json how the run ended."""
         content = {"code": int(code), "reason": reason, "time": time.time(), **fields}
         temporary = self.exit.with_suffix(".tmp")

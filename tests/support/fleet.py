@@ -18,7 +18,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-_PRELOAD = ["torch", "torch.distributed.fsdp", "torch.distributed.pipelining", "worlds"]
+PRELOAD = [
+    "torch",
+    "torch.distributed.fsdp",
+    "torch.distributed.pipelining",
+    "worlds",
+    "triax.launcher.train",
+    "triax.parallel.engines.native",
+    "torch.utils.tensorboard",
+    "matplotlib.figure",
+    "frozen",
+]
 
 
 def run_fleet(
@@ -34,7 +44,7 @@ def run_fleet(
     ranks are the exception's text, or None where a process died. Every wait is bounded.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOAD)
+    context.set_forkserver_preload(PRELOAD)
     with tempfile.TemporaryDirectory() as folder:
         workers = [
             context.Process(

@@ -1,0 +1,169 @@
+"""A whole job as its user sees it: what it says, what it leaves, what can be done with that."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from jobs import (
+    NUM_STEPS,
+    Ended,
+    curve,
+    finish,
+    make_job,
+    read_events,
+    read_rows,
+    start,
+    train,
+    triax,
+)
+
+from triax.launcher.loading import load_config
+
+
+@pytest.fixture(scope="module")
+def finished(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ended]:
+    """A folder in which `triax train run.toml` has run, and what it said."""
+    folder = make_job(corpus, tmp_path_factory.mktemp("finished"))
+    return folder, triax(folder, "train", "run.toml")
+
+
+@pytest.fixture
+def copied(finished: tuple[Path, Ended], tmp_path: Path) -> Path:
+    """A copy of that folder."""
+    return Path(shutil.copytree(finished[0], tmp_path / "copy"))
+
+
+def test_a_run_says_what_it_reached_and_how_to_go_on(finished: tuple[Path, Ended]) -> None:
+    _, ended = finished
+    assert (ended.code, ended.error) == (0, "")
+    for line in (
+        r"run      runs/job",
+        r"budget   6,144 tokens in 24 steps of 256",
+        r"compute  1 process on .*",
+        r"step 24/24  loss [\d.]+  .*tok/s  .* left",
+        r"ended after step 24: the token budget is used up",
+        r"validation loss [\d.]+, perplexity [\d.]+",
+        r"the model writes:",
+        r"chinchilla   \d+K tokens would be compute-optimal .*",
+        r"             .* here at [\d.]+K? tokens/s",
+        r"loss plot    runs/job/loss.png",
+        r"checkpoint   runs/job/checkpoints/step-00000024",
+        r"to resume    triax train runs/job/config.toml --budget.tokens=12288",
+    ):
+        assert re.search(f"^{line}$", ended.out, re.MULTILINE), line
+    assert "\x1b" not in ended.out
+    assert max(map(len, ended.out.splitlines())) <= 80
+
+
+def test_a_run_leaves_its_figures_its_config_and_its_checkpoints(
+    finished: tuple[Path, Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = finished
+    monkeypatch.chdir(folder)
+    run = folder / "runs/job"
+    rows = read_rows(run)
+    assert [row["step"] for row in rows] == list(range(1, NUM_STEPS + 1))
+    assert [row["tokens"] for row in rows] == [256 * row["step"] for row in rows]
+    assert [row["cursor"] for row in rows] == [8 * row["step"] for row in rows]
+    # Full precision: fp32 figures as the shortest text that gives back their bits would have up
+    # to nine digits; rounded ones would be equal to themselves in four.
+    assert all(row["loss"] == float(torch.tensor(row["loss"])) for row in rows)
+    assert any(round(row["loss"], 6) != row["loss"] for row in rows)
+    assert {"grad_norm", "lr", "tokens_per_second", "mfu", "memory_gib"} <= rows[0].keys()
+    evaluations = read_events(run, "evaluation")
+    assert [event["step"] for event in evaluations] == [0, 10, 20, 24]
+    assert evaluations[-1]["loss"] < evaluations[0]["loss"] - 2
+    assert [event["step"] for event in read_events(run, "checkpoint")] == [4, 8, 12, 16, 20, 24]
+    assert [path.name for path in sorted((run / "checkpoints").iterdir())] == [
+        "step-00000016", "step-00000020", "step-00000024",
+    ]  # fmt: skip
+    ending = json.loads((run / "exit.json").read_text())
+    assert (ending["code"], ending["step"]) == (0, NUM_STEPS)
+    assert load_config(run / "config.toml") == load_config("run.toml")
+    assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert list((run / "tensorboard").glob("events.out.tfevents.*"))
+    assert "ended" in (run / "logs/rank-0.log").read_text()
+
+
+def test_a_finished_run_says_so_and_goes_on_with_a_larger_budget(copied: Path) -> None:
+    before = curve(copied / "runs/job")
+    again = train(copied)
+    assert again.code == 0, again.text
+    assert "this run is finished: 24 steps, 6,144 tokens" in again.out
+    assert curve(copied / "runs/job") == before
+    more = train(copied, "--budget.tokens=7680", config="runs/job/config.toml")
+    assert more.code == 0, more.text
+    assert "changed since the last checkpoint: budget.tokens: 6144 -> 7680" in more.out
+    assert "going on after step 24" in more.out
+    assert curve(copied / "runs/job")[:24] == before
+    assert [step for step, *_ in curve(copied / "runs/job")] == list(range(1, 31))
+
+
+def test_the_same_job_started_in_any_way_gives_the_same_losses(
+    finished: tuple[Path, Ended], job: Path
+) -> None:
+    two = ("--nproc-per-node", "2")
+    commands = {
+        "agent": ("triax", "train", "run.toml", *two),
+        "torchrun": ("torchrun", *two, "-m", "triax.launcher.train", "run.toml"),
+        "module": ("python", "-m", "triax.launcher.train", "run.toml"),
+    }
+    for name, command in commands.items():
+        ended = finish(start(job, *command, f"--run.name={name}"))
+        assert ended.code == 0, ended.text
+        assert ended.out.count("ended after step 24") == 1
+        assert "Traceback" not in ended.error
+    assert curve(job / "runs/module") == curve(finished[0] / "runs/job")
+    assert curve(job / "runs/torchrun") == curve(job / "runs/agent")
+    # One process adds up in another order than two, which a large learning rate magnifies.
+    for one, two_ in zip(curve(job / "runs/module"), curve(job / "runs/agent"), strict=True):
+        assert one == pytest.approx(two_, rel=2e-4)
+    assert (job / "runs/agent/logs/rank-1.log").exists()
+
+
+def test_what_can_be_done_with_a_run(copied: Path) -> None:
+    listed = triax(copied, "checkpoint", "list", "runs/job")
+    assert listed.code == 0, listed.text
+    assert re.findall(r"^ +(\d+) ", listed.out, re.MULTILINE) == ["16", "20", "24"]
+    verified = triax(copied, "checkpoint", "verify", "runs/job")
+    assert (verified.code, verified.out.count(": good")) == (0, 3), verified.text
+    command = ("generate", "runs/job", "--prompt", "the cat", "--max-tokens", "20", "--seed", "3")
+    written = triax(copied, *command)
+    assert written.code == 0, written.text
+    assert written.out.startswith("the cat") and len(written.out) > len("the cat\n")
+    assert triax(copied, *command).out == written.out
+    evaluated = triax(copied, "eval", "runs/job", "--data", "data/validation", "--sequences", "16")
+    assert evaluated.code == 0, evaluated.text
+    loss = re.search(r"^loss +([\d.]+) nats", evaluated.out, re.MULTILINE)
+    last = read_events(copied / "runs/job", "evaluation")[-1]
+    assert loss is not None and float(loss[1]) == pytest.approx(last["loss"], rel=1e-6)
+
+
+def test_a_model_goes_to_transformers_and_back_into_a_run(copied: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    exported = triax(copied, "checkpoint", "export", "runs/job", "--output", "hf")
+    assert exported.code == 0, exported.text
+    imported = triax(copied, "checkpoint", "import", "hf", "--output", "imported")
+    assert imported.code == 0, imported.text
+    started = train(copied, "--run.name=from", "--checkpoint.init_from=imported")
+    assert started.code == 0, started.text
+    first = read_events(copied / "runs/from", "evaluation")[0]["loss"]
+    last = read_events(copied / "runs/job", "evaluation")[-1]["loss"]
+    assert first == last
+
+    from triax.launcher.inference import load_checkpoint
+
+    ours = load_checkpoint(str(copied / "runs/job")).model
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(copied / "hf")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(copied / "hf")
+    tokens = torch.tensor([tokenizer("the cat sat on the mat")["input_ids"]])
+    with torch.no_grad():
+        logits = ours.logits(tokens, None)
+        torch.testing.assert_close(theirs(tokens).logits, logits, atol=1e-5, rtol=1e-5)
+    assert not math.isnan(float(logits.sum()))

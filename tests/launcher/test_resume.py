@@ -1,0 +1,93 @@
+"""A job that was killed goes on bitwise as if it had not been, and the same data in any layout."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from jobs import NUM_STEPS, Ended, curve, fault, read_events, read_rows, train
+
+ONE = "--run.name=straight"
+SAVE_POINTS = (
+    "save-staged", "save-shard-written", "save-before-fsync", "save-before-manifest",
+    "save-before-rename", "save-done",
+)  # fmt: skip
+
+
+def done(ended: Ended) -> None:
+    assert ended.code == 0, ended.text
+
+
+def test_a_job_killed_at_every_point_of_a_save_gives_the_same_figures(job: Path) -> None:
+    every = "--checkpoint.every=3 steps"
+    done(train(job, ONE, every))
+    # The kill at step 3 comes before there is any checkpoint.
+    plan = [*zip(SAVE_POINTS, range(3, 21, 3), strict=True)]
+    plan += [("after-update", 20), ("before-update", 23)]
+    for point, step in plan:
+        ended = train(job, every, fault(point, step))
+        assert ended.code == -signal.SIGKILL, ended.text
+        assert not (job / "runs/job/exit.json").exists()
+    done(train(job, every))
+    starts = [event["step"] for event in read_events(job / "runs/job", "start")]
+    assert starts[:8] == [0, 0, 3, 6, 9, 12, 18, 18]
+    assert curve(job / "runs/job") == curve(job / "runs/straight")
+    assert [step for step, *_ in curve(job / "runs/job")] == list(range(1, NUM_STEPS + 1))
+
+
+def test_two_processes_of_which_one_or_both_are_killed_give_the_same_figures(job: Path) -> None:
+    sharded = ("--checkpoint.every=3 steps", "--parallel.zero_stage=2")
+    done(train(job, ONE, *sharded, num_processes=2))
+    plan = [
+        ("before-update", 2, 1),
+        ("save-shard-written", 3, 1),
+        ("save-staged", 6, 0),
+        ("save-before-fsync", 6, None),
+        ("save-before-manifest", 9, 1),
+        ("save-before-rename", 12, 0),
+        ("save-done", 15, None),
+        ("after-update", 20, 0),
+    ]
+    for point, step, rank in plan:
+        ended = train(job, *sharded, fault(point, step, rank), num_processes=2)
+        assert ended.code == -signal.SIGKILL, ended.text
+    done(train(job, *sharded, num_processes=2))
+    assert curve(job / "runs/job") == curve(job / "runs/straight")
+
+
+def test_a_job_killed_at_any_moment_gives_the_same_figures(job: Path) -> None:
+    often = ("--checkpoint.every=2 steps", "--budget.tokens=24576")
+    done(train(job, ONE, *often))
+    chance, run = random.Random(5), job / "runs/job"
+    for _ in range(5):
+        more, moment = chance.randint(5, 25), chance.random() * 0.05
+        before = len(read_rows(run))
+
+        def is_time(step: int = before + more, moment: float = moment) -> bool:
+            if len(read_rows(run)) < step:
+                return False
+            time.sleep(moment)
+            return True
+
+        ended = train(job, *often, signal_when=(signal.SIGKILL, is_time))
+        assert ended.code in (-signal.SIGKILL, 0), ended.text
+    done(train(job, *often))
+    assert curve(run) == curve(job / "runs/straight")
+
+
+def test_another_number_of_processes_reads_the_same_data(job: Path) -> None:
+    careful = ("--checkpoint.every=3 steps", "--optimizer.eps=1e-5", "--optimizer.lr=2e-3")
+    done(train(job, ONE, *careful))
+    for num_processes, last in ((2, 8), (1, 17)):
+        ended = train(job, *careful, fault("after-update", last), num_processes=num_processes)
+        assert ended.code == -signal.SIGKILL, ended.text
+    done(train(job, *careful, num_processes=4))
+    rows, straight = read_rows(job / "runs/job"), read_rows(job / "runs/straight")
+    for name in ("step", "tokens", "cursor", "num_targets", "lr"):
+        assert [row[name] for row in rows] == [row[name] for row in straight]
+    for name in ("loss", "grad_norm"):
+        expected = [row[name] for row in straight]
+        assert [row[name] for row in rows] == pytest.approx(expected, rel=1e-5)

@@ -1,0 +1,50 @@
+"""A job that is asked to stop saves, says that it may go on, and goes on bitwise."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+from jobs import curve, finish, read_rows, start, train
+
+BUDGET = ("--budget.tokens=16K", "--checkpoint.every=1000 steps", "--eval.every=none")
+
+
+@pytest.mark.parametrize(
+    ("num_processes", "numbers"),
+    [(1, [signal.SIGTERM]), (2, [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])],
+)
+def test_a_stopped_job_saves_and_goes_on(
+    job: Path, num_processes: int, numbers: list[signal.Signals]
+) -> None:
+    run, reached = job / "runs/job", 0
+    for number in numbers:
+
+        def is_time(step: int = reached + 4) -> bool:
+            return len(read_rows(run)) >= step
+
+        stopped = train(job, *BUDGET, num_processes=num_processes, signal_when=(number, is_time))
+        assert stopped.code == 75, stopped.text
+        assert "Traceback" not in stopped.text
+        assert reached == 0 or f"going on after step {reached} " in stopped.out
+        assert f": stopped by {number.name}\n" in stopped.out
+        assert "to resume    triax train runs/job/config.toml\n" in stopped.out
+        reached = len(read_rows(run))
+        ending = json.loads((run / "exit.json").read_text())
+        assert (ending["code"], ending["step"]) == (75, reached)
+    for overrides in ((), ("--run.name=straight",)):
+        ended = train(job, *BUDGET, *overrides, num_processes=num_processes)
+        assert ended.code == 0, ended.text
+    assert curve(run) == curve(job / "runs/straight")
+
+
+def test_ctrl_c_on_the_command_line(job: Path) -> None:
+    process = start(job, "triax", "train", "run.toml", "--budget.tokens=80K")
+    while process.poll() is None and len(read_rows(job / "runs/job")) < 3:
+        pass
+    process.send_signal(signal.SIGINT)
+    ended = finish(process)
+    assert (ended.code, ended.error) == (75, ""), ended.text
+    assert ": stopped by SIGINT\n" in ended.out
