@@ -71,7 +71,7 @@ def overlap_messages(mesh: DeviceMesh) -> None:
 def _style(role: Role, tokens: Placement) -> ParallelStyle:
     match role:
         case Role.VOCABULARY:
-            return RowwiseParallel(input_layouts=Replicate(), output_layouts=tokens)
+            return _VocabularyEmbedding(tokens)
         case Role.COLUMN:
             return ColwiseParallel()
         case Role.ROW:
@@ -89,6 +89,30 @@ def _gathered(x: Tensor, layout: Placement, mesh: DeviceMesh) -> DTensor:
     divided = DTensor.from_local(x, mesh, [layout], run_check=False)
     whole: DTensor = divided.redistribute(placements=[Replicate()])
     return whole
+
+
+class _VocabularyEmbedding(ParallelStyle):
+    """The embedding's rows are split; a token's vector is the sum over processes.
+
+    Torch's own style hands on a collective that is still running; a compiled block would take it
+    for a constant, and the embedding would silently get no gradient.
+    """
+
+    def __init__(self, tokens: Placement) -> None:
+        super().__init__()
+        self._tokens = tokens
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        _distribute(module, device_mesh, Shard(0))
+        forward = module.forward
+
+        def on_rows(tokens_BT: Tensor) -> Tensor:
+            whole = DTensor.from_local(tokens_BT, device_mesh, [Replicate()], run_check=False)
+            vectors: DTensor = forward(whole).redistribute(placements=[self._tokens])
+            return vectors.to_local()
+
+        module.forward = on_rows
+        return module
 
 
 class _WholeSequence(ParallelStyle):

@@ -21,9 +21,16 @@ def layouts() -> Iterator[tuple[int, dict[str, Any]]]:
     for schedule in SCHEDULES:
         for pipeline in (2, 4):
             for zero_stage in (0, 1, 2, 3):
-                yield 2 * pipeline, {
-                    "pipeline": pipeline, "pipeline_schedule": schedule, "zero_stage": zero_stage,
-                }  # fmt: skip
+                # DualPipeV needs as many micro-batches as stages.
+                is_deep = schedule == "dualpipe-v" and pipeline == 4
+                yield (
+                    (pipeline if is_deep else 2 * pipeline),
+                    {
+                        "pipeline": pipeline,
+                        "pipeline_schedule": schedule,
+                        "zero_stage": zero_stage,
+                    },
+                )
 
 
 def _layout(
@@ -34,5 +41,6 @@ def _layout(
     num_processes = model_parallel * (2 if 2 * model_parallel <= MAX_PROCESSES else 1)
     if num_processes <= MAX_PROCESSES and not (zero_stage == 0 and replicate > 1):
         yield num_processes, {
-            "tensor": tensor, "pipeline": pipeline, "replicate": replicate, "zero_stage": zero_stage,
+            "tensor": tensor, "pipeline": pipeline, "replicate": replicate,
+            "zero_stage": zero_stage,
         }  # fmt: skip

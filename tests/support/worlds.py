@@ -5,11 +5,13 @@ Shape letters: B sequences, T tokens.
 
 from __future__ import annotations
 
+import functools
 import gc
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -322,6 +324,12 @@ class Leg:
     """The whole state as it was read."""
     saved: dict[str, Tensor]
     losses: list[float]
+
+
+def compiled_run(case: Case) -> Run:
+    """`engine_run` with a backend that traces like the usual one and needs no C++ compiler."""
+    with mock.patch("torch.compile", functools.partial(torch.compile, backend="aot_eager")):
+        return engine_run(case)
 
 
 def run_leg(case: Case, folder: str, first_step: int, num_steps: int) -> Leg:

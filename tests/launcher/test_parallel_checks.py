@@ -1,0 +1,85 @@
+"""What `triax check` says of layouts."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from triax.launcher.checks import find_problems
+from triax.launcher.config import RunConfig
+
+BASE = """
+[run]
+name = "x"
+[model]
+num_layers = 8
+hidden_size = 64
+num_heads = 8
+num_kv_heads = 4
+ffn_hidden_size = 128
+vocab_size = 1000
+[data]
+sources = [{ path = "nowhere" }]
+seq_len = 64
+[data.prepare]
+inputs = ["nothing"]
+output = "nowhere"
+vocab_size = 1000
+[batch]
+global_batch_size = 16
+[budget]
+tokens = "1M"
+[parallel]
+"""
+
+
+def problems(tmp_path: Path, parallel: str, world_size: int | None = 8) -> list[str]:
+    """`path: message` of what is wrong with a layout."""
+    table = tomllib.loads(BASE + parallel)
+    table["run"]["dir"] = str(tmp_path)
+    config = RunConfig.model_validate_json(json.dumps(table))
+    sections = {name: getattr(config, name) for name in RunConfig.model_fields}
+    found = find_problems(sections, world_size)
+    return [f"{p.path}: {p.message}" for p in found if not p.path.startswith("data.sources")]
+
+
+@pytest.mark.parametrize(
+    "parallel",
+    [
+        "tensor = 4\npipeline = 2",
+        'pipeline = 4\npipeline_schedule = "interleaved-1f1b"',
+        'pipeline = 2\npipeline_schedule = "zbv-zero-bubble"\nzero_stage = 3',
+        "pipeline = 2\npipeline_split = [5, 3]",
+        'tensor = 2\nactivation_checkpointing = "selective"\ncompile = true',
+    ],
+)
+def test_layouts_that_work(tmp_path: Path, parallel: str) -> None:
+    assert problems(tmp_path, parallel) == []
+
+
+@pytest.mark.parametrize(
+    ("parallel", "path", "words"),
+    [
+        ("tensor = 8", "model.num_kv_heads", "4 is not a multiple of parallel.tensor = 8"),
+        ("tensor = 16", "model.vocab_size", "1008 is"),
+        ("tensor = 3", "data.seq_len", "sequence_parallel = false"),
+        ("pipeline = 16", "model.num_layers", "fewer than the pipeline's 16 stages"),
+        ("pipeline = 2\npipeline_split = [5, 5]", "parallel.pipeline_split", "sum to the 8"),
+        ("pipeline_split = [8]", "parallel.pipeline_split", "pipeline above 1"),
+        ("tensor = 2\nasync_tensor = true", "parallel.async_tensor", "compile = true"),
+        ('pipeline = 4\npipeline_schedule = "dualpipe-v"', "parallel.pipeline_schedule",
+         "at least 8 micro-batches a step; there are"),
+        ('pipeline = 2\npipeline_schedule = "zbv-zero-bubble"\n'
+         'activation_checkpointing = "selective"', "parallel.activation_checkpointing", "two"),
+        ('pipeline = 2\npipeline_schedule = "interleaved-zero-bubble"\ncompile = true',
+         "parallel.compile", "can't be split"),
+        ('tensor = 2\ncompile = true\nactivation_checkpointing = "full"',
+         "parallel.activation_checkpointing", "use selective"),
+    ],
+)  # fmt: skip
+def test_layouts_that_do_not(tmp_path: Path, parallel: str, path: str, words: str) -> None:
+    found = problems(tmp_path, parallel, world_size=16)
+    assert any(line.startswith(f"{path}: ") and words in line for line in found), found
