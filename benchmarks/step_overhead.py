@@ -1,0 +1,205 @@
+"""What the framework adds to a step: a real run's loop against a plain PyTorch loop.
+
+    python benchmarks/step_overhead.py --steps 60
+
+The run is a whole job (engine, guard, metrics.jsonl, TensorBoard), but for what `[checkpoint]` and
+`[eval]` do now and then. Its loader takes a plain step on the same batch, with a second copy of
+the model, before it hands out each one. So both take turns in one process, and what else the
+machine does falls on both. The figure is the median over steps of framework time over plain time.
+Both must give the same losses, or the comparison is void.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import statistics
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch.nn.utils import clip_grad_norm_
+
+from triax.common.tokens import IGNORE_INDEX
+from triax.data.loader import Batch, Loader
+from triax.launcher.checks import load_checked
+from triax.launcher.config import RunConfig
+from triax.launcher.environment import discover
+from triax.launcher.job import Job
+from triax.launcher.processes import joined
+from triax.models.init import initialise
+from triax.models.transformer import Transformer
+from triax.training.optimizer import optimizer_maker
+from triax.training.run_directory import RunDirectory
+
+CONFIG = """
+[run]
+name = "overhead"
+[model]
+preset = "{preset}"
+[data]
+sources = [{{ path = "data/train" }}]
+tokenizer = "data/tokenizer"
+seq_len = {seq_len}
+prepare = {{ inputs = ["text"], output = "data", vocab_size = 4096 }}
+[budget]
+tokens = {tokens}
+[batch]
+global_batch_size = {batch}
+micro_batch_size = {micro}
+[optimizer]
+lr = 1e-3
+[schedule]
+kind = "constant"
+warmup = "1 steps"
+[checkpoint]
+every = "1B tokens"
+"""
+_NUM_WARMUP = 5
+_CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+class PlainLoop:
+    """The same model and optimizer, as a tutorial would train them."""
+
+    def __init__(self, config: RunConfig, device: torch.device) -> None:
+        self.device, self.config = device, config
+        self.model = Transformer(config.model).to(device)
+        named = dict(self.model.named_parameters())
+        for name, weight in named.items():
+            initialise(
+                weight.data, name, [0] * weight.ndim, weight.shape, config.model, config.run.seed
+            )
+        self.optimizer = optimizer_maker(config.optimizer)(named)
+        self.losses: list[float] = []
+
+    def step(self, micro_batches: Sequence[Batch]) -> None:
+        """Forward, backward, clip, update, and the loss to the host."""
+        num_targets = sum(int((b.targets_BT != IGNORE_INDEX).sum()) for b in micro_batches)
+        weight = torch.tensor(1 / num_targets, device=self.device)
+        total = torch.zeros((), device=self.device)
+        for batch in micro_batches:
+            ids = batch.document_ids_BT
+            sums = self.model(
+                batch.tokens_BT.to(self.device),
+                batch.targets_BT.to(self.device),
+                None if ids is None else ids.to(self.device),
+                weight,
+            )
+            sums.objective.backward()
+            total += sums.cross_entropy.detach()
+        clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip_norm or float("inf"))
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.losses.append(total.item() / num_targets)
+
+
+class InterleavedLoader:
+    """Takes and times a plain step before it hands out each batch."""
+
+    def __init__(self, loader: Loader, plain: PlainLoop, clock: Callable[[], float]) -> None:
+        self.loader = loader
+        self.plain = plain
+        self.clock = clock
+        self.plain_seconds: list[float] = []
+        self.framework_seconds: list[float] = []
+
+    def iterate(self, cursor: int, stop_cursor: int) -> Iterator[list[Batch]]:
+        for micro_batches in self.loader.iterate(cursor, stop_cursor):
+            began = self._now()
+            self.plain.step(micro_batches)
+            middle = self._now()
+            self.plain_seconds.append(middle - began)
+            yield micro_batches
+            self.framework_seconds.append(self._now() - middle)
+
+    def _now(self) -> float:
+        if self.plain.device.type == "cuda":
+            torch.cuda.synchronize()
+        return self.clock()
+
+
+class TimedJob(Job):
+    """A job whose loader is interleaved with a plain loop."""
+
+    interleaved: InterleavedLoader
+    clock: Callable[[], float] = staticmethod(time.perf_counter)
+
+    def _loader(self, *args: object) -> InterleavedLoader:  # type: ignore[override]
+        plain = PlainLoop(self.config, self.processes.device)
+        loader = super()._loader(*args)  # type: ignore[arg-type]
+        self.interleaved = InterleavedLoader(loader, plain, self.clock)
+        return self.interleaved
+
+
+def run(folder: Path, args: argparse.Namespace) -> TimedJob:
+    """Run the job in the folder; it talks to nobody."""
+    (folder / "text").mkdir()
+    for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))[:100]:
+        (folder / "text" / path.with_suffix(".txt").name).write_bytes(path.read_bytes())
+    tokens = args.steps * args.batch * args.seq_len
+    (folder / "run.toml").write_text(CONFIG.format(tokens=tokens, **vars(args)))
+    os.chdir(folder)
+    config = load_checked("run.toml", args.overrides)
+    directory = RunDirectory(config.run_dir)
+    directory.create()
+    with (
+        Path(os.devnull).open("w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        joined(discover(), timeout_seconds=600, save_seconds=600) as processes,
+    ):
+        job = TimedJob(config, processes, directory)
+        job.clock = _CLOCKS[args.clock]
+        job.run()
+    return job
+
+
+def report(job: TimedJob) -> None:
+    """Print both medians and their ratio."""
+    plain, framework = (
+        seconds[_NUM_WARMUP:]
+        for seconds in (job.interleaved.plain_seconds, job.interleaved.framework_seconds)
+    )
+    pairs = list(zip(plain, framework, strict=False))
+    ratios = sorted(framework / plain for plain, framework in pairs)
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    losses = [row["loss"] for row in job.directory.rows(job.directory.metrics)]
+    apart = max(abs(a - b) / a for a, b in zip(job.interleaved.plain.losses, losses, strict=False))
+    print(f"{job.config.model.preset} on {job.processes.device}, torch {torch.__version__}, "
+          f"{torch.get_num_threads()} threads")  # fmt: skip
+    print(f"batch              {job.config.batch.global_batch_size} x {job.config.data.seq_len}")
+    print(f"plain loop         {1e3 * statistics.median(plain):10.2f} ms a step (median)")
+    print(f"framework          {1e3 * statistics.median(framework):10.2f} ms a step (median)")
+    print(f"ratio              {middle:10.4f}  (quartiles {low:.4f} to {high:.4f}, "
+          f"{len(pairs)} pairs)")  # fmt: skip
+    print(f"losses differ by   {apart:10.1e}  at most (relative)")
+
+
+def main() -> int:
+    """Parse the arguments, run and report."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--preset", default="mini-10m")
+    parser.add_argument("--batch", type=int, default=8, help="sequences a step (8)")
+    parser.add_argument("--micro", type=int, default=8, help="sequences a micro-batch (8)")
+    parser.add_argument("--seq-len", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument(
+        "--clock", choices=list(_CLOCKS), default="wall",
+        help="cpu: time of all this process's threads, steadier where others use the machine",
+    )  # fmt: skip
+    parser.add_argument("overrides", nargs="*", help="config overrides: section.key=value")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        report(run(Path(folder), args))
+        os.chdir("/")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
