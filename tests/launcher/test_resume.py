@@ -91,3 +91,28 @@ def test_another_number_of_processes_reads_the_same_data(job: Path) -> None:
     for name in ("loss", "grad_norm"):
         expected = [row[name] for row in straight]
         assert [row[name] for row in rows] == pytest.approx(expected, rel=1e-5)
+
+
+def test_another_layout_reads_the_same_data_and_validates_the_same(job: Path) -> None:
+    careful = (
+        "--checkpoint.every=3 steps", "--optimizer.eps=1e-5", "--optimizer.lr=2e-3",
+        "--model.num_kv_heads=2", "--model.num_layers=4",
+    )  # fmt: skip
+    three_axes = ("--parallel.tensor=2", "--parallel.pipeline=2")
+    done(train(job, ONE, *careful))
+    zbv = (*three_axes, "--parallel.pipeline_schedule=zbv-zero-bubble")
+    ended = train(job, *careful, *zbv, fault("after-update", 11), num_processes=4)
+    assert ended.code == -signal.SIGKILL, ended.text
+    assert "pipeline 1   [2 3]n0" in ended.out, "the mesh is drawn"
+    done(train(job, *careful, "--parallel.pipeline=2", "--parallel.zero_stage=3", num_processes=4))
+    rows, straight = read_rows(job / "runs/job"), read_rows(job / "runs/straight")
+    for name in ("step", "tokens", "cursor", "num_targets", "lr"):
+        assert [row[name] for row in rows] == [row[name] for row in straight]
+    for name in ("loss", "grad_norm"):
+        expected = [row[name] for row in straight]
+        assert [row[name] for row in rows] == pytest.approx(expected, rel=1e-5)
+    validations = [
+        {event["step"]: event["loss"] for event in read_events(job / "runs" / run, "evaluation")}
+        for run in ("job", "straight")
+    ]
+    assert validations[0] == pytest.approx(validations[1], rel=1e-5)
