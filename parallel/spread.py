@@ -62,7 +62,7 @@ def spread(
         if config.tensor > 1:
             split_tensors(part.module, mesh["tensor"], config.sequence_parallel)
         for block in part.module.blocks.values():
-            _checkpoint_activations(block, config.activation_checkpointing)
+            checkpoint_activations(block, config.activation_checkpointing)
         if config.compile:
             for block in part.module.blocks.values():
                 block.forward = torch.compile(block.forward)
@@ -70,7 +70,7 @@ def spread(
     return parts
 
 
-def _checkpoint_activations(block: nn.Module, what: str) -> None:
+def checkpoint_activations(block: nn.Module, what: str) -> None:
     """Compute (part of) the block's activations again in the backward pass (Chen et al. 2016).
 
     Only the forward function is wrapped: the block's parameters' names and its hooks stay.
