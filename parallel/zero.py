@@ -27,12 +27,17 @@ COMPUTE_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 def shard(model: nn.Module, mesh: DeviceMesh, zero_stage: int, compute: str) -> None:
     """Shard each block of `model.blocks` and the rest of the model, in place.
 
+    A single process that computes in fp32 has nothing to share and nothing to cast: its model is
+    left as it is, which saves FSDP2's copies of all weights and gradients in every step.
+
     Args:
         model: the transformer, on any device, meta too.
         mesh: from `zero_mesh`.
         zero_stage: 0 to 3.
         compute: `precision.compute`; gradients are accumulated and reduced in fp32 always.
     """
+    if mesh.size() == 1 and compute == "fp32":
+        return
     # Inputs aren't cast: hidden states come out of the embedding in the compute dtype, and
     # rotary angles and loss weights must stay fp32.
     policy = MixedPrecisionPolicy(
@@ -62,7 +67,8 @@ def set_micro_batch(model: nn.Module, zero_stage: int, is_last: bool) -> None:
     The last one always reduces and reshards: otherwise the next forward pass would run on gathered
     copies from before the update, and the loss would stay constant without an error.
     """
-    assert isinstance(model, FSDPModule)
+    if not isinstance(model, FSDPModule):
+        return  # `shard` had nothing to do
     model.set_is_last_backward(is_last)
     model.set_requires_gradient_sync(zero_stage >= 2 or is_last)
     model.set_requires_all_reduce(is_last)
