@@ -73,7 +73,9 @@ def draw_plan(scale: Scale, rng: random.Random) -> list[dict[str, Any]]:
             elif kind == "disk-full":
                 plan.append({"kind": kind, "step": save, "rank": rank})
             elif kind == "flip-file":
-                # Only a run that is started again looks at its files.
+                # Only a run that is started again looks at its files. Without another checkpoint to
+                # go back to it refuses to begin anew, rightly.
+                save = rng.choice(saves[3:])
                 plan.append({"kind": kind, "step": save, "rank": rank})
                 plan.append({"kind": "kill", "step": save + rng.randrange(3, 7), "rank": rank})
             elif kind == "corrupt-batch":
