@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -54,7 +55,7 @@ from triax.training.stability.care import Care
 from triax.training.stability.faults import FaultInjector
 from triax.training.stability.recovery import Recovery
 from triax.training.stability.stragglers import StragglerWatch
-from triax.training.stability.watchdog import Watchdog
+from triax.training.stability.watchdog import Watchdog, enable_flight_recorder
 from triax.training.state import TrainState
 from triax.training.step import StepContext
 
@@ -84,6 +85,7 @@ def run(config: RunConfig, environment: Environment, *, preflight: bool = False)
             stack.enter_context(directory.locked())
             directory.forget_exit()
         log_to_file(directory.logs / f"rank-{environment.rank}.log")
+        enable_flight_recorder()
         processes = stack.enter_context(
             joined(
                 environment,
@@ -99,6 +101,7 @@ def run(config: RunConfig, environment: Environment, *, preflight: bool = False)
                     config.stability,
                     rank=environment.rank,
                     world_size=environment.world_size,
+                    at_least=_unhurried(config.checkpoint.deadline.amount),
                 )
             )
             job = Job(config, processes, directory, watchdog)
@@ -114,6 +117,16 @@ def run(config: RunConfig, environment: Environment, *, preflight: bool = False)
             raise
         log.info("ended: %s", outcome)
     return outcome.code
+
+
+def _unhurried(save_seconds: float) -> dict[str, float]:
+    """What the watchdog grants to activities that have an end of their own, in seconds."""
+    return {
+        "preparing the data": math.inf,
+        "saving": 2 * save_seconds,
+        "saving at last": 4 * save_seconds,
+        "recovering": 2 * save_seconds,
+    }
 
 
 def _ending(error: BaseException) -> tuple[int, str]:

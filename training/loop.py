@@ -124,6 +124,7 @@ class TrainLoop:
                     self._log(self.readback.drain())
                 if (action := self.care.escalation.due(state.step)) is not None:
                     self._log(self.readback.drain())
+                    self.care.beat("recovering", state.step)
                     return self.care.recovery.act(action, state)
                 if (ending := self._tend(requests, state)) is not None:
                     return state, ending

@@ -51,12 +51,13 @@ def test_limits_are_learnt_from_what_was_seen() -> None:
         hang_after=Duration(5, Unit.SECONDS), hang_after_first=Duration(100, Unit.SECONDS),
         hang_factor=10,
     )  # fmt: skip
-    limits = Limits(config)
+    limits = Limits(config, {"saving": 200.0})
     assert limits.of("in the step") == 100
     for seconds in (0.1, 0.2, 3.0):
         limits.learn("in the step", seconds)
     assert limits.of("in the step") == 30
-    assert limits.of("saving") == 100
+    assert limits.of("evaluating") == 100
+    assert limits.of("saving") == 200
     for _ in range(40):
         limits.learn("in the step", 0.01)
     assert limits.of("in the step") == 5

@@ -12,8 +12,9 @@ import sys
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -25,6 +26,7 @@ from triax.training.stability.heartbeat import (
     STACKS_OF,
     Heartbeat,
     blame,
+    heartbeat_path,
     read_heartbeats,
     write_heartbeat,
 )
@@ -33,8 +35,15 @@ log = logging.getLogger("triax.watchdog")
 
 _REMEMBERED = 32
 """Durations of each activity that the limit is learnt from."""
+_LONGEST_TIMER = 30 * 86400.0
 _GRACE_SECONDS = 5.0
 """For the other processes to write their stacks before the first one ends."""
+
+
+def enable_flight_recorder() -> None:
+    """Have NCCL remember its last collectives; before the process group is made."""
+    for name in ("TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE"):
+        os.environ.setdefault(name, "2000")
 
 
 class Limits:
@@ -42,9 +51,16 @@ class Limits:
 
     An activity that was never finished in this session may take `hang_after_first`; then its
     limit is `hang_factor` x the longest of its recent durations, and at least `hang_after`.
+
+    Args:
+        config: the `[stability]` section.
+        at_least: seconds that some activities may always take, for they end by themselves.
     """
 
-    def __init__(self, config: StabilityConfig) -> None:
+    def __init__(
+        self, config: StabilityConfig, at_least: Mapping[str, float] = MappingProxyType({})
+    ) -> None:
+        self._at_least = at_least
         self._least = config.hang_after.amount
         self._first = max(config.hang_after_first.amount, self._least)
         self._factor = config.hang_factor
@@ -59,7 +75,8 @@ class Limits:
     def of(self, activity: str) -> float:
         """The limit in seconds."""
         known = self._seconds.get(activity)
-        return max(self._least, self._factor * max(known)) if known else self._first
+        learnt = max(self._least, self._factor * max(known)) if known else self._first
+        return max(learnt, self._at_least.get(activity, 0.0))
 
 
 class Watchdog:
@@ -72,6 +89,7 @@ class Watchdog:
         directory: the run's; `heartbeats/` in it is this class's own.
         config: the `[stability]` section.
         rank, world_size: this process among the others.
+        at_least: see `Limits`.
         end: ends the process at once, whatever its threads do.
     """
 
@@ -82,13 +100,14 @@ class Watchdog:
         *,
         rank: int,
         world_size: int,
+        at_least: Mapping[str, float] = MappingProxyType({}),
         end: Callable[[int], None] = os._exit,
     ) -> None:
         self._directory = directory
         self._rank = rank
         self._world_size = world_size
         self._end = end
-        self._limits = Limits(config)
+        self._limits = Limits(config, at_least)
         self._period = min(5.0, max(0.1, config.hang_after.amount / 10))
         self._started = time.time()
         self._closing = threading.Event()
@@ -105,6 +124,8 @@ class Watchdog:
     def __enter__(self) -> Watchdog:
         self._directory.heartbeats.mkdir(parents=True, exist_ok=True)
         self._done_path.unlink(missing_ok=True)
+        if self._rank == 0:
+            self._forget_other_sessions()
         self._write()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
@@ -124,7 +145,9 @@ class Watchdog:
                 _, activity, since, _ = self._main
                 limit = self._limits.of(activity)
                 # A second line, in C: this thread is stuck too where the interpreter is.
-                faulthandler.dump_traceback_later(2 * limit + 60, exit=True, file=stacks)
+                faulthandler.dump_traceback_later(
+                    min(2 * limit + 60, _LONGEST_TIMER), exit=True, file=stacks
+                )
                 if time.time() - since > limit or self._is_called():
                     faulthandler.cancel_dump_traceback_later()
                     self._call(stacks.fileno(), time.time() - since > limit, limit)
@@ -187,6 +210,13 @@ class Watchdog:
             trace = torch._C._distributed_c10d._dump_nccl_trace_json()  # type: ignore[attr-defined]
             path = self._directory.logs / f"rank-{self._rank}.flight-recorder.json"
             path.write_bytes(trace if isinstance(trace, bytes) else str(trace).encode())
+
+    def _forget_other_sessions(self) -> None:
+        """Remove what a job of more processes, or one that hung, has left."""
+        for heartbeat in read_heartbeats(self._directory.heartbeats):
+            if heartbeat.rank >= self._world_size:
+                heartbeat_path(self._directory.heartbeats, heartbeat.rank).unlink(missing_ok=True)
+        self._hang_file.unlink(missing_ok=True)
 
     def _write(self) -> None:
         step, activity, since, num_beats = self._main
