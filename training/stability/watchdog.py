@@ -42,8 +42,7 @@ _GRACE_SECONDS = 5.0
 
 def enable_flight_recorder() -> None:
     """Have NCCL remember its last collectives; before the process group is made."""
-    for name in ("TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE"):
-        os.environ.setdefault(name, "2000")
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
 
 
 class Limits:
