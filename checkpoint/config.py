@@ -19,5 +19,9 @@ class CheckpointConfig(Section):
     """Write in the background while training goes on."""
     deadline: DurationField = Duration(1800, Unit.SECONDS)
     """A save that takes longer counts as failed."""
+    retry: DurationField = Duration(30, Unit.SECONDS)
+    """After a failed save the next attempt comes so soon, then after twice as long each time."""
+    max_failures: PositiveInt = 10
+    """So many failed saves in a row stop the run; until then training goes on."""
     init_from: str | None = None
     """A checkpoint whose weights (alone) a new run starts from."""

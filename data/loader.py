@@ -8,7 +8,7 @@ Shape legend: B = micro_batch_size, T = seq_len.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -119,7 +119,7 @@ class Loader:
             for start in range(first, first + self._samples_per_rank, self._micro_batch_size)
         ]
 
-    def iterate(self, cursor: int, stop_cursor: int) -> Iterator[list[Batch]]:
+    def iterate(self, cursor: int, stop_cursor: int) -> Generator[list[Batch], None, None]:
         """`batch_at` for each global batch from `cursor` to `stop_cursor`, read ahead.
 
         Close the iterator (or exhaust it) to end its thread; what the thread raises is raised

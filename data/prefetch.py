@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from queue import SimpleQueue
 from threading import Event, Semaphore, Thread
 from typing import TypeVar
@@ -20,7 +20,7 @@ class _End:
         self.error = error
 
 
-def prefetched(items: Iterator[T], depth: int) -> Iterator[T]:
+def prefetched(items: Iterator[T], depth: int) -> Generator[T, None, None]:
     """The same items, of which up to `depth` are made ahead by a daemon thread (0: no thread).
 
     The thread starts with the first `next` and ends when the items do or when the iterator is

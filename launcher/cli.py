@@ -25,6 +25,10 @@ COMMANDS = {
         "List, verify, export and import checkpoints.",
     ),
     "generate": ("triax.launcher.commands.generate", "Continue a prompt with a trained model."),
+    "diagnose": (
+        "triax.launcher.commands.diagnose",
+        "Say what a run's processes did when it stopped or hung.",
+    ),
     "eval": ("triax.launcher.commands.eval", "Measure a checkpoint's loss on a dataset."),
 }
 """Module and one-line help by name. Only the chosen command is imported: most need torch."""

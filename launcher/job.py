@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -23,11 +24,17 @@ from triax.launcher.config import RunConfig
 from triax.launcher.environment import Environment
 from triax.launcher.exits import INTERRUPTED
 from triax.launcher.files import diff_configs, refuse_changes, write_resolved_config
+from triax.launcher.preflight import (
+    check_machines,
+    common_facts,
+    data_facts,
+    refuse_differences,
+)
 from triax.launcher.processes import Processes, joined, log_to_file, make_deterministic
-from triax.launcher.resume import Origin
+from triax.launcher.resume import Origin, RecordKeeper
 from triax.launcher.summary import closing_summary, mesh_summary, opening_summary
 from triax.models.counts import flops_per_token
-from triax.parallel.collectives import on_first_rank
+from triax.parallel.collectives import gather_objects, on_first_rank
 from triax.parallel.engines import ENGINES
 from triax.parallel.engines.protocol import Engine
 from triax.parallel.layout import Layout
@@ -36,15 +43,19 @@ from triax.training.budget import resolve_budget
 from triax.training.console import Console
 from triax.training.control import ControlLine, StopSignal
 from triax.training.hardware import device_name, peak_flops, peak_memory_gib
-from triax.training.loop import Outcome, Outlets, Plan, TrainLoop
+from triax.training.loop import Outcome, Plan, TrainLoop
 from triax.training.metrics import Board, Boards, Row, TensorBoard, WeightsAndBiases, metrics_row
 from triax.training.optimizer import optimizer_maker
-from triax.training.precision import LossScaler
+from triax.training.outlets import Outlets
 from triax.training.readback import StepFigures
 from triax.training.run_directory import RunDirectory
+from triax.training.saving import Saver
 from triax.training.schedule import learning_rate
+from triax.training.stability.care import Care
 from triax.training.stability.faults import FaultInjector
-from triax.training.stability.guard import Guard
+from triax.training.stability.recovery import Recovery
+from triax.training.stability.stragglers import StragglerWatch
+from triax.training.stability.watchdog import Watchdog, enable_flight_recorder
 from triax.training.state import TrainState
 from triax.training.step import StepContext
 
@@ -53,12 +64,13 @@ T = TypeVar("T")
 log = logging.getLogger("triax.job")
 
 
-def run(config: RunConfig, environment: Environment) -> int:
+def run(config: RunConfig, environment: Environment, *, preflight: bool = False) -> int:
     """Train as the config says, going on from the run's newest good checkpoint.
 
     Args:
         config: checked against this job's number of processes.
         environment: which process this is.
+        preflight: measure and compare the machines first; a job of several nodes always does.
 
     Returns:
         The process's exit code.
@@ -73,6 +85,7 @@ def run(config: RunConfig, environment: Environment) -> int:
             stack.enter_context(directory.locked())
             directory.forget_exit()
         log_to_file(directory.logs / f"rank-{environment.rank}.log")
+        enable_flight_recorder()
         processes = stack.enter_context(
             joined(
                 environment,
@@ -82,14 +95,38 @@ def run(config: RunConfig, environment: Environment) -> int:
         )
         log.info("%s on %s", environment, processes.device)
         try:
-            outcome = Job(config, processes, directory).run()
+            watchdog = stack.enter_context(
+                Watchdog(
+                    directory,
+                    config.stability,
+                    rank=environment.rank,
+                    world_size=environment.world_size,
+                    at_least=_unhurried(config.checkpoint.deadline.amount),
+                )
+            )
+            job = Job(config, processes, directory, watchdog)
+            job.check_processes(
+                preflight=preflight or environment.world_size > environment.local_world_size
+            )
+            outcome = job.run()
         except BaseException as error:
             log.exception("the job ends with an error")
-            if processes.is_main:
+            # After a hang its cause is there already: this error only follows from it.
+            if processes.is_main and not directory.exit.exists():
                 directory.write_exit(*_ending(error))
             raise
         log.info("ended: %s", outcome)
     return outcome.code
+
+
+def _unhurried(save_seconds: float) -> dict[str, float]:
+    """What the watchdog grants to activities that have an end of their own, in seconds."""
+    return {
+        "preparing the data": math.inf,
+        "saving": 2 * save_seconds,
+        "saving at last": 4 * save_seconds,
+        "recovering": 2 * save_seconds,
+    }
 
 
 def _ending(error: BaseException) -> tuple[int, str]:
@@ -104,15 +141,18 @@ def _ending(error: BaseException) -> tuple[int, str]:
 class Job:
     """Builds what a run needs, in the order in which it can fail cheaply, and runs it."""
 
-    def __init__(self, config: RunConfig, processes: Processes, directory: RunDirectory) -> None:
+    def __init__(
+        self, config: RunConfig, processes: Processes, directory: RunDirectory, watchdog: Watchdog
+    ) -> None:
         self.config = config
+        self.watchdog = watchdog
         self.processes = processes
         self.directory = directory
         self.layout = Layout.of(config.parallel, processes.environment.world_size)
         self.budget = resolve_budget(
             config.budget, config.model, config.batch.global_batch_size * config.data.seq_len
         )
-        self.faults = FaultInjector(config.faults, processes.environment.rank)
+        self.faults = FaultInjector(config.faults, processes.environment.rank, directory.path)
         self.store = CheckpointStore(
             directory.checkpoints,
             keep=config.checkpoint.keep,
@@ -129,12 +169,27 @@ class Job:
         if self.processes.is_main:
             print(message, flush=True)
 
+    def check_processes(self, *, preflight: bool) -> None:
+        """Refuse processes that don't fit together, and with `preflight` bad machines.
+
+        Raises:
+            UserError: it names the ranks, their hosts, and what is wrong.
+        """
+        self.watchdog.beat("comparing the processes", 0)
+        refuse_differences(common_facts(self.config), self.processes, self.config)
+        if preflight:
+            check_machines(self.processes, self.say)
+
     def run(self) -> Outcome:
         """Prepare, resume, train, report."""
         if self.config.run.deterministic:
             make_deterministic(self.processes.device)
+        self.watchdog.beat("preparing the data", 0)
         self._prepare_data()
         sources = self._together(self._open_sources)
+        paths = [source.path for source in self.config.data.sources]
+        refuse_differences(data_facts(paths), self.processes, self.config)
+        self.watchdog.beat("looking for checkpoints", 0)
         self.store.clean()
         found = self.store.newest_good()
         weights = tuple(
@@ -153,7 +208,8 @@ class Job:
         if origin.state.step >= self.budget.num_steps:
             return self._already_finished(origin.state)
         loader, validation = self._loader(sources, origin), self._together(self._validation)
-        engine = self._engine()
+        self.watchdog.beat("building the model", origin.state.step)
+        engine = self.faults.wrap(self._engine())
         if found is not None:
             self.store.load(found, engine.state())
             self.say(f"going on after step {origin.state.step} from {found.path}")
@@ -266,21 +322,16 @@ class Job:
         self, engine: Engine, loader: Loader, validation: list[Any], origin: Origin
     ) -> Outcome:
         config, is_main = self.config, self.processes.is_main
-        scaler = LossScaler(config.precision, engine.device)
-        if origin.loss_scaler is not None:
-            scaler.load(origin.loss_scaler)
+        keeper = RecordKeeper(config, self.layout, engine.device, origin)
         if is_main:
             write_resolved_config(config, self.directory.config)
-            self.directory.cut_metrics(origin.state.step)
-            self.directory.append_event("start", step=origin.state.step, layout=asdict(self.layout))
-
-        def make_record(state: TrainState) -> dict[str, Any]:
-            return origin.record(state) | {
-                "config": config.model_dump(mode="json"),
-                "layout": asdict(self.layout),
-                "loss_scaler": scaler.state(),
-            }
-
+            num_lost = self.directory.cut_metrics(origin.state.step)
+            self.directory.append_event(
+                "start",
+                step=origin.state.step,
+                layout=asdict(self.layout),
+                num_steps_lost=num_lost,
+            )
         with (
             StopSignal() as stop,
             Boards(self._boards(origin.state.step + 1) if is_main else []) as boards,
@@ -291,19 +342,66 @@ class Job:
                 enabled=is_main,
             ) as console,
         ):
+            outlets = Outlets(is_main, self.directory, boards, console, self._row_maker())
+            saver = Saver(
+                self.store,
+                engine,
+                keeper.make,
+                outlets,
+                retry_seconds=config.checkpoint.retry.amount,
+                max_failures=config.checkpoint.max_failures,
+            )
             return TrainLoop(
                 plan=self._plan(),
-                context=StepContext(engine, scaler, Guard(), config.optimizer.clip_norm),
+                context=StepContext(
+                    engine, keeper.scaler, keeper.guard, config.optimizer.clip_norm
+                ),
                 loader=loader,
                 validation=validation,
                 learning_rate=self._learning_rate(),
-                store=self.store,
-                make_record=make_record,
+                saver=saver,
                 control=ControlLine(self.processes.control_group),
                 stop=stop,
-                faults=self.faults,
-                outlets=Outlets(is_main, self.directory, boards, console, self._row_maker()),
+                care=self._care(engine, loader, keeper, saver, outlets),
+                outlets=outlets,
             ).run(origin.state)
+
+    def _care(
+        self,
+        engine: Engine,
+        loader: Loader,
+        keeper: RecordKeeper,
+        saver: Saver,
+        outlets: Outlets,
+    ) -> Care:
+        stability, group = self.config.stability, self.processes.control_group
+        num_sequences = self.config.batch.global_batch_size
+        return Care(
+            config=stability,
+            layout=self.layout,
+            engine=engine,
+            loader=loader,
+            escalation=keeper.escalation,
+            recovery=Recovery(
+                engine,
+                keeper.guard,
+                keeper.escalation,
+                self.store,
+                saver,
+                keeper.restore,
+                outlets,
+                num_sequences,
+            ),
+            stragglers=StragglerWatch(
+                group, stability.straggler_every, stability.straggler_factor, engine.device
+            ),
+            faults=self.faults,
+            outlets=outlets,
+            beat=self.watchdog.beat,
+            group=group,
+            hosts=gather_objects(self.processes.environment.hostname, group),
+            global_batch_size=num_sequences,
+        )
 
     def _plan(self) -> Plan:
         config = self.config
@@ -314,7 +412,6 @@ class Job:
             save_every=config.checkpoint.every,
             evaluate_every=config.eval.every,
             log_every=config.metrics.every,
-            max_consecutive_skips=config.stability.max_consecutive_skips,
         )
 
     def _learning_rate(self) -> Callable[[int], float]:

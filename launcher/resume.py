@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+
 from triax.data.sampler import Phase
+from triax.launcher.config import RunConfig
+from triax.parallel.layout import Layout
+from triax.training.precision import LossScaler
+from triax.training.stability.escalation import Escalation
+from triax.training.stability.guard import Guard
 from triax.training.state import TrainState
 
 
@@ -16,7 +23,10 @@ class Origin:
 
     state: TrainState
     phases: tuple[Phase, ...]
-    loss_scaler: dict[str, float] | None
+    record: Mapping[str, Any] | None
+    """Of the checkpoint; None at the beginning."""
+    has_new_blend: bool = False
+    """Whether other data begins here, whose loss may be at another level."""
 
     @staticmethod
     def new(weights: tuple[tuple[str, float], ...]) -> Origin:
@@ -29,13 +39,14 @@ class Origin:
         phase of the blend there."""
         state = TrainState(record["step"], record["tokens"], record["cursor"])
         phases = [Phase.from_json(phase) for phase in record["phases"]]
-        if phases[-1].weights != weights:
+        has_new_blend = phases[-1].weights != weights
+        if has_new_blend:
             # Two phases can't begin at one sample: an unused one gives way.
             phases = [phase for phase in phases if phase.start_sample < state.cursor]
             phases.append(Phase(state.cursor, weights))
-        return Origin(state, tuple(phases), record["loss_scaler"])
+        return Origin(state, tuple(phases), record, has_new_blend)
 
-    def record(self, state: TrainState) -> dict[str, Any]:
+    def record_of(self, state: TrainState) -> dict[str, Any]:
         """The part of a checkpoint's record that `of` reads, at a later state."""
         return {
             "step": state.step,
@@ -43,3 +54,46 @@ class Origin:
             "cursor": state.cursor,
             "phases": [phase.to_json() for phase in self.phases],
         }
+
+
+class RecordKeeper:
+    """What a checkpoint's record holds beside the counters, and how it comes back from there.
+
+    Args:
+        config: the run's.
+        layout: of this session.
+        device: where the engine computes.
+        origin: what the run goes on from; its record is put back at once.
+    """
+
+    def __init__(
+        self, config: RunConfig, layout: Layout, device: torch.device, origin: Origin
+    ) -> None:
+        self._config = config
+        self._layout = layout
+        self._origin = origin
+        self.scaler = LossScaler(config.precision, device)
+        self.guard = Guard(config.stability, device)
+        self.escalation = Escalation(config.stability, config.batch.global_batch_size)
+        if origin.record is not None:
+            self.restore(origin.record)
+            if "escalation" in origin.record:
+                self.escalation.load(origin.record["escalation"])
+        if origin.has_new_blend:
+            self.guard.forget()
+
+    def make(self, state: TrainState) -> dict[str, Any]:
+        """The record of a checkpoint at a state; waits for the device."""
+        return self._origin.record_of(state) | {
+            "config": self._config.model_dump(mode="json"),
+            "layout": asdict(self._layout),
+            "loss_scaler": self.scaler.state(),
+            "guard": self.guard.state(),
+            "escalation": self.escalation.state(),
+        }
+
+    def restore(self, record: Mapping[str, Any]) -> None:
+        """Take guard and loss scale back to a record; older ones have no guard."""
+        self.scaler.load(record["loss_scaler"])
+        if "guard" in record:
+            self.guard.load(record["guard"])

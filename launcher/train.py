@@ -28,6 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train, or resume, and return the exit code; see `ExitCode`."""
     parser = argparse.ArgumentParser(prog="python -m triax.launcher.train", allow_abbrev=False)
     parser.add_argument("config", metavar="CONFIG", help="the run's TOML file")
+    parser.add_argument(
+        "--preflight", action="store_true", help="check and compare the machines first"
+    )
     parser.set_defaults(overrides=())
     args = parse_arguments(parser, sys.argv[1:] if argv is None else argv)
     return run_to_exit_code(partial(_discover_and_train, args))
@@ -46,7 +49,7 @@ def _check_and_train(args: argparse.Namespace, environment: Environment) -> int:
     config = load_checked(args.config, args.overrides, environment.world_size)
     if environment.rank == 0 and (warnings := find_warnings(config, environment.world_size)):
         print_warning("\n" + listed(warnings))
-    return run(config, environment)
+    return run(config, environment, preflight=args.preflight)
 
 
 def _report_from_rank(environment: Environment, error: UserError) -> None:

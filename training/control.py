@@ -22,6 +22,8 @@ class Requests(NamedTuple):
     save: bool = False
     evaluate: bool = False
     fail: bool = False
+    give_up: bool = False
+    """Stop, because checkpoints can't be written."""
 
 
 STEPS_TO_AGREE = 1

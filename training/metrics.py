@@ -44,6 +44,8 @@ def metrics_row(
         "memory_gib": memory_gib,
         "num_targets": figures.num_targets,
         "skipped": int(figures.skipped),
+        "loss_score": figures.loss_score,
+        "norm_score": figures.norm_score,
     }
     if loss_scaled:
         row["loss_scale"] = figures.loss_scale

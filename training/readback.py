@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 
+from triax.training.stability.guard import Reason
 from triax.training.state import TrainState
 from triax.training.step import StepResult
 
@@ -21,6 +22,13 @@ class StepFigures(NamedTuple):
     num_targets: int
     skipped: bool
     loss_scale: float
+    reasons: Reason
+    """Why the update was skipped; empty if it wasn't."""
+    loss_score: float
+    norm_score: float
+    drift_score: float
+    own_finite: bool
+    """Whether this process's own part of the loss was finite."""
     seconds: float
     """Wall time since the step before, or since `restart_clock`."""
 
@@ -61,9 +69,18 @@ class Readback:
             event.synchronize()
             finished_at = time.perf_counter()
         seconds, self._last = finished_at - self._last, finished_at
-        loss, grad_norm, num_targets, skipped, loss_scale = figures.tolist()
+        result = StepResult(*figures.tolist())
         return StepFigures(
-            state, lr, loss, grad_norm, int(num_targets), bool(skipped), loss_scale, seconds
+            state=state,
+            lr=lr,
+            seconds=seconds,
+            **result._asdict()
+            | {
+                "num_targets": int(result.num_targets),
+                "skipped": bool(result.skipped),
+                "reasons": Reason(int(result.reasons)),
+                "own_finite": bool(result.own_finite),
+            },
         )
 
 

@@ -26,6 +26,9 @@ class RunDirectory:
         self.tensorboard = path / "tensorboard"
         self.checkpoints = path / "checkpoints"
         self.logs = path / "logs"
+        self.heartbeats = path / "heartbeats"
+        self.abandoned = path / "abandoned.jsonl"
+        self.stop_report = path / "stop-report.md"
 
     def create(self) -> None:
         """Make the folders.
@@ -77,14 +80,27 @@ class RunDirectory:
 
         Returns how many lines were dropped. The file is replaced as a whole.
         """
+        return len(self._cut(step))
+
+    def abandon_metrics(self, step: int) -> None:
+        """Move what metrics.jsonl says of steps after `step` to abandoned.jsonl."""
+        dropped = self._cut(step)
+        with self.abandoned.open("a", encoding="utf-8") as file:
+            file.write("".join(line + "\n" for line in dropped))
+
+    def _cut(self, step: int) -> list[str]:
         if not self.metrics.exists():
-            return 0
+            return []
         lines = self.metrics.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if (found := _step_of(line)) is not None and found <= step]
+        kept: list[str] = []
+        dropped: list[str] = []
+        for line in lines:
+            found = _step_of(line)
+            (kept if found is not None and found <= step else dropped).append(line)
         temporary = self.metrics.with_suffix(".tmp")
         temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         temporary.replace(self.metrics)
-        return len(lines) - len(kept)
+        return dropped
 
     def rows(self, path: Path) -> list[dict[str, Any]]:
         """The readable lines of metrics.jsonl or events.jsonl; none if it doesn't exist."""
@@ -102,7 +118,8 @@ class RunDirectory:
 
     def forget_exit(self) -> None:
         """Remove exit.json: a job that is killed must not seem to have ended as the one before."""
-        self.exit.unlink(missing_ok=True)
+        for path in (self.exit, self.stop_report):
+            path.unlink(missing_ok=True)
 
     def write_exit(self, code: int, reason: str, **fields: Any) -> None:
         """Say in exit.json how the run ended."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -35,6 +36,14 @@ class StepResult(NamedTuple):
     skipped: Tensor
     """1 if the guard refused the update."""
     loss_scale: Tensor
+    reasons: Tensor
+    """The sum of the guard's reasons; 0 if it accepted."""
+    loss_score: Tensor
+    """How far the step stood out, in the guard's standard deviations."""
+    norm_score: Tensor
+    drift_score: Tensor
+    own_finite: Tensor
+    """1 if this process's own part of the loss was finite; the only figure of one process."""
 
 
 def train_step(context: StepContext, micro_batches: Sequence[MicroBatch], lr: float) -> StepResult:
@@ -53,14 +62,17 @@ def train_step(context: StepContext, micro_batches: Sequence[MicroBatch], lr: fl
     num_targets = engine.count_targets(micro_batches).clamp(min=1)
     sums = engine.forward_backward(micro_batches, weight=scale / num_targets)
     loss, grad_norm = sums.cross_entropy / num_targets, sums.grad_norm / scale
-    skip = context.guard.judge(loss, grad_norm)
-    engine.update(lr, _clip_factor(grad_norm, context.clip_norm) / scale, skip)
-    context.scaler.update(skip)
-    return StepResult(loss, grad_norm, num_targets, skip, scale)
+    verdict = context.guard.judge(loss, grad_norm)
+    limit = verdict.clip_limit.clamp(max=context.clip_norm or math.inf)
+    engine.update(lr, _clip_factor(grad_norm, limit) / scale, verdict.skip)
+    context.scaler.update(verdict.overflowed)
+    return StepResult(
+        loss, grad_norm, num_targets, verdict.skip, scale, verdict.reasons,
+        verdict.loss_score, verdict.norm_score, verdict.drift_score,
+        torch.ones_like(loss) if sums.own_finite is None else sums.own_finite,
+    )  # fmt: skip
 
 
-def _clip_factor(grad_norm: Tensor, clip_norm: float | None) -> Tensor:
-    """What scales the gradient's norm down to `clip_norm` at most (Pascanu et al. 2013)."""
-    if clip_norm is None:
-        return torch.ones_like(grad_norm)
-    return (clip_norm / (grad_norm + 1e-6)).clamp(max=1.0)
+def _clip_factor(grad_norm: Tensor, limit: Tensor) -> Tensor:
+    """What scales the gradient's norm down to the limit at most (Pascanu et al. 2013)."""
+    return (limit / (grad_norm + 1e-6)).clamp(max=1.0)

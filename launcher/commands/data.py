@@ -19,11 +19,14 @@ from triax.data.prepare import TOKENS_PER_SHARD, ProgressCallback, prepare
 from triax.data.record import SplitCounts, load_prepared
 from triax.data.shards import Shard, find_shards
 from triax.data.tokenizer import load_tokenizer, vocabulary_size
+from triax.launcher.arguments import positive_int
+from triax.launcher.samples import RunSamples
 
 _EXAMPLE = """\
 examples:
   triax data prepare corpus/ --tokenizer tokenizer --output data
   triax data inspect data/train --tokenizer tokenizer --document 3
+  triax data inspect runs/quickstart --sample 4096 --count 8
 """
 _QUANTILES = {"shortest": 0.0, "5 %": 0.05, "median": 0.5, "95 %": 0.95, "longest": 1.0}
 _SECONDS_BETWEEN_LINES = 10.0
@@ -80,10 +83,20 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("prefix", metavar="PREFIX", help="path of .idx files without the ending")
+    parser.add_argument(
+        "prefix",
+        metavar="PREFIX",
+        help="path of .idx files without the ending; with --sample, a run's folder or config",
+    )
     parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="shows text, checks its size")
     parser.add_argument(
         "--document", type=int, default=0, metavar="N", help="the one to show, from 0 (0)"
+    )
+    parser.add_argument(
+        "--sample", type=int, metavar="N", help="show the text of a run's sample N, as in events"
+    )
+    parser.add_argument(
+        "--count", type=positive_int, default=1, metavar="N", help="so many samples from there (1)"
     )
 
 
@@ -92,6 +105,8 @@ def run(args: argparse.Namespace) -> int:
     console = Console(highlight=False, soft_wrap=True)
     if args.action == "prepare":
         _prepare(args, console)
+    elif args.sample is not None:
+        _show_samples(args, console)
     else:
         _inspect(args, console)
     return ExitCode.DONE
@@ -171,6 +186,18 @@ def _inspect(args: argparse.Namespace, console: Console) -> None:
     _check_tokens(shards, _vocab_size(args), console)
     if args.tokenizer is not None:
         _show_document(shards, args.document, args.tokenizer, console)
+
+
+def _show_samples(args: argparse.Namespace, console: Console) -> None:
+    samples = RunSamples.open(Path(args.prefix), args.tokenizer)
+    for number in range(args.sample, args.sample + args.count):
+        shown = samples.read(number)
+        console.print(
+            f"sample {number:,}: {shown.source}, window {shown.window:,}, epoch {shown.epoch}, "
+            f"{shown.num_documents} documents"
+        )
+        console.print(shown.text, markup=False)
+        console.print()
 
 
 def _table(prefix: str, shards: list[Shard]) -> Table:

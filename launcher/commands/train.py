@@ -41,6 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="start N processes on this machine, one for each GPU (default: one process)",
     )
+    parser.add_argument(
+        "--preflight",
+        action="store_true",
+        help="check and compare the machines first (always done on several nodes)",
+    )
     parser.set_defaults(overrides=())
     parser.usage = f"{parser.prog} CONFIG [--nproc-per-node N] [--section.key=value ...]"
     parser.epilog = EXAMPLE
@@ -56,6 +61,8 @@ def run(args: argparse.Namespace) -> int:
     world_size = args.num_processes or discover().world_size
     load_checked(args.config, args.overrides, world_size)
     argv = [args.config, *(f"--{override}" for override in args.overrides)]
+    if args.preflight:
+        argv.append("--preflight")
     if args.num_processes is None:
         _become_worker(argv)
     return launch(args.num_processes, WORKER, argv)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 import torch
 import torch.distributed as dist
@@ -17,6 +18,7 @@ from triax.models.init import initialise
 from triax.parallel.config import ParallelConfig
 from triax.parallel.engines.protocol import MakeOptimizer, MicroBatch, StepSums
 from triax.parallel.mesh import num_copies
+from triax.parallel.nonfinite import NonFiniteFinder
 from triax.parallel.passes import DirectPasses, Inputs, Part, Passes
 from triax.parallel.pipeline import PipelinePasses
 from triax.parallel.spread import spread
@@ -88,7 +90,8 @@ class NativeEngine:
         cross_entropy = self._passes.forward_backward(inputs, weight)
         if self._tied is not None:
             self._tied.give_gradient()
-        return self._reduce(cross_entropy)
+        own_finite = (torch.isfinite(cross_entropy) & torch.isfinite(weight)).float()
+        return self._reduce(cross_entropy)._replace(own_finite=own_finite)
 
     def update(self, lr: float, gradient_factor: Tensor, skip: Tensor) -> None:
         torch._foreach_mul_(self._local_gradients(), gradient_factor)
@@ -110,6 +113,19 @@ class NativeEngine:
         totals = torch.stack((cross_entropy, num_targets))
         dist.all_reduce(totals)
         return totals[0], totals[1].round()
+
+    def locate_non_finite(self, micro_batches: Sequence[MicroBatch]) -> str | None:
+        finders = [NonFiniteFinder(part.module) for part in self.parts]
+        with ExitStack() as stack:
+            for finder in finders:
+                stack.enter_context(finder)
+            self.evaluate(micro_batches)
+        broken = (
+            f"parameter {name}"
+            for name, parameter in self.parameters.items()
+            if not bool(_local(parameter.detach()).isfinite().all())
+        )
+        return next(broken, None) or next((f.first for f in finders if f.first is not None), None)
 
     def state(self) -> dict[str, Tensor]:
         tensors = {

@@ -35,6 +35,8 @@ class StepSums(NamedTuple):
     """Summed over the step's target tokens."""
     grad_norm: Tensor
     """L2 norm of the whole gradient, which still carries the loss weight's scale."""
+    own_finite: Tensor | None = None
+    """1 if this process's own objective was finite; not reduced. None where nobody looked."""
 
 
 class Engine(Protocol):
@@ -68,6 +70,15 @@ class Engine(Protocol):
 
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> tuple[Tensor, Tensor]:
         """Cross entropy sum and number of targets over all processes; fp64 scalars."""
+
+    def locate_non_finite(self, micro_batches: Sequence[MicroBatch]) -> str | None:
+        """Where this process's forward pass first has a value that is not finite.
+
+        The pass is run once more, without gradients.
+
+        Returns:
+            A parameter's or a module's name; None if all is finite.
+        """
 
     def state(self) -> dict[str, Tensor]:
         """Weights as `model.NAME` and optimizer state as `optimizer.NAME.KEY`, for checkpoints.

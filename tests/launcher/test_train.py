@@ -33,7 +33,7 @@ from triax.launcher import train
 if "slow-rank-0" in sys.argv[-1] and os.environ.get("RANK") == "0":
     time.sleep(1)
 
-def run(config, environment):
+def run(config, environment, preflight):
     action = config.run.name
     if action == "one" and environment.rank == 1 or action == "all":
         raise UserError("the shard is gone")

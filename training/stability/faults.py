@@ -1,11 +1,35 @@
-"""Rehearsed failures, from the `[faults]` section."""
+"""Rehearsed failures, from the `[faults]` section.
+
+Faults of a process strike at named points of the loop and of a save. Faults of the data strike
+in the engine's forward and backward pass: `FaultyEngine` wraps any engine.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
-from triax.training.stability.config import FaultsConfig
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from triax.common.tokens import IGNORE_INDEX
+from triax.parallel.engines.protocol import Engine, MicroBatch, StepSums
+from triax.training.stability.config import Fault, FaultsConfig
+
+IN_ENGINE = ("flip-weight", "nan-gradient", "corrupt-batch")
+"""Kinds that strike within the step, not at a point."""
+ONCE = ("kill", "exception", "hang", "freeze", "flip-file", "flip-weight")
+"""Kinds that strike once in a run: a file remembers them, for the run that is started again."""
+
+
+class RehearsedError(RuntimeError):
+    """The exception of the fault `exception`."""
 
 
 class FaultInjector:
@@ -14,13 +38,138 @@ class FaultInjector:
     Args:
         config: the plan; empty by default.
         rank: this process's rank.
+        run_dir: where it is remembered what has struck, and where checkpoints are.
     """
 
-    def __init__(self, config: FaultsConfig, rank: int) -> None:
-        self._plan = [fault for fault in config.plan if fault.rank in (None, rank)]
+    def __init__(self, config: FaultsConfig, rank: int, run_dir: Path) -> None:
+        self._plan = {
+            number: fault for number, fault in enumerate(config.plan) if fault.rank in (None, rank)
+        }
+        self._rank = rank
+        self._run_dir = run_dir
+        self._memory = run_dir / "faults" / f"rank-{rank}.txt"
+        self._batch_number = 0
 
     def at(self, point: str, step: int) -> None:
         """Called at every named point; strikes if the plan says so."""
-        for fault in self._plan:
-            if (fault.point, fault.step) == (point, step) and fault.kind == "kill":
-                os.kill(os.getpid(), signal.SIGKILL)
+        for number, fault in self._plan.items():
+            is_here = fault.kind not in IN_ENGINE and fault.where == point and fault.covers(step)
+            if is_here and self._may_strike(number, fault):
+                self._strike(fault, step)
+
+    def begin_batch(self, number: int) -> None:
+        """Say which global batch of the data comes next, counted from 1."""
+        self._batch_number = number
+
+    def wrap(self, engine: Engine) -> Engine:
+        """The engine, with the faults of the data if any are planned."""
+        return FaultyEngine(engine, self) if self._plan else engine
+
+    def due(self, kind: str) -> bool:
+        """Whether a fault of the data strikes in the batch that was begun."""
+        return any(
+            fault.kind == kind and fault.covers(self._batch_number)
+            and self._may_strike(number, fault)
+            for number, fault in self._plan.items()
+        )  # fmt: skip
+
+    @property
+    def batch_number(self) -> int:
+        """Of the batch that was begun."""
+        return self._batch_number
+
+    def _may_strike(self, number: int, fault: Fault) -> bool:
+        """Whether it has not struck already; notes durably that it does now."""
+        if fault.kind not in ONCE:
+            return True
+        if self._memory.exists() and str(number) in self._memory.read_text().split():
+            return False
+        self._memory.parent.mkdir(parents=True, exist_ok=True)
+        with self._memory.open("a", encoding="utf-8") as file:
+            file.write(f"{number}\n")
+            file.flush()
+            os.fsync(file.fileno())
+        return True
+
+    def _strike(self, fault: Fault, step: int) -> None:
+        if fault.kind == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif fault.kind == "freeze":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        elif fault.kind == "exception":
+            raise RehearsedError(f"a rehearsed exception at {fault.where} of step {step}")
+        elif fault.kind == "hang":
+            while True:
+                time.sleep(1.0)
+        elif fault.kind == "slow":
+            time.sleep(fault.seconds)
+        elif fault.kind == "disk-full":
+            raise OSError(errno.ENOSPC, "No space left on device (rehearsed)")
+        elif fault.kind == "flip-file":
+            self._flip_file(step)
+
+    def _flip_file(self, step: int) -> None:
+        """Flip a bit in the middle of one of the step's saved files, another for each rank."""
+        files = sorted((self._run_dir / "checkpoints" / f"step-{step:08d}").glob("*.distcp"))
+        path = files[self._rank % len(files)]
+        with path.open("r+b") as file:
+            file.seek(path.stat().st_size // 2)
+            byte = file.read(1)[0]
+            file.seek(-1, os.SEEK_CUR)
+            file.write(bytes([byte ^ 0x10]))
+
+
+class FaultyEngine:
+    """An engine whose data or memory is struck; everything else is the engine's own."""
+
+    def __init__(self, engine: Engine, faults: FaultInjector) -> None:
+        self._engine = engine
+        self._faults = faults
+        self.device = engine.device
+        self.count_targets = engine.count_targets
+        self.update = engine.update
+        self.evaluate = engine.evaluate
+        self.state = engine.state
+        self.locate_non_finite = engine.locate_non_finite
+
+    def forward_backward(self, micro_batches: Sequence[MicroBatch], weight: Tensor) -> StepSums:
+        if self._faults.due("flip-weight"):
+            flip_weight(self._engine.state())
+        if self._faults.due("corrupt-batch"):
+            seed = self._faults.batch_number
+            micro_batches = [corrupted(batch, seed) for batch in micro_batches]
+        if self._faults.due("nan-gradient"):
+            weight = weight * float("nan")
+        return self._engine.forward_backward(micro_batches, weight)
+
+
+@dataclass(frozen=True)
+class CorruptedBatch:
+    """A micro-batch of noise."""
+
+    tokens_BT: Tensor
+    targets_BT: Tensor
+    document_ids_BT: Tensor | None
+
+
+def corrupted(batch: MicroBatch, seed: int) -> CorruptedBatch:
+    """The batch with random tokens in the place of its own, as wrong shards would give."""
+    generator = torch.Generator().manual_seed(seed)
+    num_tokens = int(batch.tokens_BT.max()) + 1
+    shape = batch.tokens_BT.shape
+    targets_BT = torch.randint(num_tokens, shape, generator=generator)
+    return CorruptedBatch(
+        torch.randint(num_tokens, shape, generator=generator),
+        targets_BT.masked_fill(batch.targets_BT == IGNORE_INDEX, IGNORE_INDEX),
+        batch.document_ids_BT,
+    )
+
+
+@torch.no_grad()
+def flip_weight(state: Mapping[str, Tensor]) -> None:
+    """Flip a low bit of one weight that this process holds, as failing memory does."""
+    for tensor in state.values():
+        local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        if local.numel() and local.dtype == torch.float32:
+            local.view(torch.int32).view(-1)[local.numel() // 2] ^= 1 << 12
+            return

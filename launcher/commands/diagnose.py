@@ -1,0 +1,73 @@
+"""`triax diagnose`: who did what when a run stopped or hung. Needs no torch and no GPU."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from triax.common.errors import ExitCode
+from triax.common.quantities import format_seconds
+from triax.launcher.diagnosis import Diagnosis, Process, diagnose
+
+EXAMPLE = """\
+example:
+  triax diagnose runs/quickstart
+
+It reads the run directory only, so it works on a login node, while the job
+runs and after it has ended.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="for instance runs/NAME")
+    parser.epilog = EXAMPLE
+
+
+def run(args: argparse.Namespace) -> int:
+    """Show what is known.
+
+    Raises:
+        UserError: there is no run.
+    """
+    console = Console(highlight=False, soft_wrap=True)
+    diagnosis = diagnose(args.run_dir)
+    console.print(f"{args.run_dir}: {diagnosis.headline}", markup=False)
+    if diagnosis.processes:
+        console.print(_table(diagnosis.processes))
+    _print_events(diagnosis, console)
+    console.print(f"\nlikely cause: {diagnosis.cause}", markup=False)
+    for number, advice in enumerate(diagnosis.advice, start=1):
+        console.print(
+            f"{'what to do:  ' if number == 1 else '             '} {advice}", markup=False
+        )
+    return ExitCode.DONE
+
+
+def _table(processes: list[Process]) -> Table:
+    table = Table()
+    for name in ("rank", "host", "step", "state", "doing", "for", "where or why"):
+        table.add_column(name, justify="right" if name in ("rank", "step") else "left")
+    for process in processes:
+        beat = process.heartbeat
+        table.add_row(
+            str(beat.rank), beat.host, str(beat.step), process.fate, beat.activity,
+            format_seconds(beat.time - beat.since), Text(process.error or process.place),
+        )  # fmt: skip
+    return table
+
+
+def _print_events(diagnosis: Diagnosis, console: Console) -> None:
+    if diagnosis.events:
+        console.print("\nlast events:")
+    for event in diagnosis.events:
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.get("time", 0)))
+        rest = ", ".join(
+            f"{name} {value}" for name, value in event.items() if name not in ("event", "time")
+        )
+        console.print(f"  {when}  {event['event']}: {rest}", markup=False)

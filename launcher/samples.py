@@ -1,0 +1,93 @@
+"""A run's samples by number, as text: what the steps in `events.jsonl` were made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from triax.checkpoint.folders import list_checkpoints
+from triax.common.errors import UserError
+from triax.data.sampler import Phase, Sampler, source_names
+from triax.data.source import Source
+from triax.data.tokenizer import load_tokenizer
+from triax.launcher.config import RunConfig
+from triax.launcher.loading import load_config
+from triax.training.run_directory import RunDirectory
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample's place and text."""
+
+    source: str
+    epoch: int
+    window: int
+    num_documents: int
+    text: str
+
+
+class RunSamples:
+    """Finds any sample of a run by the arithmetic that training uses."""
+
+    def __init__(
+        self, sources: dict[str, Source], sampler: Sampler, tokenizer: Tokenizer | None
+    ) -> None:
+        self._sources = sources
+        self._sampler = sampler
+        self._tokenizer = tokenizer
+
+    @staticmethod
+    def open(path: Path, tokenizer: Path | None) -> RunSamples:
+        """The samples of a run.
+
+        Args:
+            path: the run's folder, or its config.
+            tokenizer: its folder; the config's by default. Without any, token ids are shown.
+
+        Raises:
+            UserError: the config or the data can't be read.
+        """
+        config = load_config(RunDirectory(path).config if path.is_dir() else path)
+        paths = [source.path for source in config.data.sources]
+        sources = {
+            name: Source.open(prefix, config.data.seq_len, config.model.vocab_size)
+            for name, prefix in zip(source_names(paths), paths, strict=True)
+        }
+        num_windows = {name: source.num_windows for name, source in sources.items()}
+        sampler = Sampler(config.run.seed, _phases(config, list(sources)), num_windows)
+        folder = tokenizer or (Path(config.data.tokenizer) if config.data.tokenizer else None)
+        return RunSamples(sources, sampler, None if folder is None else load_tokenizer(folder))
+
+    def read(self, number: int) -> Sample:
+        """One sample.
+
+        Raises:
+            UserError: the number is negative, or its source is no longer given.
+        """
+        if number < 0:
+            raise UserError(f"--sample: {number}, expected 0 or more")
+        at = self._sampler.locate(number)
+        window = self._sources[at.source].window(at.window)
+        tokens = window.tokens.tolist()
+        text = (
+            " ".join(map(str, tokens))
+            if self._tokenizer is None
+            else self._tokenizer.decode(tokens, skip_special_tokens=False)
+        )
+        num_documents = int(window.document_ids[-1] - window.document_ids[0]) + 1
+        return Sample(at.source, at.epoch, at.window, num_documents, text)
+
+
+def _phases(config: RunConfig, names: list[str]) -> list[Phase]:
+    """The blends so far, by the newest checkpoint; else the config's from the beginning."""
+    records = [
+        info.manifest.record
+        for info in list_checkpoints(RunDirectory(config.run_dir).checkpoints)
+        if info.manifest is not None
+    ]
+    if records:
+        return [Phase.from_json(phase) for phase in records[-1]["phases"]]
+    weights = (source.weight for source in config.data.sources)
+    return [Phase(0, tuple(zip(names, weights, strict=True)))]

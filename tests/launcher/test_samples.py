@@ -1,0 +1,40 @@
+"""`triax data inspect RUN --sample N` shows exactly what training read there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from rehearsal import SEQ_LEN, VOCAB_SIZE, write_config
+
+from triax.common.errors import UserError
+from triax.data.loader import Loader
+from triax.data.sampler import Phase, Sampler
+from triax.data.source import Source
+from triax.launcher.cli import main
+from triax.launcher.samples import RunSamples
+
+
+def test_a_sample_is_the_row_that_training_reads(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    source = Source.open(tmp_path / "train", SEQ_LEN, VOCAB_SIZE)
+    sampler = Sampler(0, [Phase(0, (("train", 1.0),))], {"train": source.num_windows})
+    loader = Loader(
+        {"train": source}, sampler, global_batch_size=8, micro_batch_size=8, dp_rank=0, dp_size=1,
+        mask_documents=True,
+    )  # fmt: skip
+    samples = RunSamples.open(config, None)
+    for cursor in (0, 480, 10_000_000):
+        (batch,) = loader.batch_at(cursor)
+        for row in range(8):
+            shown = [int(token) for token in samples.read(cursor + row).text.split()]
+            assert shown[:-1] == batch.tokens_BT[row].tolist()
+
+
+def test_the_command_shows_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = write_config(tmp_path)
+    assert main(["data", "inspect", str(config), "--sample", "480", "--count", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "sample 480: train, window" in out and "sample 481: " in out
+    with pytest.raises(UserError, match="expected 0 or more"):
+        RunSamples.open(config, None).read(-1)

@@ -1,0 +1,156 @@
+"""The guard: what it refuses, what it never refuses, and that nobody waits for it."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from triax.training.stability.config import StabilityConfig
+from triax.training.stability.guard import Guard, Reason
+
+WINDOW = 32
+
+
+def judged(guard: Guard, loss: float, norm: float = 1.0) -> Reason:
+    verdict = guard.judge(torch.tensor(loss), torch.tensor(norm))
+    reasons = Reason(int(verdict.reasons))
+    assert bool(verdict.skip) == bool(reasons)
+    return reasons
+
+
+def warm(num_steps: int = WINDOW, seed: int = 0, **config: Any) -> Guard:
+    """A guard that has seen a calm run around a loss of 3."""
+    guard = Guard(StabilityConfig(window=WINDOW, **config))
+    generator = torch.Generator().manual_seed(seed)
+    for noise in torch.randn(num_steps, generator=generator).tolist():
+        assert judged(guard, 3.0 + 0.05 * noise, math.exp(0.2 * noise)) == Reason(0)
+    return guard
+
+
+@pytest.mark.parametrize(
+    ("loss", "norm", "reason"),
+    [
+        (4.0, 1.0, Reason.LOSS),
+        (3.0, 30.0, Reason.NORM),
+        (9.0, 1e4, Reason.LOSS | Reason.NORM),
+        (math.nan, 1.0, Reason.NON_FINITE),
+        (3.0, math.inf, Reason.NON_FINITE),
+        (math.nan, math.nan, Reason.NON_FINITE),
+        (3.1, 1.5, Reason(0)),
+        (0.1, 0.0, Reason(0)),
+    ],
+)
+def test_what_is_refused(loss: float, norm: float, reason: Reason) -> None:
+    assert judged(warm(), loss, norm) == reason
+
+
+def test_refused_values_never_enter_the_window() -> None:
+    guard = warm(2 * WINDOW)
+    before = guard.state()
+    for _ in range(3 * WINDOW):
+        assert judged(guard, 8.0) == Reason.LOSS
+        assert judged(guard, math.nan) == Reason.NON_FINITE
+    assert guard.state() == before
+    assert judged(guard, 3.0) == Reason(0)
+
+
+def test_no_word_on_spikes_before_a_quarter_of_the_window() -> None:
+    guard = warm(WINDOW // 4 - 1)
+    assert judged(guard, 50.0) == Reason(0)
+    assert judged(warm(WINDOW // 4), 50.0) == Reason.LOSS
+    assert judged(Guard(), math.nan) == Reason.NON_FINITE
+
+
+def test_a_falling_loss_is_never_refused() -> None:
+    guard = Guard(StabilityConfig(window=WINDOW))
+    for step in range(500):
+        assert judged(guard, 2.0 + 9.0 * math.exp(-step / 20), 5.0 * math.exp(-step / 50)) == 0
+
+
+def test_a_slow_divergence_is_told_by_its_drift() -> None:
+    guard = warm(4 * WINDOW)
+    reasons = [judged(guard, 3.0 + 0.01 * step) for step in range(300)]
+    first = next(step for step, reason in enumerate(reasons) if reason)
+    assert reasons[first] == Reason.DRIFT
+    assert first < 100
+    assert all(reasons[first:])
+
+
+def test_the_guard_can_be_switched_off_but_for_finiteness() -> None:
+    guard = warm(spike_guard=False)
+    assert judged(guard, 1e6, 1e6) == Reason(0)
+    assert judged(guard, math.nan) == Reason.NON_FINITE
+
+
+@pytest.mark.parametrize("num_steps", [0, 5, WINDOW, 3 * WINDOW + 7])
+def test_a_restored_guard_decides_as_the_one_that_went_on(num_steps: int) -> None:
+    guard, restored = warm(num_steps), Guard(StabilityConfig(window=WINDOW))
+    restored.load(json.loads(json.dumps(guard.state())))
+    generator = torch.Generator().manual_seed(1)
+    for noise in torch.randn(200, generator=generator):
+        value, norm = 3.0 + 0.2 * noise, noise.exp() * (1 + 40 * (noise > 1.5))
+        left, right = guard.judge(value, norm), restored.judge(value, norm)
+        assert all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
+    assert guard.state() == restored.state()
+
+
+def test_a_shorter_window_takes_the_newest_values() -> None:
+    guard = warm(3 * WINDOW + 7)
+    shorter = Guard(StabilityConfig(window=16))
+    shorter.load(guard.state())
+    assert shorter.state()["losses"] == guard.state()["losses"][-16:]
+
+
+@pytest.mark.parametrize("percentile", [10.0, 50.0, 90.0])
+def test_adaptive_clipping_takes_a_percentile_of_accepted_norms(percentile: float) -> None:
+    guard = Guard(StabilityConfig(window=WINDOW, adaptive_clip_percentile=percentile))
+    norms = [1.0 + 0.01 * number for number in range(WINDOW)]
+    limits = [guard.judge(torch.tensor(3.0), torch.tensor(norm)).clip_limit for norm in norms]
+    assert limits[WINDOW // 4 - 1].item() == math.inf
+    guard.judge(torch.tensor(3.0), torch.tensor(math.nan))
+    limit = guard.judge(torch.tensor(3.0), torch.tensor(1.0)).clip_limit.item()
+    assert limit == pytest.approx(norms[int((WINDOW - 1) * percentile / 100)], rel=1e-5)
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses every operation that needs a value on the host."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name
+        refused = ("aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::is_nonzero")
+        assert name not in refused, f"{name} waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_mode_would_notice_waiting() -> None:
+    with NoWaiting(), pytest.raises(AssertionError, match="waits"):
+        bool(torch.ones(()) > 0)
+
+
+def test_judging_waits_for_nothing() -> None:
+    guard = warm(adaptive_clip_percentile=50.0)
+    loss, norm = torch.tensor(3.0), torch.tensor(1.0)
+    with NoWaiting():
+        for _ in range(3):
+            guard.judge(loss, norm)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_judging_waits_for_nothing_on_a_gpu() -> None:
+    device = torch.device("cuda")
+    guard = Guard(StabilityConfig(window=WINDOW, adaptive_clip_percentile=50.0), device)
+    loss, norm = torch.tensor(3.0, device=device), torch.tensor(1.0, device=device)
+    guard.judge(loss, norm)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(2 * WINDOW):
+            guard.judge(loss, norm)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -1,0 +1,97 @@
+"""Failed saves are told, tried again ever later, and stop the run by its policy alone."""
+
+from __future__ import annotations
+
+import errno
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from triax.checkpoint.store import SaveOutcome
+from triax.training.console import Console
+from triax.training.metrics import Boards
+from triax.training.outlets import Outlets
+from triax.training.run_directory import RunDirectory
+from triax.training.saving import Saver
+from triax.training.state import TrainState
+
+
+class FakeStore:
+    """Ends each save as planned, at once."""
+
+    def __init__(self, *errors: str | None) -> None:
+        self.errors = deque(errors)
+        self.outcomes: deque[SaveOutcome] = deque()
+
+    def save(self, step: int, _tensors: object, _record: object) -> None:
+        self.outcomes.append(SaveOutcome(step, 0.1, 1, self.errors.popleft()))
+
+    def poll(self) -> SaveOutcome | None:
+        return self.outcomes.popleft() if self.outcomes else None
+
+    wait = poll
+
+
+class FakeEngine:
+    def state(self) -> dict[str, Any]:
+        return {}
+
+
+def outlets(tmp_path: Path) -> Outlets:
+    console = Console(10, 0, 1, enabled=False)
+    return Outlets(True, RunDirectory(tmp_path), Boards([]), console, lambda _: {"step": 1})
+
+
+def saver(store: FakeStore, tmp_path: Path, now: list[float], **options: Any) -> Saver:
+    return Saver(
+        store, FakeEngine(), lambda _: {}, outlets(tmp_path),  # type: ignore[arg-type]
+        **({"retry_seconds": 10.0, "max_failures": 3} | options), clock=lambda: now[0],
+    )  # fmt: skip
+
+
+def test_retries_come_ever_later_and_end_with_success(tmp_path: Path) -> None:
+    now = [0.0]
+    made = saver(FakeStore("full", "full", None), tmp_path, now)
+    assert not made.wants_retry()
+    for wait in (10.0, 20.0):
+        made.save(TrainState(5))
+        made.poll()
+        now[0] += wait - 0.1
+        assert not made.wants_retry()
+        now[0] += 0.1
+        assert made.wants_retry()
+    made.save(TrainState(6))
+    made.poll()
+    assert not made.wants_retry() and made.num_failures == 0
+    events = RunDirectory(tmp_path).rows(tmp_path / "events.jsonl")
+    assert [event["event"] for event in events] == ["checkpoint_failed"] * 2 + ["checkpoint"]
+
+
+def test_so_many_failures_in_a_row_and_it_gives_up(tmp_path: Path) -> None:
+    made = saver(FakeStore("a", "b", "c"), tmp_path, [0.0])
+    for expected in (False, False, True):
+        made.save(TrainState(5))
+        made.poll()
+        assert made.has_given_up == expected
+
+
+def test_the_last_save_is_tried_several_times(tmp_path: Path) -> None:
+    made = saver(FakeStore("a", "b", None), tmp_path, [0.0], retry_seconds=0.001)
+    assert made.save_at_last(TrainState(5)) is None
+    made = saver(FakeStore("a", "b", "c"), tmp_path, [0.0], retry_seconds=0.001)
+    assert made.save_at_last(TrainState(5)) == "c"
+
+
+def test_a_full_disk_takes_figures_but_not_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(RunDirectory, "_append", full)
+    made = outlets(tmp_path)
+    made.event("anything", step=1)
+    made.abandon(3)
+    assert not (tmp_path / "events.jsonl").exists()

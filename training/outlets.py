@@ -1,0 +1,92 @@
+"""Where a run's figures go. What can't be written is lost, and training goes on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from triax.training.console import Console
+from triax.training.evaluation import Evaluation
+from triax.training.metrics import Boards, Row
+from triax.training.readback import StepFigures
+from triax.training.run_directory import RunDirectory
+
+log = logging.getLogger("triax.outlets")
+
+
+@dataclass
+class _Losses:
+    num_lines: int = 0
+
+
+@dataclass(frozen=True)
+class Outlets:
+    """Where the loop's figures go; on rank 0 only, the others' are silent."""
+
+    is_main: bool
+    directory: RunDirectory
+    boards: Boards
+    console: Console
+    make_row: Callable[[StepFigures], Row]
+    _lost: _Losses = field(default_factory=_Losses)
+
+    def step(self, figures: StepFigures) -> None:
+        """Log one step."""
+        if self.is_main:
+            row = self.make_row(figures)
+            with self._losing_at_most_a_line():
+                self.directory.append_metrics(row)
+            with self._losing_at_most_a_line():
+                self.boards.log_row(row)
+            self.console.show(row)
+
+    def evaluation(self, step: int, evaluation: Evaluation) -> None:
+        """Log one validation."""
+        self.event(
+            "evaluation", step=step, loss=evaluation.loss,
+            perplexity=evaluation.perplexity, num_targets=evaluation.num_targets,
+        )  # fmt: skip
+        if self.is_main:
+            with self._losing_at_most_a_line():
+                self.boards.log_evaluation(step, evaluation)
+        self.console.say(
+            f"validation after step {step}: loss {evaluation.loss:.4f}, "
+            f"perplexity {evaluation.perplexity:.2f}"
+        )
+
+    def event(self, name: str, **fields: Any) -> None:
+        """Add a line to events.jsonl."""
+        if self.is_main:
+            with self._losing_at_most_a_line():
+                self.directory.append_event(name, **fields)
+
+    def abandon(self, step: int) -> None:
+        """Move what metrics.jsonl says of later steps out of the way."""
+        if self.is_main:
+            with self._losing_at_most_a_line():
+                self.directory.abandon_metrics(step)
+
+    def report(self, text: str) -> None:
+        """Write and show the report of a run that stops by itself."""
+        if self.is_main:
+            with self._losing_at_most_a_line():
+                self.directory.stop_report.write_text(text, encoding="utf-8")
+        self.console.say(text)
+
+    def say(self, message: str) -> None:
+        """Print a line on rank 0."""
+        self.console.say(message)
+
+    @contextmanager
+    def _losing_at_most_a_line(self) -> Iterator[None]:
+        """A full disk or a read-only file system takes figures, but not the run."""
+        try:
+            yield
+        except OSError as error:
+            self._lost.num_lines += 1
+            log.warning("a line of figures is lost: %s", error)
+            if self._lost.num_lines == 1:
+                self.console.say(f"figures can't be written ({error}); training goes on")

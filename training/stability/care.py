@@ -1,0 +1,147 @@
+"""All that watches over a run, as the loop meets it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch.distributed as dist
+
+from triax.data.loader import Loader
+from triax.parallel.collectives import gather_objects
+from triax.parallel.engines.protocol import Engine
+from triax.parallel.layout import Layout
+from triax.training.outlets import Outlets
+from triax.training.readback import StepFigures
+from triax.training.stability.config import StabilityConfig
+from triax.training.stability.escalation import Escalation
+from triax.training.stability.faults import FaultInjector
+from triax.training.stability.guard import Reason
+from triax.training.stability.recovery import Recovery
+from triax.training.stability.replicas import checksums, differing_ranks
+from triax.training.stability.stragglers import StragglerWatch
+from triax.training.state import TrainState
+
+T = TypeVar("T")
+log = logging.getLogger("triax.care")
+
+
+@dataclass
+class Care:
+    """Guard's host side, watchdog, stragglers, replicas and rehearsed faults of one process.
+
+    Attributes:
+        engine, loader: of the run; read to find where a value that is not finite came from.
+        escalation: counts refusals.
+        recovery: does what follows.
+        stragglers: compares the processes' own times.
+        faults: rehearsed failures.
+        beat: tells the watchdog that the main thread goes on to an activity of a step.
+        group: gloo group of the main thread; None for a single process.
+        hosts: every rank's host.
+    """
+
+    config: StabilityConfig
+    layout: Layout
+    engine: Engine
+    loader: Loader
+    escalation: Escalation
+    recovery: Recovery
+    stragglers: StragglerWatch
+    faults: FaultInjector
+    outlets: Outlets
+    beat: Callable[[str, int], None]
+    group: dist.ProcessGroup | None
+    hosts: list[str]
+    global_batch_size: int
+
+    def __post_init__(self) -> None:
+        self._free_since = time.perf_counter()
+        self._named_ranks: set[int] = set()
+
+    def between_steps(self, step: int) -> None:
+        """Nothing is left of the last step; the data of `step` is read now."""
+        self.beat("reading data", step)
+        self._free_since = time.perf_counter()
+
+    def before_step(self, after: TrainState, num_sequences: int) -> None:
+        """The step that leads to `after` begins, and its data is there."""
+        self.beat("preparing the step", after.step)
+        self.faults.begin_batch(after.cursor // num_sequences)
+        self.faults.at("before-update", after.step)
+        for straggler in self.stragglers.step(time.perf_counter() - self._free_since):
+            self._tell_straggler(straggler.rank, straggler.what, after.step)
+        self.beat("in the step", after.step)
+
+    def after_step(self, after: TrainState) -> None:
+        """The step's figures are on their way."""
+        self.faults.at("after-update", after.step)
+        self.beat("between steps", after.step)
+
+    def observe(self, figures: StepFigures) -> None:
+        """A step's verdict is known; a refused one is told. Collective, in the order of steps."""
+        was_refusing = self.escalation.is_refusing
+        self.escalation.observe(figures)
+        if not figures.skipped:
+            return
+        first = figures.state.cursor - self.global_batch_size
+        fields = {
+            "step": figures.state.step,
+            "samples": [first, figures.state.cursor],
+            "reason": figures.reasons.describe(),
+            "loss": repr(figures.loss),
+            "grad_norm": repr(figures.grad_norm),
+            "loss_score": figures.loss_score,
+            "norm_score": figures.norm_score,
+            "drift_score": figures.drift_score,
+            "loss_scale": figures.loss_scale,
+            "in_a_row": len(self.escalation.refusals),
+        }
+        if Reason.NON_FINITE in figures.reasons:
+            fields |= self._non_finite_source(figures, first, is_first=not was_refusing)
+        self.outlets.event("skipped_update", **fields)
+
+    def compare_replicas(self, state: TrainState) -> str | None:
+        """Now and then, whether replicas are still equal; what is wrong, or None. Collective."""
+        every = self.config.checksum_every
+        if every is None or state.step % every or self.layout.replicate == 1:
+            return None
+        self.beat("comparing replicas", state.step)
+        found = gather_objects(checksums(self.engine.state()), self.group)
+        wrong = differing_ranks(self.layout, found)
+        if not wrong:
+            return None
+        self.outlets.event(
+            "silent_corruption", step=state.step, ranks=wrong,
+            checksums={str(rank): list(sums) for rank, sums in enumerate(found)},
+        )  # fmt: skip
+        names = ", ".join(f"rank {rank} on {self.hosts[rank]}" for rank in wrong)
+        only = "" if len(wrong) == 1 else " (at least one of them)"
+        return (
+            f"silent corruption: the weights or optimizer state of {names}{only} differ from "
+            "those of their replicas, which must be bitwise equal: suspect the device's memory"
+        )
+
+    def _non_finite_source(
+        self, figures: StepFigures, first_sample: int, *, is_first: bool
+    ) -> dict[str, object]:
+        """Which ranks' own loss was not finite, and on demand where it came from."""
+        finite = gather_objects(figures.own_finite, self.group)
+        source: dict[str, object] = {
+            "ranks": [rank for rank, is_finite in enumerate(finite) if not is_finite]
+        }
+        if self.config.locate_nonfinite and is_first:
+            self.beat("locating non-finite values", figures.state.step)
+            where = self.engine.locate_non_finite(self.loader.batch_at(first_sample))
+            found = gather_objects(where, self.group)
+            source["located"] = {str(r): name for r, name in enumerate(found) if name is not None}
+        return source
+
+    def _tell_straggler(self, rank: int, what: str, step: int) -> None:
+        self.outlets.event("straggler", step=step, rank=rank, host=self.hosts[rank], what=what)
+        if rank not in self._named_ranks:
+            self._named_ranks.add(rank)
+            self.outlets.say(f"straggler: rank {rank} on {self.hosts[rank]} {what}")

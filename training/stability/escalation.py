@@ -1,0 +1,188 @@
+"""What follows when the guard keeps refusing: roll back, learn a new level, or stop.
+
+All of it is arithmetic on figures that every process has, so every process decides the same. It
+decides one step after the refusal that is one too many, whether or not a save or an evaluation
+made the figures known earlier: a resumed run decides as the uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from triax.training.readback import StepFigures
+from triax.training.stability.config import StabilityConfig
+from triax.training.stability.guard import Reason
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """One skipped update."""
+
+    step: int
+    first_sample: int
+    loss: float
+    grad_norm: float
+    reasons: int
+    score: float
+    """The largest of the guard's scores."""
+
+
+@dataclass(frozen=True)
+class Rollback:
+    """Go to a checkpoint of a step before `before`, and jump the data to where it is now."""
+
+    began: int
+    """The first suspicious step."""
+    before: int
+
+
+@dataclass(frozen=True)
+class NewLevel:
+    """Forget the window: what is refused is how the data is from now on."""
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Nothing is left to try."""
+
+    reason: str
+
+
+Action = Rollback | NewLevel | Stop
+
+
+class Escalation:
+    """Counts refusals and decides what follows; each step of the escalation is bounded.
+
+    Args:
+        config: the `[stability]` section.
+        global_batch_size: in sequences.
+    """
+
+    def __init__(self, config: StabilityConfig, global_batch_size: int) -> None:
+        self._config = config
+        self._global_batch_size = global_batch_size
+        self.refusals: tuple[Refusal, ...] = ()
+        """Those in a row up to now."""
+        self.skipped_ranges: tuple[tuple[int, int], ...] = ()
+        """Samples that rollbacks jumped over: first, and first after."""
+        self.num_skips = 0
+        self.num_rollbacks = 0
+        self._calm_step = 0
+        self._has_accepted = True
+        """Since the last rollback."""
+        self._reduced_until = 0
+
+    @property
+    def is_refusing(self) -> bool:
+        """Whether the last step told of was refused."""
+        return bool(self.refusals)
+
+    def lr_factor(self, step: int) -> float:
+        """What the learning rate of a step is multiplied by."""
+        return self._config.rollback_lr_factor if step <= self._reduced_until else 1.0
+
+    def observe(self, figures: StepFigures) -> None:
+        """Count a step whose verdict is known; in the order of steps."""
+        step = figures.state.step
+        scores = (figures.loss_score, figures.norm_score, figures.drift_score)
+        if not figures.reasons:
+            self.refusals, self._has_accepted = (), True
+            if max(scores) < self._config.threshold / 2:
+                self._calm_step = step
+            return
+        self.num_skips += 1
+        first_sample = figures.state.cursor - self._global_batch_size
+        refusal = Refusal(
+            step, first_sample, figures.loss, figures.grad_norm, int(figures.reasons), max(scores)
+        )
+        self.refusals = (*self.refusals, refusal)
+
+    def due(self, step: int) -> Action | None:
+        """What to do after `step`, which itself need not have been told of."""
+        most = self._config.max_consecutive_skips
+        if len(self.refusals) < most or self.refusals[most - 1].step >= step:
+            return None
+        if self.looks_like_new_level and self._config.on_shift == "accept":
+            return NewLevel()
+        if self.num_rollbacks >= self._config.max_rollbacks:
+            return Stop(self._last_word())
+        began = self._began()
+        return Rollback(began, max(0, began - self._config.rollback_margin))
+
+    @property
+    def looks_like_new_level(self) -> bool:
+        """Whether the refused values are another level rather than spikes.
+
+        Weights from before the trouble refuse every batch since the rollback, by about as much:
+        then it is the data that has changed.
+        """
+        if self._has_accepted or not self.refusals:
+            return False
+        if any(refusal.reasons & Reason.NON_FINITE for refusal in self.refusals):
+            return False
+        scores = [refusal.score for refusal in self.refusals]
+        quarters = statistics.quantiles(scores, n=4) if len(scores) > 1 else [scores[0]] * 3
+        return quarters[2] - quarters[0] < statistics.median(scores) / 2
+
+    def rolled_back(self, to_step: int, skipped: tuple[int, int]) -> None:
+        """Note that the run is now at an earlier step, and which samples it will not see."""
+        self.num_rollbacks += 1
+        self.skipped_ranges = _merged((*self.skipped_ranges, skipped))
+        self.refusals, self._has_accepted, self._calm_step = (), False, to_step
+        if self._config.rollback_lr_factor < 1:
+            self._reduced_until = to_step + self._config.rollback_lr_steps
+
+    def accepted_new_level(self) -> None:
+        """Note that the guard has forgotten its window."""
+        self.refusals, self._has_accepted = (), True
+
+    def state(self) -> dict[str, Any]:
+        """For the checkpoint's record."""
+        return {
+            "refusals": [asdict(refusal) for refusal in self.refusals],
+            "skipped_ranges": [list(span) for span in self.skipped_ranges],
+            "num_skips": self.num_skips,
+            "num_rollbacks": self.num_rollbacks,
+            "calm_step": self._calm_step,
+            "has_accepted": self._has_accepted,
+            "reduced_until": self._reduced_until,
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state."""
+        self.refusals = tuple(Refusal(**refusal) for refusal in state["refusals"])
+        self.skipped_ranges = tuple((first, end) for first, end in state["skipped_ranges"])
+        self.num_skips = state["num_skips"]
+        self.num_rollbacks = state["num_rollbacks"]
+        self._calm_step = state["calm_step"]
+        self._has_accepted = state["has_accepted"]
+        self._reduced_until = state["reduced_until"]
+
+    def _began(self) -> int:
+        """The first step after the last calm one; a drift had begun about half a window before
+        the median showed it."""
+        began = min(self._calm_step + 1, self.refusals[0].step)
+        if any(refusal.reasons & Reason.DRIFT for refusal in self.refusals):
+            began -= self._config.window // 2
+        return began
+
+    def _last_word(self) -> str:
+        text = f"{len(self.refusals)} updates in a row were refused"
+        if self._config.max_rollbacks:
+            text += f", and the run has rolled back {self._config.max_rollbacks} times already"
+        return text
+
+
+def _merged(ranges: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """The ranges in order, those that touch as one."""
+    merged: list[tuple[int, int]] = []
+    for first, end in sorted(ranges):
+        if merged and first <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], end))
+        else:
+            merged.append((first, end))
+    return tuple(merged)

@@ -1,0 +1,69 @@
+"""Finds silent corruption: replicas of the same shard that are no longer bitwise equal."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from triax.parallel.layout import Layout
+
+Checksums = tuple[int, int]
+"""Of the weights and of the optimizer's state that a process holds."""
+
+
+@torch.no_grad()
+def checksums(state: Mapping[str, Tensor]) -> Checksums:
+    """Sums of the bits of this process's parts, as integers: one flipped bit changes them.
+
+    Args:
+        state: an engine's state; waits for the device once.
+    """
+    sums: dict[str, list[Tensor]] = defaultdict(list)
+    for name, tensor in state.items():
+        local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        sums[name.split(".")[0]].append(_sum_of_bits(local))
+    weights, optimizer = (_total(sums[kind]) for kind in ("model", "optimizer"))
+    return weights, optimizer
+
+
+def _sum_of_bits(tensor: Tensor) -> Tensor:
+    words = torch.int32 if tensor.element_size() % 4 == 0 else torch.uint8
+    return tensor.contiguous().view(-1).view(words).sum(dtype=torch.int64)
+
+
+def _total(sums: list[Tensor]) -> int:
+    return int(torch.stack(sums).sum()) if sums else 0
+
+
+def replica_groups(layout: Layout) -> list[list[int]]:
+    """Ranks that hold the same parts, group by group."""
+    stride = layout.shard * layout.context * layout.tensor
+    groups: dict[int, list[int]] = defaultdict(list)
+    num_ranks = layout.pipeline * layout.replicate * stride
+    for rank in range(num_ranks):
+        replica = rank // stride % layout.replicate
+        groups[rank - replica * stride].append(rank)
+    return list(groups.values())
+
+
+def differing_ranks(layout: Layout, found: Sequence[Checksums]) -> list[int]:
+    """The ranks whose checksums differ from the majority of their replicas.
+
+    Where there is no majority (two replicas, say) all of the group are named: one of them is
+    wrong, and the sums can't say which.
+
+    Args:
+        found: every rank's checksums.
+    """
+    wrong: list[int] = []
+    for ranks in replica_groups(layout):
+        votes = Counter(found[rank] for rank in ranks)
+        winner, num_votes = votes.most_common(1)[0]
+        if len(votes) > 1:
+            has_majority = 2 * num_votes > len(ranks)
+            wrong += [rank for rank in ranks if not has_majority or found[rank] != winner]
+    return wrong

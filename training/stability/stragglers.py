@@ -1,0 +1,140 @@
+"""Names processes that hold the others up, from what each spends by itself.
+
+In a data-parallel step all processes take equally long, since they wait for each other. What
+tells them apart is the time that a process spends before it joins the others in a step (reading
+data, a busy or broken host), and how long its device takes for a fixed small product.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+_LEAST_EXTRA_SECONDS = 0.01
+"""A step: below, it isn't worth a word."""
+_PROBE_SIZE = 2048
+
+
+@dataclass(frozen=True)
+class Straggler:
+    """A process that is slower than the others."""
+
+    rank: int
+    what: str
+
+
+class StragglerWatch:
+    """Compares processes every so many steps; the exchange runs while the next step computes.
+
+    Args:
+        group: a gloo group that the main thread uses; None for a single process.
+        every: steps between comparisons.
+        factor: see `[stability] straggler_factor`.
+        device: where the engine computes; a CPU is not probed.
+    """
+
+    def __init__(
+        self, group: dist.ProcessGroup | None, every: int, factor: float, device: torch.device
+    ) -> None:
+        self._group = group
+        self._every = every
+        self._factor = factor
+        self._probe = _Probe(device) if device.type == "cuda" else None
+        self._own_seconds = 0.0
+        self._num_steps = 0
+        self._began = time.perf_counter()
+        self._answer: torch.Tensor | None = None
+        self._work: dist.Work | None = None
+
+    def step(self, own_seconds: float) -> list[Straggler]:
+        """Count a step; every so often, returns who was slow. Called alike by all processes.
+
+        Args:
+            own_seconds: from the end of the last step to joining the others in this one.
+        """
+        if self._group is None:
+            return []
+        self._own_seconds += own_seconds
+        self._num_steps += 1
+        found = self._collect()
+        if self._num_steps == self._every:
+            self._exchange()
+        return found
+
+    def restart_clock(self) -> None:
+        """Leave out what was measured: an evaluation or a save came between."""
+        self._began, self._own_seconds, self._num_steps = time.perf_counter(), 0.0, 0
+
+    def _exchange(self) -> None:
+        step_seconds = (time.perf_counter() - self._began) / self._num_steps
+        own = self._own_seconds / self._num_steps
+        probe = self._probe.seconds() if self._probe is not None else 0.0
+        figures = torch.tensor([own, step_seconds, probe], dtype=torch.float64)
+        self._answer = torch.empty(dist.get_world_size(self._group) * 3, dtype=torch.float64)
+        self._work = dist.all_gather_into_tensor(
+            self._answer, figures, group=self._group, async_op=True
+        )
+        self.restart_clock()
+
+    def _collect(self) -> list[Straggler]:
+        if self._work is None or self._answer is None:
+            return []
+        self._work.wait()
+        own, step, probe = self._answer.view(-1, 3).T.tolist()
+        self._work = None
+        return find_stragglers(own, step, probe, self._factor)
+
+
+def find_stragglers(
+    own: list[float], step: list[float], probe: list[float], factor: float
+) -> list[Straggler]:
+    """Who makes a step `factor` times as long as it would be, or computes so much slower.
+
+    Args:
+        own: seconds a step that each rank spends by itself.
+        step: seconds a step in all.
+        probe: seconds of the fixed product; 0 where there is none.
+    """
+    found = []
+    for rank in range(len(own)):
+        extra = own[rank] - statistics.median(own[:rank] + own[rank + 1 :])
+        without = max(statistics.median(step) - extra, 1e-9)
+        if extra > max(_LEAST_EXTRA_SECONDS, (factor - 1) * without):
+            found.append(
+                Straggler(
+                    rank,
+                    f"spends {own[rank]:.3f} s a step before it joins the others, {extra:.3f} s "
+                    f"more than they do; the step would take {without:.3f} s",
+                )
+            )
+        usual = statistics.median(probe[:rank] + probe[rank + 1 :])
+        if usual > 0 and probe[rank] > factor * usual:
+            found.append(
+                Straggler(rank, f"its device computes {probe[rank] / usual:.1f} times slower")
+            )
+    return found
+
+
+class _Probe:
+    """Times a product on the device without waiting for it: each call tells of the last one."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._matrix = torch.randn(_PROBE_SIZE, _PROBE_SIZE, device=device, dtype=torch.bfloat16)
+        self._events: tuple[torch.cuda.Event, torch.cuda.Event] | None = None
+
+    def seconds(self) -> float:
+        """Of the product that the last call has started; 0 at the first."""
+        elapsed = 0.0
+        if self._events is not None and self._events[1].query():
+            elapsed = self._events[0].elapsed_time(self._events[1]) / 1000
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        for _ in range(4):
+            torch.mm(self._matrix, self._matrix)
+        end.record()
+        self._events = begin, end
+        return elapsed
