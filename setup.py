@@ -22,6 +22,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=packages,
+    package_data={"triax.launcher": ["slurm_job.sh"]},
     package_dir={f"triax.{folder}": folder for folder in FOLDERS},
     entry_points={"console_scripts": ["triax=triax.launcher.cli:main"]},
     install_requires=[

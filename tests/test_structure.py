@@ -27,7 +27,12 @@ MAY_IMPORT = {
 }
 LAZY_IMPORTS = {"triax.launcher.cli", "triax.launcher.job"}
 """The modules that resolve the two string tables: commands and engines."""
-TORCH_FREE = ("triax.launcher.cli", "triax.launcher.commands.check")
+TORCH_FREE = (
+    "triax.launcher.cli",
+    "triax.launcher.commands.check",
+    "triax.launcher.commands.submit",
+    "triax.launcher.placement",
+)
 """Besides every `config.py` and `common/`."""
 MAX_LINES = 450
 MAY_BE_LONGER: set[str] = set()
