@@ -9,9 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from triax.common.errors import UserError
 from triax.launcher.environment import Environment
@@ -74,14 +76,14 @@ def joined(
         dist.destroy_process_group()
 
 
-def _meet(environment: Environment, timeout: timedelta) -> dist.Store:
-    """The store by which processes find each other; waits until all are there.
+def _meet(environment: Environment, timeout: timedelta) -> Any:
+    """The `Store` by which processes find each other; waits until all are there.
 
     Raises:
         UserError: some didn't come in time.
     """
     if environment.launcher == "single":
-        return dist.HashStore()  # type: ignore[attr-defined, no-any-return]
+        return dist.HashStore()  # type: ignore[attr-defined]
     address = environment.master_addr
     # Other nodes give up after that time, and can't tell us that they do.
     is_lonely = environment.num_nodes > 1 and are_loopback(resolve(address))
@@ -90,7 +92,7 @@ def _meet(environment: Environment, timeout: timedelta) -> dist.Store:
     host = f"[{address}]" if ":" in address else address
     try:
         store, _, _ = next(
-            dist.rendezvous(
+            rendezvous(
                 f"tcp://{host}:{environment.master_port}",
                 environment.rank,
                 environment.world_size,
@@ -103,7 +105,7 @@ def _meet(environment: Environment, timeout: timedelta) -> dist.Store:
         if is_lonely:
             raise loopback_error(environment) from error
         raise UserError(_unmet(environment, error)) from error
-    return dist.PrefixStore("default_pg", store)
+    return dist.PrefixStore("default_pg", store)  # type: ignore[attr-defined]
 
 
 def _unmet(environment: Environment, error: Exception) -> str:

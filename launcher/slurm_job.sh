@@ -121,7 +121,8 @@ while :; do
         read -r num_processes hosts <<<"$placed"
         watch_this_node "$(echo "$nodes" | grep -vx "$SLURMD_NODENAME" | head -n 1)"
         # A rank that fails doesn't have the others killed at once: they end with their own code.
-        srun --nodelist="$hosts" --nodes="$(echo "$hosts" | tr ',' '\n' | wc -l)" \
+        # --overlap: SLURM goes on counting what a step on a dead node held.
+        srun --overlap --nodelist="$hosts" --nodes="$(echo "$hosts" | tr ',' '\n' | wc -l)" \
             --ntasks="$num_processes" --ntasks-per-node="$per_node" --distribution=block \
             --kill-on-bad-exit=0 --wait=30 "${srun_options[@]}" \
             "${rank_command[@]}" "$config" "${overrides[@]}" &
