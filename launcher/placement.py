@@ -21,6 +21,7 @@ from triax.launcher.exits import run_to_exit_code
 from triax.launcher.messages import print_note
 from triax.launcher.overrides import parse_arguments
 from triax.parallel.config import ParallelConfig
+from triax.parallel.stages import schedule_problem
 from triax.training.config import BatchConfig
 
 _ENDINGS = (ExitCode.DONE, ExitCode.BAD_INPUT, ExitCode.STOPPED_BY_GUARD)
@@ -30,8 +31,8 @@ _ENDINGS = (ExitCode.DONE, ExitCode.BAD_INPUT, ExitCode.STOPPED_BY_GUARD)
 def largest_world(batch: BatchConfig, parallel: ParallelConfig, num_available: int) -> int | None:
     """The most processes, of those available, over which the same global batch divides.
 
-    Tensor, pipeline and replicate degrees stay; the data-parallel size gives way. So every step
-    keeps its samples and their order.
+    Tensor, pipeline and replicate degrees stay, and the pipeline's schedule; the data-parallel
+    size gives way. So every step keeps its samples and their order.
 
     Returns:
         None when even one data-parallel rank per replica needs more processes.
@@ -41,8 +42,11 @@ def largest_world(batch: BatchConfig, parallel: ParallelConfig, num_available: i
     if remainder:
         return None
     for data_ranks in range(min(num_available // model_ranks, micro_batches), 0, -1):
-        if micro_batches % data_ranks == 0 and data_ranks % parallel.replicate == 0:
-            return data_ranks * model_ranks
+        if micro_batches % data_ranks or data_ranks % parallel.replicate:
+            continue
+        if parallel.pipeline > 1 and schedule_problem(parallel, micro_batches // data_ranks):
+            continue
+        return data_ranks * model_ranks
     return None
 
 

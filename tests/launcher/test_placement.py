@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -14,21 +15,30 @@ from hypothesis import strategies as st
 from triax.launcher.placement import Placement, ending_of, largest_world
 from triax.parallel.config import ParallelConfig
 from triax.parallel.layout import Layout
+from triax.parallel.stages import schedule_problem
 from triax.training.config import BatchConfig
 
 SMALL = st.integers(1, 6)
 
 
 @settings(deadline=None)
-@given(SMALL, SMALL, SMALL, SMALL, st.integers(1, 48), st.integers(0, 100))
+@given(
+    SMALL, SMALL, SMALL, SMALL, st.integers(1, 48), st.integers(0, 100),
+    st.sampled_from(["gpipe", "1f1b", "interleaved-1f1b", "zbv-zero-bubble"]),
+)  # fmt: skip
 def test_it_is_the_largest_that_divides_the_global_batch(
-    tensor: int, pipeline: int, replicate: int, micro: int, batch: int, available: int
-) -> None:
-    parallel = ParallelConfig(tensor=tensor, pipeline=pipeline, replicate=replicate)
+    tensor: int, pipeline: int, replicate: int, micro: int, batch: int, available: int,
+    schedule: Any,
+) -> None:  # fmt: skip
+    parallel = ParallelConfig(
+        tensor=tensor, pipeline=pipeline, replicate=replicate, pipeline_schedule=schedule
+    )
 
     def fits(world: int) -> bool:
         ranks, remainder = divmod(world, tensor * pipeline)
-        return remainder == 0 and ranks % replicate == 0 and batch % (micro * ranks) == 0
+        if remainder or ranks % replicate or batch % (micro * ranks):
+            return False
+        return pipeline == 1 or not schedule_problem(parallel, batch // (micro * ranks))
 
     sizes = BatchConfig(global_batch_size=batch, micro_batch_size=micro)
     expected = max((world for world in range(1, available + 1) if fits(world)), default=None)

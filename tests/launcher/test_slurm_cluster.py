@@ -10,7 +10,7 @@ import pytest
 from slurm_cluster import Cluster, log_of, num_rows, wait_for, why_not
 from small_run import command, losses, make_run
 
-NUM_STEPS = 600
+NUM_STEPS = 300
 AWKWARD = "it's 50% $HOME; %j"
 """A run's name that only survives if it is quoted everywhere."""
 
@@ -72,6 +72,16 @@ def test_a_chain_hands_the_run_on_and_ends_with_it(cluster: Cluster, folder: Pat
     assert losses(folder, AWKWARD) == losses(folder, "alone")
 
 
+def test_a_cancelled_job_stays_cancelled(cluster: Cluster, folder: Path) -> None:
+    run_dir = folder / "runs" / "cancelled"
+    (job,) = cluster.submit(folder, "--run.name=cancelled")
+    wait_for_steps(cluster, run_dir, job, 10)
+    cluster.run("scancel", job)
+    assert wait_for_end(cluster, run_dir, job) == "CANCELLED"
+    assert num_rows(run_dir) < NUM_STEPS
+    assert list((run_dir / "checkpoints").glob("step-*")), log_of(run_dir, job)
+
+
 def test_a_preempted_job_requeues_itself_and_outlives_a_node(
     cluster: Cluster, folder: Path
 ) -> None:
@@ -105,14 +115,3 @@ def test_a_job_outlives_the_node_that_runs_its_script(cluster: Cluster, folder: 
     assert "start 2, on node2" in said
     assert "going on after step 50 " in said
     assert losses(folder, "headless") == pytest.approx(losses(folder, "alone"), rel=1e-4)
-    cluster.repair()
-
-
-def test_a_cancelled_job_stays_cancelled(cluster: Cluster, folder: Path) -> None:
-    run_dir = folder / "runs" / "cancelled"
-    (job,) = cluster.submit(folder, "--run.name=cancelled")
-    wait_for_steps(cluster, run_dir, job, 10)
-    cluster.run("scancel", job)
-    assert wait_for_end(cluster, run_dir, job) == "CANCELLED"
-    assert num_rows(run_dir) < NUM_STEPS
-    assert list((run_dir / "checkpoints").glob("step-*")), log_of(run_dir, job)

@@ -44,9 +44,7 @@ def directives(script: str) -> list[str]:
     return [word for line in lines for word in shlex.split(line)]
 
 
-def test_the_options_become_directives(
-    capsys: pytest.CaptureFixture[str], folder: Path
-) -> None:
+def test_the_options_become_directives(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     script = render(
         capsys, "--partition", "gpu", "--time", "1-00:00:00", "--account", "a b", "--qos", "high",
         "--cpus-per-task", "6", "--grace", "90", "--extra-sbatch=--mem=0",
@@ -85,7 +83,7 @@ def test_no_text_leaves_its_quotes(capsys: pytest.CaptureFixture[str], folder: P
     )
 
 
-def test_the_script_is_bash(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+def test_the_script_is_bash(capsys: pytest.CaptureFixture[str]) -> None:
     script = render(capsys, "--setup", "source env.sh", "--setup", "export A=1")
     assert "\nsource env.sh\nexport A=1\n" in script
     assert "{{" not in script
@@ -150,8 +148,8 @@ ROOT = Path(__file__).parents[2]
 
 
 EXAMPLES = {
-    "single-node": "examples/quickstart.toml --nodes 1 --batch.micro_batch_size=1",
-    "multi-node": "examples/llama3-70b-16x8.toml --nodes 16",
+    "single-node": "examples/quickstart.toml --nodes 1 --gpus-per-node 4 --batch.micro_batch_size=1",
+    "multi-node": "examples/llama3-70b-16x8.toml --nodes 16 --gpus-per-node 8",
 }
 
 
@@ -160,7 +158,7 @@ def test_the_examples_are_what_is_rendered(
     name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    options = "--gpus-per-node 8 --time 24:00:00 --dry-run"
+    options = "--time 24:00:00 --dry-run"
     assert main(["submit", *EXAMPLES[name].split(), *options.split()]) == 0
     rendered = capsys.readouterr().out
     for here, there in ((sys.executable, "/home/you/venv/bin/python"), (ROOT, "/home/you/triax")):
