@@ -148,7 +148,8 @@ ROOT = Path(__file__).parents[2]
 
 
 EXAMPLES = {
-    "single-node": "examples/quickstart.toml --nodes 1 --gpus-per-node 4 --batch.micro_batch_size=1",
+    "single-node": "examples/quickstart.toml --nodes 1 --gpus-per-node 4 "
+    "--batch.micro_batch_size=1",
     "multi-node": "examples/llama3-70b-16x8.toml --nodes 16 --gpus-per-node 8",
 }
 
