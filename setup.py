@@ -22,6 +22,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=packages,
+    package_data={"triax.launcher": ["slurm_job.sh"]},
     package_dir={f"triax.{folder}": folder for folder in FOLDERS},
     entry_points={"console_scripts": ["triax=triax.launcher.cli:main"]},
     install_requires=[
@@ -39,7 +40,13 @@ setup(
         "xxhash>=3.5",
     ],
     extras_require={
-        "test": ["pytest>=8.3", "hypothesis>=6.120", "transformers>=4.51", "megatron-core>=0.16"],
+        "test": [
+            "pytest>=8.3",
+            "hypothesis>=6.120",
+            "transformers>=4.51",
+            "megatron-core>=0.16",
+            "deepspeed>=0.19",
+        ],
         "dev": ["ruff>=0.9", "mypy>=1.14", "pre-commit>=4.0"],
         "deepspeed": ["deepspeed>=0.19", "megatron-core>=0.16"],
         "wandb": ["wandb>=0.19"],

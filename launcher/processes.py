@@ -9,12 +9,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from triax.common.errors import UserError
 from triax.launcher.environment import Environment
+from triax.launcher.network import SAME_MACHINE_SECONDS, are_loopback, loopback_error, resolve
 
 
 @dataclass(frozen=True)
@@ -48,17 +51,19 @@ def joined(
         save_seconds: how long a checkpoint may take.
 
     Raises:
-        UserError: this machine has fewer GPUs than processes.
+        UserError: this machine has fewer GPUs than processes, or not all processes came.
     """
     device = _choose_device(environment)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(seconds=timeout_seconds)
     save_timeout = timedelta(seconds=max(timeout_seconds, save_seconds))
-    if environment.launcher == "single":
-        store = dist.HashStore()  # type: ignore[attr-defined]
-        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
-    else:
-        dist.init_process_group(backend, timeout=timeout)
+    dist.init_process_group(
+        backend,
+        store=_meet(environment, timeout),
+        rank=environment.rank,
+        world_size=environment.world_size,
+        timeout=timeout,
+    )
     try:
         is_single = environment.world_size == 1
         yield Processes(
@@ -69,6 +74,47 @@ def joined(
         )
     finally:
         dist.destroy_process_group()
+
+
+def _meet(environment: Environment, timeout: timedelta) -> Any:
+    """The `Store` by which processes find each other; waits until all are there.
+
+    Raises:
+        UserError: some didn't come in time.
+    """
+    if environment.launcher == "single":
+        return dist.HashStore()  # type: ignore[attr-defined]
+    address = environment.master_addr
+    # Other nodes give up after that time, and can't tell us that they do.
+    is_lonely = environment.num_nodes > 1 and are_loopback(resolve(address))
+    if is_lonely and environment.master_addr != environment.hostname:
+        timeout = min(timeout, timedelta(seconds=2 * SAME_MACHINE_SECONDS))
+    host = f"[{address}]" if ":" in address else address
+    try:
+        store, _, _ = next(
+            rendezvous(
+                f"tcp://{host}:{environment.master_port}",
+                environment.rank,
+                environment.world_size,
+                timeout=timeout,
+            )
+        )
+    except dist.DistNetworkError as error:
+        raise UserError(_unmet(environment, error)) from error
+    except dist.DistStoreError as error:
+        if is_lonely:
+            raise loopback_error(environment) from error
+        raise UserError(_unmet(environment, error)) from error
+    return dist.PrefixStore("default_pg", store)  # type: ignore[attr-defined]
+
+
+def _unmet(environment: Environment, error: Exception) -> str:
+    reason = str(error).partition("\n")[0]
+    return (
+        f"rank {environment.rank} of {environment.world_size} on {environment.hostname} could not "
+        f"meet the others at {environment.master_addr}:{environment.master_port}: {reason}. "
+        "Did all processes start, is the port free, and do all nodes reach that address?"
+    )
 
 
 def make_deterministic(device: torch.device) -> None:
@@ -92,9 +138,13 @@ def log_to_file(path: Path) -> None:
 def _choose_device(environment: Environment) -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    if environment.local_world_size > torch.cuda.device_count():
+    num_devices = torch.cuda.device_count()
+    if num_devices == 1 and environment.launcher in ("srun", "mpirun"):
+        # Such launchers can show each process its own GPU alone (`--gpus-per-task 1`).
+        return torch.device("cuda", 0)
+    if environment.local_world_size > num_devices:
         raise UserError(
-            f"{environment.hostname} has {torch.cuda.device_count()} GPUs but was given "
+            f"{environment.hostname} has {num_devices} GPUs but was given "
             f"{environment.local_world_size} processes: start one process a GPU"
         )
     device = torch.device("cuda", environment.local_rank)

@@ -1,9 +1,10 @@
-"""One process of a run: `python -m triax.launcher.train CONFIG`, alone or under torchrun."""
+"""One process of a run: `python -m triax.launcher.train CONFIG`, alone or under any launcher."""
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import os
 import signal
 import sys
 import time
@@ -16,6 +17,7 @@ from triax.launcher.environment import Environment, discover
 from triax.launcher.exits import run_to_exit_code
 from triax.launcher.job import run
 from triax.launcher.messages import print_error, print_warning
+from triax.launcher.network import prepare
 from triax.launcher.overrides import parse_arguments
 from triax.launcher.problems import listed
 
@@ -31,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--preflight", action="store_true", help="check and compare the machines first"
     )
+    # The deepspeed launcher gives it besides the variable.
+    parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)
     parser.set_defaults(overrides=())
     args = parse_arguments(parser, sys.argv[1:] if argv is None else argv)
     return run_to_exit_code(partial(_discover_and_train, args))
@@ -47,8 +51,12 @@ def _discover_and_train(args: argparse.Namespace) -> int:
 
 def _check_and_train(args: argparse.Namespace, environment: Environment) -> int:
     config = load_checked(args.config, args.overrides, environment.world_size)
+    os.environ.update(environment.variables())
+    network = prepare(environment)
     if environment.rank == 0 and (warnings := find_warnings(config, environment.world_size)):
         print_warning("\n" + listed(warnings))
+    if environment.rank == 0:
+        print(", ".join(part for part in (f"found    {environment}", network) if part), flush=True)
     return run(config, environment, preflight=args.preflight)
 
 

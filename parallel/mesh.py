@@ -26,7 +26,8 @@ def num_copies(parameter: Tensor, mesh: DeviceMesh) -> int:
     Replicas do, and on the tensor axis those that hold a weight whole.
     """
     copies = mesh["replicate"].size()
-    assert isinstance(parameter, DTensor)
+    if not isinstance(parameter, DTensor):
+        return copies  # one process holds the whole depth or stage
     names = parameter.device_mesh.mesh_dim_names or ()
     if "tensor" in names and parameter.placements[names.index("tensor")].is_replicate():
         copies *= mesh["tensor"].size()

@@ -27,8 +27,8 @@ COMPUTE_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 def shard(model: nn.Module, mesh: DeviceMesh, zero_stage: int, compute: str) -> None:
     """Shard each block of `model.blocks` and the rest of the model, in place.
 
-    A single process that computes in fp32 has nothing to share and nothing to cast: its model is
-    left as it is, which saves FSDP2's copies of all weights and gradients in every step.
+    Where there is one data-parallel process and fp32, there is nothing to share and nothing to
+    cast: the model is left as it is, which saves copies of all weights and gradients.
 
     Args:
         model: the transformer, on any device, meta too.
@@ -93,6 +93,8 @@ def finish_backward(model: nn.Module, zero_stage: int, is_last: bool) -> None:
     For gradients that came about outside of `Tensor.backward`. FSDP2 has no public call for it;
     torch's own pipeline stages do the same.
     """
+    if not isinstance(model, FSDPModule):
+        return
     # First all gradients go to fp32, where earlier ones may be already: they are reduced as one.
     set_micro_batch(model, zero_stage=1, is_last=False)
     _post_backward(model)

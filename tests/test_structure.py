@@ -31,6 +31,8 @@ TORCH_FREE = (
     "triax.launcher.cli",
     "triax.launcher.commands.check",
     "triax.launcher.commands.diagnose",
+    "triax.launcher.commands.submit",
+    "triax.launcher.placement",
 )
 """Besides every `config.py` and `common/`."""
 MAX_LINES = 450

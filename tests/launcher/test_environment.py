@@ -68,3 +68,117 @@ def test_no_values_give_anything_but_a_place_or_a_report(values: dict[str, str])
     except UserError:
         return
     assert 0 <= found.rank < found.world_size
+
+
+DEEPSPEED = {
+    "RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "LOCAL_SIZE": "4", "CROSS_RANK": "1",
+    "CROSS_SIZE": "2", "MASTER_ADDR": "node0", "MASTER_PORT": "29500",
+}  # fmt: skip
+MPIRUN = {
+    "OMPI_COMM_WORLD_RANK": "5", "OMPI_COMM_WORLD_LOCAL_RANK": "1", "OMPI_COMM_WORLD_SIZE": "8",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "4", "MASTER_ADDR": "node0", "MASTER_PORT": "29500",
+}  # fmt: skip
+SRUN = {
+    "SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "7", "SLURM_NODEID": "1",
+    "SLURM_STEP_TASKS_PER_NODE": "4,3", "SLURM_STEP_NODELIST": "gpu[08-09]",
+    "SLURM_JOB_ID": "77", "SLURM_STEP_ID": "3",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("variables", [TORCHRUN, DEEPSPEED, MPIRUN])
+def test_launchers_that_say_the_same_in_other_words(variables: dict[str, str]) -> None:
+    found = discover(variables)
+    assert (found.rank, found.local_rank, found.world_size, found.local_world_size) == (5, 1, 8, 4)
+    assert (found.node_rank, found.num_nodes) == (1, 2)
+    assert (found.master_addr, found.master_port) == ("node0", 29500)
+    expected = {id(TORCHRUN): "torchrun", id(DEEPSPEED): "deepspeed", id(MPIRUN): "mpirun"}
+    assert found.launcher == expected[id(variables)]
+    assert str(found).startswith(f"{found.launcher}: 8 processes on 2 nodes, rank 5 on ")
+
+
+def test_srun_s_tasks_find_each_other_without_more() -> None:
+    found = discover(SRUN)
+    assert (found.rank, found.local_rank, found.world_size, found.local_world_size) == (5, 1, 7, 3)
+    assert (found.node_rank, found.num_nodes, found.nodes) == (1, 2, ("gpu08", "gpu09"))
+    assert found.master_addr == "gpu08"
+    peer = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
+    assert discover(SRUN | peer).master_port == found.master_port
+    assert 10_000 <= found.master_port < 30_000
+    other = {discover(SRUN | {"SLURM_STEP_ID": str(step)}).master_port for step in range(20)}
+    assert len(other) > 15, "a new step doesn't meet an old one's port"
+    given = discover(SRUN | {"MASTER_ADDR": "ib08", "MASTER_PORT": "1234"})
+    assert (given.master_addr, given.master_port) == ("ib08", 1234)
+    assert found.variables()["RANK"] == "5"
+
+
+def test_a_launcher_inside_another_wins() -> None:
+    assert discover(SRUN | TORCHRUN).launcher == "torchrun"
+    assert discover(SRUN | MPIRUN).launcher == "mpirun"
+    assert discover(MPIRUN | DEEPSPEED).launcher == "deepspeed"
+
+
+def test_a_batch_script_is_no_task() -> None:
+    """Its shell has a rank, but no step."""
+    script = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NTASKS": "4"}
+    assert discover(script).launcher == "single"
+
+
+def test_one_machine_of_mpirun_needs_no_address() -> None:
+    alone = {name: value for name, value in MPIRUN.items() if not name.startswith("MASTER")}
+    with pytest.raises(UserError, match="but not MASTER_ADDR and MASTER_PORT: mpirun doesn't say"):
+        discover(alone)
+    found = discover(alone | {"OMPI_COMM_WORLD_SIZE": "6", "OMPI_COMM_WORLD_LOCAL_SIZE": "6"})
+    assert found.master_addr == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("variables", "missing"),
+    [
+        *((DEEPSPEED, name) for name in DEEPSPEED if name != "CROSS_SIZE"),
+        *((MPIRUN, name) for name in MPIRUN),
+        *((SRUN, name) for name in SRUN if name not in ("SLURM_STEP_NUM_TASKS", "SLURM_STEP_ID")),
+    ],
+)
+def test_any_launcher_s_missing_variable_is_named(variables: dict[str, str], missing: str) -> None:
+    left = {name: value for name, value in variables.items() if name != missing}
+    with pytest.raises(UserError, match=f"but not .*{missing}"):
+        discover(left)
+
+
+@pytest.mark.parametrize(
+    ("variables", "name", "value", "words"),
+    [
+        (SRUN, "SLURM_STEP_NODELIST", "gpu[8-", "SLURM_STEP_NODELIST: 'gpu[8-' is no list of"),
+        (SRUN, "SLURM_STEP_TASKS_PER_NODE", "x", "SLURM_STEP_TASKS_PER_NODE: 'x' is no list"),
+        (SRUN, "SLURM_NODEID", "2", "SLURM_NODEID is 2, but SLURM_STEP_NODELIST has 2 nodes"),
+        (SRUN, "SLURM_PROCID", "7", "SLURM_PROCID is 7, expected less than SLURM_STEP_NUM_TASKS"),
+        (SRUN, "MASTER_ADDR", "", "MASTER_ADDR is ''"),
+        (SRUN, "MASTER_PORT", "70000", "MASTER_PORT is 70000, expected at most 65535"),
+        (DEEPSPEED, "CROSS_RANK", "2", "CROSS_RANK is 2, expected less than CROSS_SIZE"),
+        (MPIRUN, "OMPI_COMM_WORLD_RANK", "8", "expected less than OMPI_COMM_WORLD_SIZE"),
+    ],
+)
+def test_any_launcher_s_nonsense_is_named(
+    variables: dict[str, str], name: str, value: str, words: str
+) -> None:
+    with pytest.raises(UserError) as raised:
+        discover(variables | {name: value})
+    assert words in str(raised.value)
+
+
+@settings(deadline=None)
+@given(
+    variables=st.sampled_from([DEEPSPEED, MPIRUN, SRUN]),
+    values=st.dictionaries(
+        st.sampled_from(sorted(DEEPSPEED | MPIRUN | SRUN)), st.text("0129[](x),-n", max_size=6)
+    ),
+)
+def test_no_launcher_s_values_give_anything_else(
+    variables: dict[str, str], values: dict[str, str]
+) -> None:
+    try:
+        found = discover(variables | values)
+    except UserError:
+        return
+    assert 0 <= found.rank < found.world_size
+    assert 0 <= found.node_rank < found.num_nodes
