@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import math
 from collections.abc import Callable
@@ -16,10 +15,18 @@ from triax.checkpoint.agreement import agreed, on_first
 from triax.checkpoint.folders import inspect, resolve_checkpoint
 from triax.checkpoint.store import CheckpointStore
 from triax.common.errors import ExitCode, UserError
-from triax.data.loader import Loader, validation_batches
+from triax.data.loader import Batch, Loader
 from triax.data.prepare import ensure_prepared
-from triax.data.sampler import Sampler, source_names
-from triax.data.source import Source
+from triax.launcher.assembly import (
+    make_boards,
+    make_engine,
+    make_learning_rate,
+    make_loader,
+    make_plan,
+    make_validation,
+    open_sources,
+    row_maker,
+)
 from triax.launcher.config import RunConfig
 from triax.launcher.environment import Environment
 from triax.launcher.exits import INTERRUPTED
@@ -33,24 +40,17 @@ from triax.launcher.preflight import (
 from triax.launcher.processes import Processes, joined, log_to_file, make_deterministic
 from triax.launcher.resume import Origin, RecordKeeper
 from triax.launcher.summary import closing_summary, mesh_summary, opening_summary
-from triax.models.counts import flops_per_token
 from triax.parallel.collectives import gather_objects, on_first_rank
-from triax.parallel.engines import ENGINES
 from triax.parallel.engines.protocol import Engine
 from triax.parallel.layout import Layout
-from triax.parallel.mesh import build_mesh
 from triax.training.budget import resolve_budget
 from triax.training.console import Console
 from triax.training.control import ControlLine, StopSignal
-from triax.training.hardware import device_name, peak_flops, peak_memory_gib
-from triax.training.loop import Outcome, Plan, TrainLoop
-from triax.training.metrics import Board, Boards, Row, TensorBoard, WeightsAndBiases, metrics_row
-from triax.training.optimizer import optimizer_maker
+from triax.training.loop import Outcome, TrainLoop
+from triax.training.metrics import Boards
 from triax.training.outlets import Outlets
-from triax.training.readback import StepFigures
 from triax.training.run_directory import RunDirectory
 from triax.training.saving import Saver
-from triax.training.schedule import learning_rate
 from triax.training.stability.care import Care
 from triax.training.stability.faults import FaultInjector
 from triax.training.stability.recovery import Recovery
@@ -186,7 +186,7 @@ class Job:
             make_deterministic(self.processes.device)
         self.watchdog.beat("preparing the data", 0)
         self._prepare_data()
-        sources = self._together(self._open_sources)
+        sources = self._together(partial(open_sources, self.config))
         paths = [source.path for source in self.config.data.sources]
         refuse_differences(data_facts(paths), self.processes, self.config)
         self.watchdog.beat("looking for checkpoints", 0)
@@ -207,9 +207,12 @@ class Job:
             self.say("\n".join(mesh_summary(self.layout, per_node)))
         if origin.state.step >= self.budget.num_steps:
             return self._already_finished(origin.state)
-        loader, validation = self._loader(sources, origin), self._together(self._validation)
+        loader = make_loader(self.config, self.layout, self.processes, sources, origin)
+        validation = self._together(
+            partial(make_validation, self.config, self.layout, self.processes)
+        )
         self.watchdog.beat("building the model", origin.state.step)
-        engine = self.faults.wrap(self._engine())
+        engine = self.faults.wrap(make_engine(self.config, self.layout, self.processes))
         if found is not None:
             self.store.load(found, engine.state())
             self.say(f"going on after step {origin.state.step} from {found.path}")
@@ -232,14 +235,6 @@ class Job:
             on_first_rank(
                 partial(ensure_prepared, prepare, report=self.say), self.processes.control_group
             )
-
-    def _open_sources(self) -> dict[str, Source]:
-        data, vocab_size = self.config.data, self.config.model.vocab_size
-        paths = [source.path for source in data.sources]
-        return {
-            name: Source.open(path, data.seq_len, vocab_size)
-            for name, path in zip(source_names(paths), paths, strict=True)
-        }
 
     def _compare_with(self, record: dict[str, Any]) -> None:
         """Show what has changed since the checkpoint; refuse what would break the run."""
@@ -266,50 +261,6 @@ class Job:
     def _write_exit(self, outcome: Outcome) -> None:
         self.directory.write_exit(outcome.code, outcome.reason, step=outcome.state.step)
 
-    def _loader(self, sources: dict[str, Source], origin: Origin) -> Loader:
-        config, rank = self.config, self.processes.environment.rank
-        num_windows = {name: source.num_windows for name, source in sources.items()}
-        return Loader(
-            sources,
-            Sampler(config.run.seed, origin.phases, num_windows),
-            global_batch_size=config.batch.global_batch_size,
-            micro_batch_size=config.batch.micro_batch_size,
-            dp_rank=self.layout.data_rank(rank),
-            dp_size=self.layout.data_parallel,
-            mask_documents=config.data.mask_documents,
-            prefetch=config.data.prefetch,
-            pin_memory=self.processes.device.type == "cuda",
-        )
-
-    def _validation(self) -> list[Any]:
-        config = self.config
-        if config.data.validation is None:
-            return []
-        source = Source.open(config.data.validation, config.data.seq_len, config.model.vocab_size)
-        return list(
-            validation_batches(
-                source,
-                config.eval.batches * config.batch.global_batch_size,
-                micro_batch_size=config.batch.micro_batch_size,
-                dp_rank=self.layout.data_rank(self.processes.environment.rank),
-                dp_size=self.layout.data_parallel,
-                mask_documents=config.data.mask_documents,
-            )
-        )
-
-    def _engine(self) -> Engine:
-        module, name = ENGINES[self.config.parallel.engine].split(":")
-        make_engine: Callable[..., Engine] = getattr(importlib.import_module(module), name)
-        return make_engine(
-            self.config.model,
-            build_mesh(self.layout, self.processes.device.type),
-            self.config.parallel,
-            compute=self.config.precision.compute,
-            seq_len=self.config.data.seq_len,
-            seed=self.config.run.seed,
-            make_optimizer=optimizer_maker(self.config.optimizer),
-        )
-
     def _initialise_from(self, path: str, engine: Engine) -> None:
         weights = {
             name: tensor for name, tensor in engine.state().items() if name.startswith("model.")
@@ -319,7 +270,7 @@ class Job:
         self.say(f"starting from the weights of {info.path}")
 
     def _train(
-        self, engine: Engine, loader: Loader, validation: list[Any], origin: Origin
+        self, engine: Engine, loader: Loader, validation: list[Batch], origin: Origin
     ) -> Outcome:
         config, is_main = self.config, self.processes.is_main
         keeper = RecordKeeper(config, self.layout, engine.device, origin)
@@ -334,7 +285,9 @@ class Job:
             )
         with (
             StopSignal() as stop,
-            Boards(self._boards(origin.state.step + 1) if is_main else []) as boards,
+            Boards(
+                make_boards(config, self.directory, origin.state.step + 1) if is_main else []
+            ) as boards,
             Console(
                 self.budget.num_steps,
                 origin.state.step,
@@ -342,7 +295,13 @@ class Job:
                 enabled=is_main,
             ) as console,
         ):
-            outlets = Outlets(is_main, self.directory, boards, console, self._row_maker())
+            outlets = Outlets(
+                is_main,
+                self.directory,
+                boards,
+                console,
+                row_maker(config, self.budget, self.processes),
+            )
             saver = Saver(
                 self.store,
                 engine,
@@ -352,13 +311,13 @@ class Job:
                 max_failures=config.checkpoint.max_failures,
             )
             return TrainLoop(
-                plan=self._plan(),
+                plan=make_plan(config, self.budget),
                 context=StepContext(
                     engine, keeper.scaler, keeper.guard, config.optimizer.clip_norm
                 ),
                 loader=loader,
                 validation=validation,
-                learning_rate=self._learning_rate(),
+                learning_rate=make_learning_rate(config, self.budget),
                 saver=saver,
                 control=ControlLine(self.processes.control_group),
                 stop=stop,
@@ -402,53 +361,3 @@ class Job:
             hosts=gather_objects(self.processes.environment.hostname, group),
             global_batch_size=num_sequences,
         )
-
-    def _plan(self) -> Plan:
-        config = self.config
-        return Plan(
-            num_steps=self.budget.num_steps,
-            global_batch_size=config.batch.global_batch_size,
-            seq_len=config.data.seq_len,
-            save_every=config.checkpoint.every,
-            evaluate_every=config.eval.every,
-            log_every=config.metrics.every,
-        )
-
-    def _learning_rate(self) -> Callable[[int], float]:
-        return partial(
-            learning_rate,
-            peak=self.config.optimizer.lr,
-            schedule=self.config.schedule,
-            total_tokens=self.budget.num_tokens,
-            tokens_per_step=self.budget.tokens_per_step,
-        )
-
-    def _row_maker(self) -> Callable[[StepFigures], Row]:
-        config, device = self.config, self.processes.device
-        peak = peak_flops(device_name(device), config.precision.compute)
-
-        def make_row(figures: StepFigures) -> Row:
-            return metrics_row(
-                figures,
-                tokens_per_step=self.budget.tokens_per_step,
-                flops_per_token=flops_per_token(config.model, config.data.seq_len),
-                peak_flops=None if peak is None else peak * self.processes.environment.world_size,
-                memory_gib=peak_memory_gib(device),
-                loss_scaled=config.precision.compute == "fp16",
-            )
-
-        return make_row
-
-    def _boards(self, next_step: int) -> list[Board]:
-        boards: list[Board] = []
-        if self.config.metrics.tensorboard:
-            boards.append(TensorBoard(self.directory.tensorboard, next_step))
-        if self.config.metrics.wandb_project is not None:
-            boards.append(
-                WeightsAndBiases(
-                    self.config.metrics.wandb_project,
-                    self.directory.path,
-                    self.config.model_dump(mode="json"),
-                )
-            )
-        return boards

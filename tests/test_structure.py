@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "training": {"common", "models", "parallel", "checkpoint", "data"},
     "launcher": {"common", "models", "parallel", "checkpoint", "data", "training"},
 }
-LAZY_IMPORTS = {"triax.launcher.cli", "triax.launcher.job"}
+LAZY_IMPORTS = {"triax.launcher.cli", "triax.launcher.assembly"}
 """The modules that resolve the two string tables: commands and engines."""
 TORCH_FREE = (
     "triax.launcher.cli",

@@ -1,0 +1,152 @@
+"""The parts of a run, each made from its section of the config."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from triax.data.loader import Batch, Loader, validation_batches
+from triax.data.sampler import Sampler, source_names
+from triax.data.source import Source
+from triax.launcher.config import RunConfig
+from triax.launcher.processes import Processes
+from triax.launcher.resume import Origin
+from triax.models.counts import flops_per_token
+from triax.parallel.engines import ENGINES
+from triax.parallel.engines.protocol import Engine
+from triax.parallel.layout import Layout
+from triax.parallel.mesh import build_mesh
+from triax.training.budget import Budget
+from triax.training.hardware import device_name, peak_flops, peak_memory_gib
+from triax.training.loop import Plan
+from triax.training.metrics import Board, Row, TensorBoard, WeightsAndBiases, metrics_row
+from triax.training.optimizer import optimizer_maker
+from triax.training.readback import StepFigures
+from triax.training.run_directory import RunDirectory
+from triax.training.schedule import learning_rate
+
+
+def open_sources(config: RunConfig) -> dict[str, Source]:
+    """The training data by the names that the sampler uses.
+
+    Raises:
+        UserError: a shard is missing or damaged.
+    """
+    data, vocab_size = config.data, config.model.vocab_size
+    paths = [source.path for source in data.sources]
+    return {
+        name: Source.open(path, data.seq_len, vocab_size)
+        for name, path in zip(source_names(paths), paths, strict=True)
+    }
+
+
+def make_loader(
+    config: RunConfig,
+    layout: Layout,
+    processes: Processes,
+    sources: Mapping[str, Source],
+    origin: Origin,
+) -> Loader:
+    """Reads this process's part of every global batch."""
+    num_windows = {name: source.num_windows for name, source in sources.items()}
+    return Loader(
+        sources,
+        Sampler(config.run.seed, origin.phases, num_windows),
+        global_batch_size=config.batch.global_batch_size,
+        micro_batch_size=config.batch.micro_batch_size,
+        dp_rank=layout.data_rank(processes.environment.rank),
+        dp_size=layout.data_parallel,
+        mask_documents=config.data.mask_documents,
+        prefetch=config.data.prefetch,
+        pin_memory=processes.device.type == "cuda",
+    )
+
+
+def make_validation(config: RunConfig, layout: Layout, processes: Processes) -> list[Batch]:
+    """This process's part of every validation; empty if there is none.
+
+    Raises:
+        UserError: a shard is missing or damaged.
+    """
+    if config.data.validation is None:
+        return []
+    source = Source.open(config.data.validation, config.data.seq_len, config.model.vocab_size)
+    batches = validation_batches(
+        source,
+        config.eval.batches * config.batch.global_batch_size,
+        micro_batch_size=config.batch.micro_batch_size,
+        dp_rank=layout.data_rank(processes.environment.rank),
+        dp_size=layout.data_parallel,
+        mask_documents=config.data.mask_documents,
+    )
+    return list(batches)
+
+
+def make_engine(config: RunConfig, layout: Layout, processes: Processes) -> Engine:
+    """The engine that the config names, with freshly initialised weights."""
+    module, name = ENGINES[config.parallel.engine].split(":")
+    engine: Callable[..., Engine] = getattr(importlib.import_module(module), name)
+    return engine(
+        config.model,
+        build_mesh(layout, processes.device.type),
+        config.parallel,
+        compute=config.precision.compute,
+        seq_len=config.data.seq_len,
+        seed=config.run.seed,
+        make_optimizer=optimizer_maker(config.optimizer),
+    )
+
+
+def make_plan(config: RunConfig, budget: Budget) -> Plan:
+    """What the loop does when."""
+    return Plan(
+        num_steps=budget.num_steps,
+        global_batch_size=config.batch.global_batch_size,
+        seq_len=config.data.seq_len,
+        save_every=config.checkpoint.every,
+        evaluate_every=config.eval.every,
+        log_every=config.metrics.every,
+    )
+
+
+def make_learning_rate(config: RunConfig, budget: Budget) -> Callable[[int], float]:
+    """The rate of the step that brings the run to so many tokens."""
+    return partial(
+        learning_rate,
+        peak=config.optimizer.lr,
+        schedule=config.schedule,
+        total_tokens=budget.num_tokens,
+        tokens_per_step=budget.tokens_per_step,
+    )
+
+
+def row_maker(
+    config: RunConfig, budget: Budget, processes: Processes
+) -> Callable[[StepFigures], Row]:
+    """Turns a step's figures into a line of metrics.jsonl."""
+    device = processes.device
+    peak = peak_flops(device_name(device), config.precision.compute)
+
+    def make_row(figures: StepFigures) -> Row:
+        return metrics_row(
+            figures,
+            tokens_per_step=budget.tokens_per_step,
+            flops_per_token=flops_per_token(config.model, config.data.seq_len),
+            peak_flops=None if peak is None else peak * processes.environment.world_size,
+            memory_gib=peak_memory_gib(device),
+            loss_scaled=config.precision.compute == "fp16",
+        )
+
+    return make_row
+
+
+def make_boards(config: RunConfig, directory: RunDirectory, next_step: int) -> list[Board]:
+    """The boards that the config asks for; what older files say from `next_step` on is hidden."""
+    boards: list[Board] = []
+    if config.metrics.tensorboard:
+        boards.append(TensorBoard(directory.tensorboard, next_step))
+    if config.metrics.wandb_project is not None:
+        settings = config.model_dump(mode="json")
+        boards.append(WeightsAndBiases(config.metrics.wandb_project, directory.path, settings))
+    return boards
