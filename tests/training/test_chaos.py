@@ -144,7 +144,7 @@ def table(scale: Scale, plan: list[dict[str, Any]], sessions: list[Ended], refer
     """What was tried and what it cost, as Markdown."""
     struck: Counter[str] = Counter()
     for rank_file in (sessions[-1].run_dir / "faults").glob("rank-*.txt"):
-        struck.update(plan[int(number)]["kind"] for number in set(rank_file.read_text().split()))
+        struck.update(name.split(":")[0] for name in set(rank_file.read_text().split()))
     planned = Counter(fault["kind"] for fault in plan)
     lost = sum(start["num_steps_lost"] for start in sessions[-1].events("start"))
     lines = ["| fault | planned | struck |", "|---|---|---|"]

@@ -7,10 +7,12 @@ in the engine's forward and backward pass: `FaultyEngine` wraps any engine.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,7 +45,7 @@ class FaultInjector:
 
     def __init__(self, config: FaultsConfig, rank: int, run_dir: Path) -> None:
         self._plan = {
-            number: fault for number, fault in enumerate(config.plan) if fault.rank in (None, rank)
+            name: fault for name, fault in _named(config.plan) if fault.rank in (None, rank)
         }
         self._rank = rank
         self._run_dir = run_dir
@@ -52,9 +54,9 @@ class FaultInjector:
 
     def at(self, point: str, step: int) -> None:
         """Called at every named point; strikes if the plan says so."""
-        for number, fault in self._plan.items():
+        for name, fault in self._plan.items():
             is_here = fault.kind not in IN_ENGINE and fault.where == point and fault.covers(step)
-            if is_here and self._may_strike(number, fault):
+            if is_here and self._may_strike(name, fault):
                 self._strike(fault, step)
 
     def begin_batch(self, number: int) -> None:
@@ -69,8 +71,8 @@ class FaultInjector:
         """Whether a fault of the data strikes in the batch that was begun."""
         return any(
             fault.kind == kind and fault.covers(self._batch_number)
-            and self._may_strike(number, fault)
-            for number, fault in self._plan.items()
+            and self._may_strike(name, fault)
+            for name, fault in self._plan.items()
         )  # fmt: skip
 
     @property
@@ -78,15 +80,15 @@ class FaultInjector:
         """Of the batch that was begun."""
         return self._batch_number
 
-    def _may_strike(self, number: int, fault: Fault) -> bool:
+    def _may_strike(self, name: str, fault: Fault) -> bool:
         """Whether it has not struck already; notes durably that it does now."""
         if fault.kind not in ONCE:
             return True
-        if self._memory.exists() and str(number) in self._memory.read_text().split():
+        if self._memory.exists() and name in self._memory.read_text().split():
             return False
         self._memory.parent.mkdir(parents=True, exist_ok=True)
         with self._memory.open("a", encoding="utf-8") as file:
-            file.write(f"{number}\n")
+            file.write(f"{name}\n")
             file.flush()
             os.fsync(file.fileno())
         return True
@@ -141,6 +143,15 @@ class FaultyEngine:
         if self._faults.due("nan-gradient"):
             weight = weight * float("nan")
         return self._engine.forward_backward(micro_batches, weight)
+
+
+def _named(plan: Sequence[Fault]) -> Iterator[tuple[str, Fault]]:
+    """Names by which faults are remembered: a changed plan is another one, whatever the order."""
+    seen: Counter[str] = Counter()
+    for fault in plan:
+        content = hashlib.sha256(fault.model_dump_json().encode()).hexdigest()[:12]
+        yield f"{fault.kind}:{content}:{seen[content]}", fault
+        seen[content] += 1
 
 
 @dataclass(frozen=True)
