@@ -107,8 +107,13 @@ watch_this_node() {
 }
 watch=''
 
+# A later job of a chain has nothing to do if the run has ended, unless that was before the chain.
 after_another=()
-[ "$link" = 1 ] || after_another=(--unless-ended)
+if [ "$link" -gt 1 ]; then
+    after_another=(--unless-ended)
+elif [ "${SLURM_RESTART_COUNT:-0}" = 0 ]; then
+    rm -f "$run_dir/exit.json"
+fi
 nodes=$(job_nodes)
 failures=0
 say "job $link of $num_links, start $((${SLURM_RESTART_COUNT:-0} + 1)), on $(echo $nodes)"
