@@ -51,7 +51,7 @@ def joined(
         save_seconds: how long a checkpoint may take.
 
     Raises:
-        UserError: this machine has fewer GPUs than processes, or not all processes came.
+        UserError: this machine has fewer GPUs than processes, or other nodes can't find rank 0.
     """
     device = _choose_device(environment)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
@@ -80,7 +80,8 @@ def _meet(environment: Environment, timeout: timedelta) -> Any:
     """The `Store` by which processes find each other; waits until all are there.
 
     Raises:
-        UserError: some didn't come in time.
+        UserError: the others can't come, because they were told a loopback address.
+        RuntimeError: some didn't come in time, or rank 0 isn't reached.
     """
     if environment.launcher == "single":
         return dist.HashStore()  # type: ignore[attr-defined]
@@ -99,12 +100,11 @@ def _meet(environment: Environment, timeout: timedelta) -> Any:
                 timeout=timeout,
             )
         )
-    except dist.DistNetworkError as error:
-        raise UserError(_unmet(environment, error)) from error
-    except dist.DistStoreError as error:
+    except (dist.DistNetworkError, dist.DistStoreError) as error:
         if is_lonely:
             raise loopback_error(environment) from error
-        raise UserError(_unmet(environment, error)) from error
+        # Not the user's mistake for sure: a node may have died, and the job is worth a restart.
+        raise RuntimeError(_unmet(environment, error)) from error
     return dist.PrefixStore("default_pg", store)  # type: ignore[attr-defined]
 
 

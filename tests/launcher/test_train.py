@@ -99,7 +99,9 @@ def test_a_mistake_is_reported_without_a_traceback(
 def test_workers_do_not_outlive_their_launcher(folder: Path) -> None:
     process = start(folder, "launch.py", "--run.name=sleep")
     assert process.stdout is not None
-    pids = [int(process.stdout.readline()) for _ in range(2)]
+    lines = [process.stdout.readline() for _ in range(3)]
+    assert any(line.startswith("found    torchrun: 2 processes on 1 node") for line in lines)
+    pids = [int(line) for line in lines if line.strip().isdigit()]
     process.send_signal(signal.SIGKILL)
     process.wait()
     try:
