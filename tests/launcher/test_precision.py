@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from jobs import fault, read_events, read_rows, train
+from jobs import kills, read_events, read_rows, train
 
 
 @pytest.mark.parametrize("num_processes", [1, 2])
@@ -13,7 +13,7 @@ def test_fp16_finds_its_loss_scale_and_resumes_with_it(job: Path, num_processes:
     large = 2.0**24
     fp16 = ("--precision.compute=fp16", f"--precision.initial_loss_scale={large}")
     fp16 += ("--precision.loss_scale_window=6", "--eval.every=none", "--parallel.zero_stage=2")
-    for overrides, code in ((("--run.name=straight",), 0), ((fault("after-update", 11),), -9)):
+    for overrides, code in ((("--run.name=straight",), 0), ((kills(("after-update", 11, 0)),), -9)):
         ended = train(job, *fp16, *overrides, num_processes=num_processes)
         assert ended.code == code, ended.text
     ended = train(job, *fp16, num_processes=num_processes)
