@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _discover_and_train(args: argparse.Namespace) -> int:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # `triax train` blocks it
     environment = discover()
     if environment.launcher != "single":
         _end_with_launcher()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from typing import NoReturn
 
@@ -69,7 +70,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _become_worker(argv: list[str]) -> NoReturn:
-    """One process is its own worker: signals and the exit code need no passing on."""
+    """One process is its own worker: signals and the exit code need no passing on.
+
+    Its imports take seconds, and Ctrl-C in one shows a traceback: `main` lets it through again.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(sys.executable, [sys.executable, "-m", WORKER, *argv])

@@ -23,7 +23,13 @@ from jobs import (
     triax,
 )
 
+from triax.data.loader import Loader
+from triax.data.sampler import Phase, Sampler, source_names
+from triax.data.source import Source
+from triax.launcher.inference import load_checkpoint
 from triax.launcher.loading import load_config
+from triax.models.init import initialise
+from triax.models.transformer import Transformer
 
 
 @pytest.fixture(scope="module")
@@ -157,8 +163,6 @@ def test_a_model_goes_to_transformers_and_back_into_a_run(copied: Path) -> None:
     last = read_events(copied / "runs/job", "evaluation")[-1]["loss"]
     assert first == last
 
-    from triax.launcher.inference import load_checkpoint
-
     ours = load_checkpoint(str(copied / "runs/job")).model
     theirs = transformers.AutoModelForCausalLM.from_pretrained(copied / "hf")
     tokenizer = transformers.AutoTokenizer.from_pretrained(copied / "hf")
@@ -167,3 +171,41 @@ def test_a_model_goes_to_transformers_and_back_into_a_run(copied: Path) -> None:
         logits = ours.logits(tokens, None)
         torch.testing.assert_close(theirs(tokens).logits, logits, atol=1e-5, rtol=1e-5)
     assert not math.isnan(float(logits.sum()))
+
+
+def test_a_run_is_a_plain_pytorch_loop(
+    finished: tuple[Path, Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The losses of the real run are those of a loop that knows nothing of the framework."""
+    monkeypatch.chdir(finished[0])
+    config = load_config("run.toml")
+    source = Source.open("data/train", 32, config.model.vocab_size)
+    [name] = source_names(["data/train"])
+    loader = Loader(
+        {name: source},
+        Sampler(config.run.seed, (Phase(0, ((name, 1.0),)),), {name: source.num_windows}),
+        global_batch_size=8, micro_batch_size=8, dp_rank=0, dp_size=1, mask_documents=True,
+    )  # fmt: skip
+    model = Transformer(config.model)
+    for name, weight in model.named_parameters():
+        initialise(weight.data, name, [0] * weight.ndim, weight.shape, config.model, 0)
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": 0.1},
+            {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
+        ],
+        betas=(0.9, 0.95),
+    )
+    for row in read_rows(finished[0] / "runs/job"):
+        [batch] = loader.batch_at(row["cursor"] - 8)
+        logits = model.logits(batch.tokens_BT, batch.document_ids_BT)
+        targets = batch.targets_BT.flatten()
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets, ignore_index=-100)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = row["lr"]
+        optimizer.step()
+        optimizer.zero_grad()
+        assert row["loss"] == pytest.approx(loss.item(), rel=1e-4)
+        assert row["grad_norm"] == pytest.approx(norm.item(), rel=1e-3)

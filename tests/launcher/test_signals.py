@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,3 +49,18 @@ def test_ctrl_c_on_the_command_line(job: Path) -> None:
     ended = finish(process)
     assert (ended.code, ended.error) == (75, ""), ended.text
     assert ": stopped by SIGINT\n" in ended.out
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_ctrl_c_while_torch_is_imported_shows_no_traceback(job: Path) -> None:
+    process = start(job, "triax", "train", "run.toml", "--budget.tokens=80K")
+    # Once the worker's own module name is its command line, it is importing.
+    while process.poll() is None and "triax.launcher.train" not in command_line(process.pid):
+        pass
+    process.send_signal(signal.SIGINT)
+    ended = finish(process)
+    assert (ended.code, ended.error) == (130, "triax: error: interrupted\n"), ended.text
+
+
+def command_line(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text()

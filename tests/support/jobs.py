@@ -236,7 +236,8 @@ def read_events(run: Path, name: str) -> list[dict[str, Any]]:
     return [event for event in map(json.loads, lines) if event["event"] == name]
 
 
-def fault(point: str, step: int, rank: int | None = None) -> str:
-    """The override that plans a SIGKILL."""
-    where = {} if rank is None else {"rank": rank}
-    return "--faults.plan=" + json.dumps([{"kind": "kill", "point": point, "step": step} | where])
+def kills(*plan: tuple[str, int, int | None]) -> str:
+    """The override that plans a SIGKILL at each point, step and rank (None: every rank)."""
+    faults = [{"point": point, "step": step, "rank": rank} for point, step, rank in plan]
+    given = [{name: value for name, value in each.items() if value is not None} for each in faults]
+    return "--faults.plan=" + json.dumps(given)

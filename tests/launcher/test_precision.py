@@ -1,0 +1,44 @@
+"""Half precision on a whole job: overflows are skipped, the loss scale is part of the state."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from jobs import kills, read_events, read_rows, train
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_fp16_finds_its_loss_scale_and_resumes_with_it(job: Path, num_processes: int) -> None:
+    large = 2.0**24
+    fp16 = ("--precision.compute=fp16", f"--precision.initial_loss_scale={large}")
+    fp16 += ("--precision.loss_scale_window=6", "--eval.every=none", "--parallel.zero_stage=2")
+    for overrides, code in ((("--run.name=straight",), 0), ((kills(("after-update", 11, 0)),), -9)):
+        ended = train(job, *fp16, *overrides, num_processes=num_processes)
+        assert ended.code == code, ended.text
+    ended = train(job, *fp16, num_processes=num_processes)
+    assert ended.code == 0, ended.text
+    rows, straight = read_rows(job / "runs/job"), read_rows(job / "runs/straight")
+    names = ("step", "loss", "grad_norm", "loss_scale", "skipped")
+    figures = [[repr(row[name]) for name in names] for row in rows]
+    assert figures == [[repr(row[name]) for name in names] for row in straight]
+
+    skipped = [row["step"] for row in rows if row["skipped"]]
+    assert skipped[0] == 1 and len(skipped) < 12
+    assert [event["step"] for event in read_events(job / "runs/straight", "skipped_update")] == (
+        skipped
+    )
+    scales = [row["loss_scale"] for row in rows]
+    assert scales[0] == large
+    for before, row, after in zip(scales, rows, scales[1:], strict=False):
+        assert after == before / 2 if row["skipped"] else after in (before, before * 2)
+    assert min(scales) * 2 in scales[scales.index(min(scales)) :], "the scale grew again"
+    losses = [event["loss"] for event in read_events(job / "runs/job", "evaluation")]
+    assert losses[-1] < losses[0] - 1
+
+
+def test_bf16_learns(job: Path) -> None:
+    ended = train(job, "--precision.compute=bf16", "--eval.every=none")
+    assert ended.code == 0, ended.text
+    losses = [event["loss"] for event in read_events(job / "runs/job", "evaluation")]
+    assert losses[-1] < losses[0] - 1.5
