@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 
 COMPUTE_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -28,7 +29,8 @@ def shard(model: nn.Module, mesh: DeviceMesh, zero_stage: int, compute: str) -> 
     """Shard each block of `model.blocks` and the rest of the model, in place.
 
     Where there is one data-parallel process and fp32, there is nothing to share and nothing to
-    cast: the model is left as it is, which saves copies of all weights and gradients.
+    cast: the model is left as it is, which saves copies of all weights and gradients. Not so under
+    tensor parallelism: FSDP2 is what sums the gradients that each process has a part of.
 
     Args:
         model: the transformer, on any device, meta too.
@@ -36,7 +38,8 @@ def shard(model: nn.Module, mesh: DeviceMesh, zero_stage: int, compute: str) -> 
         zero_stage: 0 to 3.
         compute: `precision.compute`; gradients are accumulated and reduced in fp32 always.
     """
-    if mesh.size() == 1 and compute == "fp32":
+    is_split = any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    if mesh.size() == 1 and compute == "fp32" and not is_split:
         return
     # Inputs aren't cast: hidden states come out of the embedding in the compute dtype, and
     # rotary angles and loss weights must stay fp32.
