@@ -61,6 +61,7 @@ def spread(
     for part in parts:
         if config.tensor > 1:
             split_tensors(part.module, mesh["tensor"], config.sequence_parallel)
+            part.module.tie()  # or ZeRO would gather and reduce the tied weight twice
         for block in part.module.blocks.values():
             checkpoint_activations(block, config.activation_checkpointing)
         if config.compile:

@@ -156,8 +156,11 @@ class NativeEngine:
     def _local_gradients(self) -> list[Tensor]:
         gradients = []
         for name, parameter in self.parameters.items():
-            assert parameter.grad is not None, f"{name} got no gradient"
-            gradients.append(_local(parameter.grad))
+            gradient = parameter.grad
+            assert gradient is not None, f"{name} got no gradient"
+            if isinstance(parameter, DTensor) and isinstance(gradient, DTensor):
+                assert gradient.placements == parameter.placements, f"{name}: not a whole gradient"
+            gradients.append(_local(gradient))
         return gradients
 
     def _reduce(self, cross_entropy: Tensor) -> StepSums:
