@@ -87,8 +87,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         targets_N: Tensor,
         weight: Tensor,
         options: LossOptions,
+        is_recording: bool,
     ) -> tuple[Tensor, Tensor]:
-        needs_gradient = any(ctx.needs_input_grad[:2])
+        # Evaluation: autograd asks for the gradients of weights even where it records nothing.
+        needs_gradient = is_recording and any(ctx.needs_input_grad[:2])
         h_grad_ND = torch.empty_like(h_ND) if needs_gradient else None
         head_grad_VD = torch.zeros_like(head_VD, dtype=torch.float32) if needs_gradient else None
         sums = torch.zeros(2, dtype=torch.float32, device=h_ND.device)
@@ -126,12 +128,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return weight * (cross_entropy + z_loss), cross_entropy
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
         h_grad_ND, head_grad_VD = ctx.saved_tensors
         scale = grads[0]
         return (
             h_grad_ND * scale.to(h_grad_ND.dtype),
             (head_grad_VD * scale).to(ctx.dtype),
+            None,
             None,
             None,
             None,
@@ -153,4 +156,7 @@ def chunked_cross_entropy(
         weight: fp32 scalar that multiplies the objective: loss scale over number of targets.
         options: z-loss and soft-cap.
     """
-    return LossSums(*_ChunkedCrossEntropy.apply(h_ND, head_VD, targets_N, weight, options))
+    is_recording = torch.is_grad_enabled()  # within `forward` it is off always
+    return LossSums(
+        *_ChunkedCrossEntropy.apply(h_ND, head_VD, targets_N, weight, options, is_recording)
+    )

@@ -112,3 +112,26 @@ def test_the_whole_batchs_logits_never_exist(monkeypatch: pytest.MonkeyPatch) ->
             h, head, targets, torch.tensor(1.0), LossOptions(0.1, 30.0)
         ).objective.backward()
     assert record.largest == 16 * vocab_size
+
+
+class Shapes(TorchDispatchMode):
+    """Records the shapes of all results."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[torch.Size] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self.seen.add(result.shape)
+        return result
+
+
+@pytest.mark.parametrize("is_recording", [False, True])
+def test_evaluation_makes_no_gradients(is_recording: bool) -> None:
+    h, head, targets = inputs(3)
+    weights = torch.nn.Parameter(head)
+    with torch.set_grad_enabled(is_recording), Shapes() as shapes:
+        chunked_cross_entropy(h, weights, targets, torch.ones(()), LossOptions())
+    assert (head.shape in shapes.seen) == is_recording
