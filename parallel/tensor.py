@@ -190,6 +190,7 @@ class SplitVocabulary:
     """This process's rows of a head that is split over the tensor axis; a `Vocabulary`."""
 
     def __init__(self, vocab_size: int, mesh: DeviceMesh) -> None:
+        assert vocab_size % mesh.size() == 0, (vocab_size, mesh.size())
         self.first = vocab_size // mesh.size() * mesh.get_local_rank()
         self._group = mesh.get_group()
 
