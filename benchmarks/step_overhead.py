@@ -21,17 +21,17 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from unittest import mock
 
 import torch
 from torch.nn.utils import clip_grad_norm_
 
 from triax.common.tokens import IGNORE_INDEX
 from triax.data.loader import Batch, Loader
+from triax.launcher import job
 from triax.launcher.checks import load_checked
 from triax.launcher.config import RunConfig
 from triax.launcher.environment import discover
-from triax.launcher.job import Job
-from triax.launcher.processes import joined
 from triax.models.init import initialise
 from triax.models.transformer import Transformer
 from triax.training.optimizer import optimizer_maker
@@ -99,24 +99,33 @@ class PlainLoop:
         self.losses.append(total.item() / num_targets)
 
 
-class InterleavedLoader:
-    """Takes and times a plain step before it hands out each batch."""
+class Turns:
+    """Takes and times a plain step before the run gets each batch from its loader."""
 
-    def __init__(self, loader: Loader, plain: PlainLoop, clock: Callable[[], float]) -> None:
-        self.loader = loader
+    def __init__(self, plain: PlainLoop, clock: Callable[[], float]) -> None:
         self.plain = plain
         self.clock = clock
         self.plain_seconds: list[float] = []
         self.framework_seconds: list[float] = []
 
-    def iterate(self, cursor: int, stop_cursor: int) -> Iterator[list[Batch]]:
-        for micro_batches in self.loader.iterate(cursor, stop_cursor):
-            began = self._now()
-            self.plain.step(micro_batches)
-            middle = self._now()
-            self.plain_seconds.append(middle - began)
-            yield micro_batches
-            self.framework_seconds.append(self._now() - middle)
+    @contextlib.contextmanager
+    def taken(self) -> Iterator[None]:
+        """Within, every loader's `iterate` lets the plain loop go first."""
+        iterate = Loader.iterate
+
+        def taking_turns(
+            loader: Loader, cursor: int, stop_cursor: int
+        ) -> Iterator[Sequence[Batch]]:
+            for micro_batches in iterate(loader, cursor, stop_cursor):
+                began = self._now()
+                self.plain.step(micro_batches)
+                middle = self._now()
+                self.plain_seconds.append(middle - began)
+                yield micro_batches
+                self.framework_seconds.append(self._now() - middle)
+
+        with mock.patch.object(Loader, "iterate", taking_turns):
+            yield
 
     def _now(self) -> float:
         if self.plain.device.type == "cuda":
@@ -124,21 +133,8 @@ class InterleavedLoader:
         return self.clock()
 
 
-class TimedJob(Job):
-    """A job whose loader is interleaved with a plain loop."""
-
-    interleaved: InterleavedLoader
-    clock: Callable[[], float] = staticmethod(time.perf_counter)
-
-    def _loader(self, *args: object) -> InterleavedLoader:  # type: ignore[override]
-        plain = PlainLoop(self.config, self.processes.device)
-        loader = super()._loader(*args)  # type: ignore[arg-type]
-        self.interleaved = InterleavedLoader(loader, plain, self.clock)
-        return self.interleaved
-
-
-def run(folder: Path, args: argparse.Namespace) -> TimedJob:
-    """Run the job in the folder; it talks to nobody."""
+def run(folder: Path, args: argparse.Namespace) -> None:
+    """Run the job in the folder, silently, and report."""
     (folder / "text").mkdir()
     for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))[:100]:
         (folder / "text" / path.with_suffix(".txt").name).write_bytes(path.read_bytes())
@@ -146,33 +142,31 @@ def run(folder: Path, args: argparse.Namespace) -> TimedJob:
     (folder / "run.toml").write_text(CONFIG.format(tokens=tokens, **vars(args)))
     os.chdir(folder)
     config = load_checked("run.toml", args.overrides)
-    directory = RunDirectory(config.run_dir)
-    directory.create()
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    turns = Turns(PlainLoop(config, device), _CLOCKS[args.clock])
     with (
         Path(os.devnull).open("w") as nowhere,
         contextlib.redirect_stdout(nowhere),
-        joined(discover(), timeout_seconds=600, save_seconds=600) as processes,
+        turns.taken(),
     ):
-        job = TimedJob(config, processes, directory)
-        job.clock = _CLOCKS[args.clock]
-        job.run()
-    return job
+        job.run(config, discover())
+    report(config, turns)
 
 
-def report(job: TimedJob) -> None:
+def report(config: RunConfig, turns: Turns) -> None:
     """Print both medians and their ratio."""
     plain, framework = (
-        seconds[_NUM_WARMUP:]
-        for seconds in (job.interleaved.plain_seconds, job.interleaved.framework_seconds)
+        seconds[_NUM_WARMUP:] for seconds in (turns.plain_seconds, turns.framework_seconds)
     )
     pairs = list(zip(plain, framework, strict=False))
     ratios = sorted(framework / plain for plain, framework in pairs)
     low, middle, high = statistics.quantiles(ratios, n=4)
-    losses = [row["loss"] for row in job.directory.rows(job.directory.metrics)]
-    apart = max(abs(a - b) / a for a, b in zip(job.interleaved.plain.losses, losses, strict=False))
-    print(f"{job.config.model.preset} on {job.processes.device}, torch {torch.__version__}, "
+    directory = RunDirectory(config.run_dir)
+    losses = [row["loss"] for row in directory.rows(directory.metrics)]
+    apart = max(abs(a - b) / a for a, b in zip(turns.plain.losses, losses, strict=False))
+    print(f"{config.model.preset} on {turns.plain.device}, torch {torch.__version__}, "
           f"{torch.get_num_threads()} threads")  # fmt: skip
-    print(f"batch              {job.config.batch.global_batch_size} x {job.config.data.seq_len}")
+    print(f"batch              {config.batch.global_batch_size} x {config.data.seq_len}")
     print(f"plain loop         {1e3 * statistics.median(plain):10.2f} ms a step (median)")
     print(f"framework          {1e3 * statistics.median(framework):10.2f} ms a step (median)")
     print(f"ratio              {middle:10.4f}  (quartiles {low:.4f} to {high:.4f}, "
@@ -196,7 +190,7 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", help="config overrides: section.key=value")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        report(run(Path(folder), args))
+        run(Path(folder), args)
         os.chdir("/")
     return 0
 
