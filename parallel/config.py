@@ -13,7 +13,7 @@ from triax.common.section import Section
 class ParallelConfig(Section):
     """Degrees of parallelism. Data parallelism takes the processes that the others leave."""
 
-    engine: Literal["native"] = "native"
+    engine: Literal["native", "deepspeed"] = "native"
     zero_stage: Literal[0, 1, 2, 3] = 1
     """0 replicates all; 1 shards optimizer state; 2 gradients too; 3 parameters too."""
     replicate: PositiveInt = 1

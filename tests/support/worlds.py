@@ -200,7 +200,7 @@ class RecordingEngine(NativeEngine):
         super().update(lr, gradient_factor, skip)
 
 
-def make_engine(case: Case, kind: type[NativeEngine] = NativeEngine) -> NativeEngine:
+def make_engine(case: Case, kind: Any = NativeEngine) -> Any:
     """The case's engine on this process."""
     parallel = ParallelConfig(**case.parallel)
     mesh = build_mesh(Layout.of(parallel, dist.get_world_size()), "cpu")
@@ -222,7 +222,7 @@ def micro_batches(case: Case, step: int) -> list[Rows]:
     ]
 
 
-def make_context(case: Case, engine: NativeEngine) -> StepContext:
+def make_context(case: Case, engine: Any) -> StepContext:
     """What the case's steps work with."""
     precision = PrecisionConfig(compute=case.compute, initial_loss_scale=1024.0)  # type: ignore[arg-type]
     return StepContext(engine, LossScaler(precision, engine.device), Guard(), case.clip_norm)
