@@ -71,20 +71,20 @@ class DeepSpeedEngine:
         with silence():
             _materialise(part, self.device, config, settings, mesh)
             parameters = dict(part.named_parameters())
+            for name, parameter in parameters.items():
+                # DeepSpeed's own norm, which it takes even if unused, counts the others once.
+                parameter.tensor_model_parallel = self._is_split(name)  # type: ignore[attr-defined]
             self.optimizer = _make_optimizer(make_optimizer, parameters, self._blocks, self.device)
             self._engine, *_ = deepspeed.initialize(
                 model=part, optimizer=self.optimizer, config=settings, mpu=_Groups(mesh),
                 dist_init_required=False,
             )  # fmt: skip
         self._zero = shares_of(self._engine.optimizer, parameters)
-        self._num_copies = {
-            name: self._tensor_group.size() if block.shape == block.whole_shape else 1
-            for name, block in self._blocks.items()
-        }
         self._passes: Passes = _DirectPasses(self._engine, mesh["shard"].size())
         self._is_published = False
         self._step_of_optimizer = self.optimizer.step
-        self._factor: Tensor = torch.ones((), device=self.device)
+        self._factor = torch.ones((), device=self.device)
+        self._skip = False
         self._fill_in_optimizer_state()
         self.optimizer.step = self._gated_step  # type: ignore[method-assign]
         for name, pieces in self._pieces(self._zero.buffers()).items():
@@ -102,7 +102,7 @@ class DeepSpeedEngine:
             [self._inputs(batch) for batch in micro_batches], weight
         )
         squares = [
-            gradient.float().square().sum().to(self.device) / self._num_copies[name]
+            gradient.float().square().sum().to(self.device) / self._num_copies(name)
             for name, gradient in self._zero.gradients()
         ]
         squared_norm = torch.stack(squares).sum() if squares else torch.zeros_like(weight)
@@ -143,6 +143,13 @@ class DeepSpeedEngine:
                 for name, share in self._zero.shares.items():
                     tensors[f"optimizer.{name}.{key}"] = values[share.buffer]
         return tensors
+
+    def _is_split(self, name: str) -> bool:
+        return self._blocks[name].shape != self._blocks[name].whole_shape
+
+    def _num_copies(self, name: str) -> int:
+        """How many processes of the tensor axis hold the same elements."""
+        return 1 if self._is_split(name) else self._tensor_group.size()
 
     def _pieces(self, flat: Sequence[Tensor]) -> dict[str, Pieces]:
         """Named tensors over flat buffers of any kind."""

@@ -28,6 +28,7 @@ PRELOAD = [
     "torch.utils.tensorboard",
     "matplotlib.figure",
     "frozen",
+    "optional",
 ]
 
 
