@@ -29,12 +29,18 @@ from triax.models.transformer import Transformer
 from triax.parallel.config import ParallelConfig
 from triax.parallel.engines.protocol import MakeOptimizer, MicroBatch, StepSums
 from triax.parallel.engines.quiet_imports import deepspeed, silence
+from triax.parallel.engines.deepspeed_pipeline import (
+    DeepSpeedPipelinePasses,
+    Stage,
+    pipeline_module,
+)
 from triax.parallel.engines.megatron_layers import block_of, swap_layers
 from triax.parallel.engines.zero_shares import shares_of
-from triax.parallel.passes import Inputs, Passes
+from triax.parallel.passes import Inputs, Part
 from triax.parallel.pieces import Block, Pieces
 from triax.parallel.pipeline import make_part
 from triax.parallel.spread import checkpoint_activations
+from triax.parallel.tied import TiedHead, tied_head
 from triax.parallel.zero import COMPUTE_DTYPES
 
 from megatron.core import parallel_state
@@ -70,17 +76,16 @@ class DeepSpeedEngine:
         settings = _settings(config, compute)
         with silence():
             _materialise(part, self.device, config, settings, mesh)
+            self._tied = tied_head(model, mesh, config, [Part(0, part)])
             parameters = dict(part.named_parameters())
+            if self._tied is not None:
+                parameters.pop("head.weight", None)  # it follows the first stage's embedding
             for name, parameter in parameters.items():
                 # DeepSpeed's own norm, which it takes even if unused, counts the others once.
                 parameter.tensor_model_parallel = self._is_split(name)  # type: ignore[attr-defined]
             self.optimizer = _make_optimizer(make_optimizer, parameters, self._blocks, self.device)
-            self._engine, *_ = deepspeed.initialize(
-                model=part, optimizer=self.optimizer, config=settings, mpu=_Groups(mesh),
-                dist_init_required=False,
-            )  # fmt: skip
-        self._zero = shares_of(self._engine.optimizer, parameters)
-        self._passes: Passes = _DirectPasses(self._engine, mesh["shard"].size())
+            self._passes = _start(part, self.optimizer, settings, mesh, self._tied)
+        self._zero = shares_of(self._passes.engine.optimizer, parameters)
         self._is_published = False
         self._step_of_optimizer = self.optimizer.step
         self._factor = torch.ones((), device=self.device)
@@ -115,7 +120,7 @@ class DeepSpeedEngine:
         self._skip = bool(skip)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self._engine.step()
+        self._passes.step()
 
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> tuple[Tensor, Tensor]:
         self._publish()
@@ -206,7 +211,7 @@ class _DirectPasses:
     """The passes of a process that holds the whole depth of the model."""
 
     def __init__(self, engine: Any, num_ranks: int) -> None:
-        self._engine = engine
+        self.engine = engine
         self._num_ranks = num_ranks
 
     def forward_backward(self, micro_batches: Sequence[Inputs], weight: Tensor) -> Tensor:
@@ -214,24 +219,46 @@ class _DirectPasses:
         # DeepSpeed averages gradients over the data-parallel ranks; the loss is a global sum.
         weight = weight * self._num_ranks
         for number, inputs in enumerate(micro_batches, start=1):
-            self._engine.set_gradient_accumulation_boundary(number == len(micro_batches))
-            sums: LossSums = self._engine(*inputs, weight)
-            self._engine.backward(sums.objective, scale_wrt_gas=False)
+            self.engine.set_gradient_accumulation_boundary(number == len(micro_batches))
+            sums: LossSums = self.engine(*inputs, weight)
+            self.engine.backward(sums.objective, scale_wrt_gas=False)
             cross_entropy += sums.cross_entropy
             if number < len(micro_batches):
-                self._engine.step()  # counts the micro-batch
+                self.engine.step()  # counts the micro-batch
         return cross_entropy
 
     @torch.no_grad()
     def forward(self, micro_batches: Sequence[Inputs]) -> Tensor:
-        self._engine.eval()
+        self.engine.eval()
         weight = torch.ones((), device=micro_batches[0].tokens_BT.device)
         total = weight.double() * 0
         for inputs in micro_batches:
-            sums: LossSums = self._engine(*inputs, weight)
+            sums: LossSums = self.engine(*inputs, weight)
             total += sums.cross_entropy
-        self._engine.train()
+        self.engine.train()
         return total
+
+    def step(self) -> None:
+        """Update the weights."""
+        self.engine.step()
+
+
+def _start(
+    part: Transformer,
+    optimizer: Any,
+    settings: dict[str, Any],
+    mesh: DeviceMesh,
+    tied: TiedHead | None,
+) -> _DirectPasses | DeepSpeedPipelinePasses:
+    """Hand the model to DeepSpeed."""
+    num_ranks = mesh["shard"].size()
+    options = {"optimizer": optimizer, "config": settings, "dist_init_required": False}
+    if mesh["pipeline"].size() == 1:
+        engine, *_ = deepspeed.initialize(model=part, mpu=_Groups(mesh), **options)
+        return _DirectPasses(engine, num_ranks)
+    stage = Stage(part)
+    engine, *_ = deepspeed.initialize(model=pipeline_module(stage, mesh), **options)
+    return DeepSpeedPipelinePasses(engine, stage, num_ranks, tied)
 
 
 class _Groups:
@@ -252,8 +279,9 @@ def _join(mesh: DeviceMesh) -> None:
     # DeepSpeed's launchers set it; without a launcher there is one process.
     os.environ.setdefault("LOCAL_RANK", "0")
     # Megatron-core keeps its groups as globals, and its cross entropy looks there.
-    if not parallel_state.model_parallel_is_initialized():
-        with silence():
+    with silence():
+        deepspeed.init_distributed(dist_init_required=False)
+        if not parallel_state.model_parallel_is_initialized():
             parallel_state.initialize_model_parallel(
                 tensor_model_parallel_size=mesh["tensor"].size(),
                 pipeline_model_parallel_size=mesh["pipeline"].size(),
@@ -342,4 +370,7 @@ def _settings(config: ParallelConfig, compute: str) -> dict[str, Any]:
         "fp16": {"enabled": compute == "fp16", "loss_scale": 1.0},
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",
+        # With sequence parallelism, activations differ between the tensor axis's processes.
+        # DeepSpeed would send each a part of one of them, silently.
+        "pipeline": {"pipe_partitioned": False, "grad_partitioned": False},
     }
