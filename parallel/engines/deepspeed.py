@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from triax.common.errors import UserError
 from triax.common.tokens import IGNORE_INDEX
 from triax.models.config import ModelConfig
 from triax.models.init import initialise
@@ -73,7 +74,7 @@ class DeepSpeedEngine:
         part, self._blocks = _spread(model, mesh, config, seq_len)
         # ZeRO-3 would silently compute in the dtype in which it is given the weights.
         part.to(dtype=COMPUTE_DTYPES[compute])
-        settings = _settings(config, compute)
+        settings = _settings(config, compute, self.device)
         with silence():
             _materialise(part, self.device, config, settings, mesh)
             self._tied = tied_head(model, mesh, config, [Part(0, part)])
@@ -354,8 +355,18 @@ def _make_optimizer(
     return optimizer
 
 
-def _settings(config: ParallelConfig, compute: str) -> dict[str, Any]:
+def _settings(config: ParallelConfig, compute: str, device: torch.device) -> dict[str, Any]:
     """DeepSpeed's own config."""
+    if compute == "fp16" and device.type == "cpu":
+        raise UserError(
+            'precision.compute: DeepSpeed computes in fp16 on CUDA devices only; use "bf16" here'
+        )
+    zero: dict[str, Any] = {"stage": config.zero_stage}
+    if config.offload == "cpu":
+        place = {"device": "cpu", "pin_memory": device.type == "cuda"}
+        zero["offload_optimizer"] = place
+        if config.zero_stage == 3:
+            zero["offload_param"] = place
     return {
         # DeepSpeed multiplies these; how many micro-batches there are, we tell it step by step.
         "train_micro_batch_size_per_gpu": 1,
@@ -364,7 +375,7 @@ def _settings(config: ParallelConfig, compute: str) -> dict[str, Any]:
         "gradient_clipping": 0.0,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "zero_optimization": {"stage": config.zero_stage},
+        "zero_optimization": zero,
         "bf16": {"enabled": compute == "bf16"},
         # A scale of 1: the loss carries our own scaler's.
         "fp16": {"enabled": compute == "fp16", "loss_scale": 1.0},
