@@ -6,18 +6,15 @@ range is at most three rectangles: the rest of a row, whole rows, the beginning 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.metadata import (
-    ChunkStorageMetadata,
-    MetadataIndex,
-    TensorProperties,
-)
-from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
+from torch.distributed.tensor import DTensor
 
 
 @dataclass(frozen=True)
@@ -42,8 +39,8 @@ class Piece(NamedTuple):
 class Pieces(Tensor):
     """Stands for a whole tensor, and holds this process's pieces of it.
 
-    It has the whole tensor's shape and dtype and no arithmetic. Torch's distributed checkpoints
-    save and load it in place, as they do DTensors.
+    It has the whole tensor's shape and dtype and no arithmetic. Checkpoints take it as they take
+    DTensors: torch's planner asks it for its rectangles, and loading writes into them.
 
     Args:
         elements: 1-D; the range, in the order of the block's rows.
@@ -55,17 +52,19 @@ class Pieces(Tensor):
 
     @staticmethod
     def __new__(cls, elements: Tensor, first: int, block: Block) -> Pieces:
-        self: Pieces = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        self: Pieces = torch.Tensor._make_wrapper_subclass(
             cls, block.whole_shape, dtype=elements.dtype, device=elements.device
         )
         self.pieces = tuple(_rectangles(elements, first, block))
         return self
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         raise NotImplementedError(f"{func}: a tensor in pieces is only for saving and loading")
 
-    def __repr__(self, *, tensor_contents: object = None) -> str:
+    def __repr__(self, **_options: Any) -> str:  # type: ignore[override]
         return f"Pieces({tuple(self.shape)}, {[tuple(p.values.shape) for p in self.pieces]})"
 
     def __create_chunk_list__(self) -> list[ChunkStorageMetadata]:
@@ -74,20 +73,16 @@ class Pieces(Tensor):
             for piece in self.pieces
         ]
 
-    def __create_write_items__(self, fqn: str, _object: object) -> list[WriteItem]:
-        properties = TensorProperties(dtype=self.dtype)
-        return [
-            WriteItem(
-                index=MetadataIndex(fqn, chunk.offsets),
-                type=WriteItemType.SHARD,
-                tensor_data=TensorWriteData(chunk, properties, self.shape),
-            )
-            for chunk in self.__create_chunk_list__()
-        ]
-
     def __get_tensor_shard__(self, index: MetadataIndex) -> Tensor:
         assert index.offset is not None
         return next(p.values for p in self.pieces if p.offset == tuple(index.offset))
+
+
+def local_parts(tensor: Tensor) -> list[Tensor]:
+    """The live elements that this process holds of a plain tensor, a DTensor or pieces."""
+    if isinstance(tensor, Pieces):
+        return [piece.values for piece in tensor.pieces]
+    return [tensor.to_local() if isinstance(tensor, DTensor) else tensor]
 
 
 def _rectangles(elements: Tensor, first: int, block: Block) -> Sequence[Piece]:
@@ -98,11 +93,11 @@ def _rectangles(elements: Tensor, first: int, block: Block) -> Sequence[Piece]:
         return [Piece((block.offset[0] + first,), elements)]
     num_columns = block.shape[1]
     last = first + elements.numel()
-    first_row, last_row = -(-first // num_columns), last // num_columns
-    # Where whole rows begin and end; both are in one row where the range has no whole row.
-    cuts = sorted({first, min(first_row * num_columns, last), max(last_row * num_columns, first), last})
+    # Where whole rows begin and end; a range without a whole row may have neither within.
+    begin, end = -(-first // num_columns) * num_columns, last // num_columns * num_columns
+    cuts = sorted({first, min(begin, last), max(end, first), last})
     pieces = []
-    for start, stop in zip(cuts, cuts[1:], strict=False):
+    for start, stop in itertools.pairwise(cuts):
         row, column = divmod(start, num_columns)
         num_rows = max(1, (stop - start) // num_columns)
         values = elements[start - first : stop - first].view(num_rows, -1)

@@ -12,6 +12,9 @@ same as the native engine's, and each engine goes on from the other's.
 
 from __future__ import annotations
 
+# First: it silences what the modules below import, and says so if it isn't installed.
+from triax.parallel.engines.quiet_imports import deepspeed, parallel_state, silence  # isort: skip
+
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,23 +31,21 @@ from triax.models.init import initialise
 from triax.models.loss import LossSums
 from triax.models.transformer import Transformer
 from triax.parallel.config import ParallelConfig
-from triax.parallel.engines.protocol import MakeOptimizer, MicroBatch, StepSums
-from triax.parallel.engines.quiet_imports import deepspeed, silence
 from triax.parallel.engines.deepspeed_pipeline import (
     DeepSpeedPipelinePasses,
     Stage,
     pipeline_module,
 )
 from triax.parallel.engines.megatron_layers import block_of, swap_layers
+from triax.parallel.engines.protocol import MakeOptimizer, MicroBatch, StepSums
 from triax.parallel.engines.zero_shares import shares_of
+from triax.parallel.nonfinite import NonFiniteFinder
 from triax.parallel.passes import Inputs, Part
 from triax.parallel.pieces import Block, Pieces
 from triax.parallel.pipeline import make_part
 from triax.parallel.spread import checkpoint_activations
 from triax.parallel.tied import TiedHead, tied_head
 from triax.parallel.zero import COMPUTE_DTYPES
-
-from megatron.core import parallel_state
 
 _NEVER = 1 << 60
 """Steps between DeepSpeed's own progress lines."""
@@ -71,7 +72,8 @@ class DeepSpeedEngine:
         self._mesh = mesh
         self._tensor_group = mesh["tensor"].get_group()
         _join(mesh)
-        part, self._blocks = _spread(model, mesh, config, seq_len)
+        self._part, self._blocks = _spread(model, mesh, config, seq_len)
+        part = self._part
         # ZeRO-3 would silently compute in the dtype in which it is given the weights.
         part.to(dtype=COMPUTE_DTYPES[compute])
         settings = _settings(config, compute, self.device)
@@ -92,7 +94,7 @@ class DeepSpeedEngine:
         self._factor = torch.ones((), device=self.device)
         self._skip = False
         self._fill_in_optimizer_state()
-        self.optimizer.step = self._gated_step  # type: ignore[method-assign]
+        self.optimizer.step = self._gated_step
         for name, pieces in self._pieces(self._zero.buffers()).items():
             for offset, values in pieces.pieces:
                 initialise(values, name, offset, pieces.shape, model, seed)
@@ -114,7 +116,8 @@ class DeepSpeedEngine:
         squared_norm = torch.stack(squares).sum() if squares else torch.zeros_like(weight)
         sums = torch.stack((cross_entropy / self._tensor_group.size(), squared_norm))
         dist.all_reduce(sums)
-        return StepSums(sums[0], sums[1].sqrt())
+        own_finite = (torch.isfinite(cross_entropy) & torch.isfinite(weight)).float()
+        return StepSums(sums[0], sums[1].sqrt(), own_finite)
 
     def update(self, lr: float, gradient_factor: Tensor, skip: Tensor) -> None:
         self._factor = gradient_factor
@@ -122,6 +125,8 @@ class DeepSpeedEngine:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self._passes.step()
+        if self._skip:
+            self._zero.drop_gradients()
 
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> tuple[Tensor, Tensor]:
         self._publish()
@@ -131,6 +136,17 @@ class DeepSpeedEngine:
         totals = torch.stack((cross_entropy, num_targets))
         dist.all_reduce(totals)
         return totals[0], totals[1].round()
+
+    def locate_non_finite(self, micro_batches: Sequence[MicroBatch]) -> str | None:
+        finder = NonFiniteFinder(self._part)
+        with finder:
+            self.evaluate(micro_batches)
+        broken = (
+            f"parameter {name}"
+            for name, pieces in self._pieces(self._zero.buffers()).items()
+            if not all(bool(values.isfinite().all()) for _, values in pieces.pieces)
+        )
+        return next(broken, finder.first)
 
     def state(self) -> dict[str, Tensor]:
         # The caller may write into the buffers, and DeepSpeed's weights are copies of them.

@@ -62,7 +62,7 @@ def pipeline_module(stage: Stage, mesh: DeviceMesh) -> Any:
     return PipelineModule(layers=layers, topology=topology, partition_method="uniform")
 
 
-class _Passes(TrainSchedule):  # type: ignore[misc]
+class _Passes(TrainSchedule):
     """1F1B up to the last backward pass.
 
     DeepSpeed would go on with the tied gradients, their reduction and the optimizer's step, which
@@ -119,7 +119,8 @@ class DeepSpeedPipelinePasses:
             self._tied.follow()
         engine = self.engine
         self._stage.begin(micro_batches, weight)
-        engine.set_dataiterator(iter([(batch.tokens_BT, batch.targets_BT) for batch in micro_batches]))
+        batches = [(batch.tokens_BT, batch.targets_BT) for batch in micro_batches]
+        engine.set_dataiterator(iter(batches))
         engine.total_loss, engine._compute_loss = None, True
         # Messages' shapes are told with the first one, and evaluation's may be others.
         engine.reset_activation_shape()

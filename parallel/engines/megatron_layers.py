@@ -132,13 +132,13 @@ class _WholeSequence:
         return gathered_TBD.transpose(0, 1)
 
 
-class _Embedding(VocabParallelEmbedding):  # type: ignore[misc]
+class _Embedding(VocabParallelEmbedding):
     def forward(self, tokens_BT: Tensor) -> Tensor:
         result: Tensor = super().forward(tokens_BT)
         return result.transpose(0, 1) if self.reduce_scatter_embeddings else result
 
 
-class _Column(ColumnParallelLinear):  # type: ignore[misc]
+class _Column(ColumnParallelLinear):
     # Megatron-core's own answers None, which DeepSpeed would put among a checkpoint's tensors.
     get_extra_state = nn.Module.get_extra_state
 
@@ -150,7 +150,7 @@ class _Column(ColumnParallelLinear):  # type: ignore[misc]
         return result
 
 
-class _Row(RowParallelLinear):  # type: ignore[misc]
+class _Row(RowParallelLinear):
     get_extra_state = nn.Module.get_extra_state
 
     def __init__(self, num_inputs: int, num_outputs: int, **options: Any) -> None:

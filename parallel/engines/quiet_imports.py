@@ -37,12 +37,11 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu" if _IS_CPU else "cuda")
 os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
 try:
     with silence():
-        import deepspeed
-        import deepspeed.comm
+        import deepspeed as deepspeed
         import deepspeed.ops
         import deepspeed.pipe
-        import megatron.core.parallel_state
         import megatron.core.tensor_parallel  # noqa: F401
+        from megatron.core import parallel_state as parallel_state
 except ImportError as error:
     raise UserError(
         f'parallel.engine = "deepspeed" needs packages that are not installed ({error}); '
@@ -50,7 +49,9 @@ except ImportError as error:
     ) from error
 
 # DeepSpeed and megatron-core call collectives by names that torch 2.13 has renamed.
-warnings.filterwarnings("ignore", message=".*`torch.distributed.*is deprecated", category=FutureWarning)
+warnings.filterwarnings(
+    "ignore", message=".*`torch.distributed.*is deprecated", category=FutureWarning
+)
 for _name in _NOISY_LOGGERS:
     logging.getLogger(_name).setLevel(logging.ERROR)
 

@@ -43,6 +43,9 @@ class ZeroShares(Protocol):
     def step_buffer(self, number: int) -> None:
         """Let the inner optimizer update one buffer from its `grad`."""
 
+    def drop_gradients(self) -> None:
+        """Forget the gradients of a step that the inner optimizer was not let to take."""
+
     def publish(self) -> None:
         """Bring the weights that the model computes with in line with the buffers."""
 
@@ -105,6 +108,13 @@ class _WholeGroup:
         else:
             self._optimizer._optimizer_step(number)
 
+    def drop_gradients(self) -> None:
+        # After gradients that are not finite, DeepSpeed forgets to with offload: the next step's
+        # would be added to them, and no step would be finite any more.
+        for kept in ("averaged_gradients", "all_grad_tensors"):
+            for number in getattr(self._optimizer, kept, ()):
+                getattr(self._optimizer, kept)[number] = None
+
     def publish(self) -> None:
         self._optimizer.update_lp_params()
 
@@ -135,6 +145,9 @@ class _EachParameter:
 
     def step_buffer(self, number: int) -> None:
         self._optimizer._optimizer_step(number)
+
+    def drop_gradients(self) -> None:
+        """Nothing is left: the first micro-batch's gradients overwrite."""
 
     @torch.no_grad()
     def publish(self) -> None:

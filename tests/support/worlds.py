@@ -218,9 +218,7 @@ def named_weights(engine: Any) -> dict[str, Tensor]:
 def named_gradients(engine: Any) -> dict[str, Tensor]:
     """An engine's gradients between the passes and the update, whole."""
     if isinstance(engine, NativeEngine):
-        return whole(
-            {n: p.grad for n, p in engine.parameters.items() if p.grad is not None}
-        )
+        return whole({n: p.grad for n, p in engine.parameters.items() if p.grad is not None})
     zero, blocks = engine._zero, engine._blocks
     return whole(
         {n: Pieces(g.float(), zero.shares[n].first, blocks[n]) for n, g in zero.gradients()}
