@@ -30,6 +30,7 @@ from triax.launcher.data_checks import (
     tokens_per_step,
 )
 from triax.launcher.deepspeed_checks import (
+    apex_is_nvidias,
     deepspeed_is_installed,
     deepspeed_runs_layout,
     deepspeed_runs_zero_stage,
@@ -160,6 +161,7 @@ CHECKS: tuple[Check, ...] = (
     deepspeed_runs_zero_stage,
     deepspeed_runs_layout,
     offload_fits_engine,
+    apex_is_nvidias,
     budget_fits,
     tokenizer_fits,
     shards_are_sane,

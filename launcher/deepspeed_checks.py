@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
+from pathlib import Path
 
 from triax.launcher.problems import Problem
 from triax.parallel.config import ParallelConfig
+from triax.training.config import OptimizerConfig
 
 _PACKAGES = {"deepspeed": "deepspeed", "megatron": "megatron-core"}
 
@@ -91,3 +93,25 @@ def offload_fits_engine(parallel: ParallelConfig) -> Iterator[Problem]:
             f"with parallel.zero_stage = {parallel.zero_stage} whole gradients would stay on the "
             "device: use 2 (optimizer state leaves it) or 3 (weights too)",
         )
+
+
+def apex_is_nvidias(optimizer: OptimizerConfig, parallel: ParallelConfig) -> Iterator[Problem]:
+    """NVIDIA's apex is there if it is asked for, and the engine has tensors that it takes."""
+    if optimizer.implementation != "apex":
+        return
+    if parallel.engine != "deepspeed":
+        yield Problem(
+            "optimizer.implementation",
+            "apex's kernels don't take the native engine's DTensors: "
+            'use "torch", whose kernel is fused too, or parallel.engine = "deepspeed"',
+        )
+    spec = importlib.util.find_spec("apex")
+    folders = [] if spec is None else [Path(each) for each in spec.submodule_search_locations or ()]
+    if any((folder / "optimizers").is_dir() for folder in folders):
+        return
+    found = "apex is not installed" if spec is None else f"the apex in {spec.origin} is another one"
+    yield Problem(
+        "optimizer.implementation",
+        f"{found}: NVIDIA's, which has apex.optimizers, is built from "
+        'https://github.com/NVIDIA/apex and comes with NVIDIA\'s images; or use "torch"',
+    )
