@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch.distributed.tensor import DTensor
 
+from triax.parallel.pieces import Pieces
+
 
 @dataclass(frozen=True)
 class Shard:
-    """This process's part of one tensor."""
+    """A rectangle of one tensor."""
 
     data: torch.Tensor
     """On the CPU, contiguous."""
@@ -21,9 +23,9 @@ class Shard:
     """The whole tensor's shape."""
 
 
-def whole(data: torch.Tensor) -> Shard:
+def whole(data: torch.Tensor) -> list[Shard]:
     """A tensor that one process holds in full."""
-    return Shard(data, torch.Size([0] * data.dim()), data.shape)
+    return [Shard(data, torch.Size([0] * data.dim()), data.shape)]
 
 
 class Stager:
@@ -36,24 +38,29 @@ class Stager:
         self._buffers: dict[str, torch.Tensor] = {}
 
     @torch.no_grad()
-    def stage(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, Shard]:
-        """Copy plain tensors and DTensors of any layout (not partial sums), on any device.
+    def stage(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, list[Shard]]:
+        """Copy plain tensors, DTensors of any layout (not partial sums) and pieces, on any device.
 
-        The shards are valid until the next call.
+        The shards are what this process holds of each tensor, valid until the next call.
         """
         shards = {name: self._stage_one(name, tensor) for name, tensor in tensors.items()}
         for device in {tensor.device for tensor in tensors.values() if tensor.is_cuda}:
             torch.cuda.current_stream(device).synchronize()
         return shards
 
-    def _stage_one(self, name: str, tensor: torch.Tensor) -> Shard:
+    def _stage_one(self, name: str, tensor: torch.Tensor) -> list[Shard]:
+        if isinstance(tensor, Pieces):
+            return [
+                Shard(self._copy(f"{name}/{n}", values), torch.Size(offset), tensor.shape)
+                for n, (offset, values) in enumerate(tensor.pieces)
+            ]
         if not isinstance(tensor, DTensor):
             return whole(self._copy(name, tensor))
         data = self._copy(name, tensor.to_local())
         # The protocol by which torch's own planner asks a DTensor for its place.
         (chunk,) = tensor.__create_chunk_list__()
         assert chunk.sizes == data.shape, (name, chunk, data.shape)
-        return Shard(data, chunk.offsets, tensor.shape)
+        return [Shard(data, chunk.offsets, tensor.shape)]
 
     def _copy(self, name: str, source: torch.Tensor) -> torch.Tensor:
         buffer = self._buffers.get(name)

@@ -121,7 +121,7 @@ class CheckpointStore:
             reason = f"the save of step {self._running.step} is still stuck in its writing"
             self._outcomes.append(SaveOutcome(step, 0.0, 0, reason))
             return
-        staged: dict[str, Shard] | Exception
+        staged: dict[str, list[Shard]] | Exception
         try:
             staged = self._stager.stage(tensors)
             self._on_point("save-staged", step)
@@ -245,7 +245,7 @@ class CheckpointStore:
         run.is_reported = True
 
     def _run(
-        self, run: _RunningSave, staged: dict[str, Shard] | Exception, record: dict[str, Any]
+        self, run: _RunningSave, staged: dict[str, list[Shard]] | Exception, record: dict[str, Any]
     ) -> None:
         """The body of a save's thread."""
         try:
@@ -300,6 +300,6 @@ class CheckpointStore:
             remove(info.path)
 
 
-def _raise_if_failed(staged: dict[str, Shard] | Exception) -> None:
+def _raise_if_failed(staged: dict[str, list[Shard]] | Exception) -> None:
     if isinstance(staged, Exception):
         raise staged

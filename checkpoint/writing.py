@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ def no_point(_name: str, _step: int) -> None:
 
 def write_checkpoint(
     target: Path,
-    shards: Mapping[str, Shard],
+    shards: Mapping[str, Sequence[Shard]],
     record: dict[str, Any],
     *,
     step: int,
@@ -101,7 +101,7 @@ def write_checkpoint(
 
 def _write_files(
     folder: Path,
-    shards: Mapping[str, Shard],
+    shards: Mapping[str, Sequence[Shard]],
     step: int,
     group: dist.ProcessGroup | None,
     on_point: OnPoint,
@@ -144,21 +144,25 @@ def _write_files(
 class _Planner(DefaultSavePlanner):
     """Torch's planner over shards that have left their device and their mesh."""
 
-    def __init__(self, shards: Mapping[str, Shard]) -> None:
+    def __init__(self, shards: Mapping[str, Sequence[Shard]]) -> None:
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
-        self._shards = shards
+        self._shards = {
+            MetadataIndex(name, shard.offsets): shard
+            for name, held in shards.items()
+            for shard in held
+        }
 
     def create_local_plan(self) -> SavePlan:
-        self.plan = SavePlan([_write_item(name, shard) for name, shard in self._shards.items()])
+        self.plan = SavePlan([_write_item(index, shard) for index, shard in self._shards.items()])
         return self.plan
 
     def lookup_object(self, index: MetadataIndex) -> torch.Tensor:
-        return self._shards[index.fqn].data
+        return self._shards[index].data
 
 
-def _write_item(name: str, shard: Shard) -> WriteItem:
+def _write_item(index: MetadataIndex, shard: Shard) -> WriteItem:
     return WriteItem(
-        index=MetadataIndex(name, shard.offsets),
+        index=index,
         type=WriteItemType.SHARD,
         tensor_data=TensorWriteData(
             chunk=ChunkStorageMetadata(shard.offsets, shard.data.shape),

@@ -29,6 +29,13 @@ from triax.launcher.data_checks import (
     tokenizer_fits,
     tokens_per_step,
 )
+from triax.launcher.deepspeed_checks import (
+    apex_is_nvidias,
+    deepspeed_is_installed,
+    deepspeed_runs_layout,
+    deepspeed_runs_zero_stage,
+    offload_fits_engine,
+)
 from triax.launcher.loading import load_config
 from triax.launcher.parallel_checks import (
     batch_divides,
@@ -150,6 +157,11 @@ CHECKS: tuple[Check, ...] = (
     recomputation_fits_schedule,
     world_fits,
     batch_divides,
+    deepspeed_is_installed,
+    deepspeed_runs_zero_stage,
+    deepspeed_runs_layout,
+    offload_fits_engine,
+    apex_is_nvidias,
     budget_fits,
     tokenizer_fits,
     shards_are_sane,

@@ -13,7 +13,8 @@ from triax.common.section import Section
 class ParallelConfig(Section):
     """Degrees of parallelism. Data parallelism takes the processes that the others leave."""
 
-    engine: Literal["native"] = "native"
+    engine: Literal["native", "deepspeed"] = "native"
+    """PyTorch's own parallelism, or DeepSpeed with megatron-core (the `deepspeed` extra)."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """0 replicates all; 1 shards optimizer state; 2 gradients too; 3 parameters too."""
     replicate: PositiveInt = 1
@@ -37,5 +38,7 @@ class ParallelConfig(Section):
     of a block."""
     compile: bool = False
     """Compile each transformer block."""
+    offload: Literal["none", "cpu"] = "none"
+    """`deepspeed` only: keep optimizer state, and weights at stage 3, in the machine's memory."""
     timeout: DurationField = Duration(600, Unit.SECONDS)
     """How long a collective may take before the job is ended."""

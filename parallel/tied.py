@@ -7,11 +7,18 @@ gradient away after them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
+
+from triax.models.config import ModelConfig
+from triax.parallel.config import ParallelConfig
+from triax.parallel.passes import Part
+from triax.parallel.stages import num_stages, rank_of_stage
 
 
 class TiedHead:
@@ -47,14 +54,20 @@ class TiedHead:
     @torch.no_grad()
     def give_gradient(self) -> None:
         """Add the head's gradient to the embedding's, and drop it."""
-        ours = None if self._embedding is None else _local(self._embedding.grad)
-        theirs = None if self._head is None else _local(self._head.grad)
+        self.add_gradient(
+            None if self._embedding is None else _local(self._embedding.grad),
+            None if self._head is None else _local(self._head.grad),
+        )
+        if self._head is not None:
+            self._head.grad = None
+
+    @torch.no_grad()
+    def add_gradient(self, ours: Tensor | None, theirs: Tensor | None) -> None:
+        """Add the head's local gradient to the embedding's, each None where the other stage is."""
         arrived = None if ours is None else torch.empty_like(ours)
         self._move(theirs, arrived, self._last_rank, self._first_rank)
         if ours is not None and arrived is not None:
             ours += arrived
-        if self._head is not None:
-            self._head.grad = None
 
     def _move(
         self, source: Tensor | None, target: Tensor | None, from_rank: int, to_rank: int
@@ -65,6 +78,23 @@ class TiedHead:
             dist.send(source, group=self._group, group_dst=to_rank)
         elif target is not None:
             dist.recv(target, group=self._group, group_src=from_rank)
+
+
+def tied_head(
+    model: ModelConfig, mesh: DeviceMesh, config: ParallelConfig, parts: Sequence[Part]
+) -> TiedHead | None:
+    """What keeps the head and the embedding of different stages equal, if they are to be."""
+    if not model.tie_embeddings or config.pipeline == 1:
+        return None
+    embedding = next((p.module.embedding for p in parts if p.module.embedding is not None), None)
+    head = next((p.module.head for p in parts if p.module.head is not None), None)
+    return TiedHead(
+        None if embedding is None else embedding.weight,
+        None if head is None else head.weight,
+        mesh,
+        first_rank=rank_of_stage(0, config),
+        last_rank=rank_of_stage(num_stages(config) - 1, config),
+    )
 
 
 def _local(tensor: Tensor | None) -> Tensor | None:

@@ -42,6 +42,9 @@ class BatchConfig(Section):
 class OptimizerConfig(Section):
     """`[optimizer]`: AdamW (Loshchilov and Hutter 2019), decay on matrices only."""
 
+    implementation: Literal["auto", "torch", "apex"] = "auto"
+    """Whose fused kernel: NVIDIA's apex (deepspeed engine only), torch's, or with `auto` apex's on
+    CUDA where it is installed."""
     lr: float = Field(3e-4, gt=0)
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
         0.9,

@@ -19,11 +19,10 @@ from triax.parallel.config import ParallelConfig
 from triax.parallel.engines.protocol import MakeOptimizer, MicroBatch, StepSums
 from triax.parallel.mesh import num_copies
 from triax.parallel.nonfinite import NonFiniteFinder
-from triax.parallel.passes import DirectPasses, Inputs, Part, Passes
+from triax.parallel.passes import DirectPasses, Inputs, Passes
 from triax.parallel.pipeline import PipelinePasses
 from triax.parallel.spread import spread
-from triax.parallel.stages import num_stages, rank_of_stage
-from triax.parallel.tied import TiedHead
+from triax.parallel.tied import tied_head
 from triax.parallel.zero import COMPUTE_DTYPES
 
 
@@ -57,7 +56,7 @@ class NativeEngine:
         for part in self.parts:
             part.module.to_empty(device=self.device)
             part.module.tie()
-        self._tied = _tied_head(model, mesh, config, self.parts)
+        self._tied = tied_head(model, mesh, config, self.parts)
         self.parameters = {
             name: parameter
             for part in self.parts
@@ -184,23 +183,6 @@ class NativeEngine:
         for state in self.optimizer.state.values():
             for value in state.values():
                 value.zero_()
-
-
-def _tied_head(
-    model: ModelConfig, mesh: DeviceMesh, config: ParallelConfig, parts: Sequence[Part]
-) -> TiedHead | None:
-    """What keeps the head and the embedding of different stages equal, if they are to be."""
-    if not model.tie_embeddings or config.pipeline == 1:
-        return None
-    embedding = next((p.module.embedding for p in parts if p.module.embedding is not None), None)
-    head = next((p.module.head for p in parts if p.module.head is not None), None)
-    return TiedHead(
-        None if embedding is None else embedding.weight,
-        None if head is None else head.weight,
-        mesh,
-        first_rank=rank_of_stage(0, config),
-        last_rank=rank_of_stage(num_stages(config) - 1, config),
-    )
 
 
 def _local(tensor: Tensor) -> Tensor:

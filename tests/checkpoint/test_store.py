@@ -117,8 +117,8 @@ def test_staging_buffers_are_reused() -> None:
     stager = staging.Stager()
     first = stager.stage(tensors_at(1))
     second = stager.stage(tensors_at(2))
-    assert all(first[name].data is second[name].data for name in first)
-    assert equal({name: shard.data for name, shard in second.items()}, tensors_at(2))
+    assert all(first[name][0].data is second[name][0].data for name in first)
+    assert equal({name: shard.data for name, [shard] in second.items()}, tensors_at(2))
 
 
 def test_no_checkpoint_is_none_and_not_an_error(tmp_path: Path) -> None:

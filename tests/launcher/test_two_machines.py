@@ -113,6 +113,7 @@ def test_the_deepspeed_launcher_joins_two_machines(machines: list[str], folder: 
             command("deepspeed"), "--hostfile", "hostfile", "--no_ssh", "--node_rank", str(number),
             "--master_addr", f"{SUBNET}.1", "--master_port", str(PORT + 1), "--module",
             "triax.launcher.train", "run.toml", "--run.name=deepspeed",
+            "--parallel.engine=deepspeed", "--parallel.zero_stage=3",
         ]
         for number in (0, 1)
     ]  # fmt: skip

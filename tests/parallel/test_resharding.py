@@ -26,11 +26,29 @@ def whole_state(legs: list[Leg], which: str) -> dict[str, Tensor]:
     return {name: tensor for leg in legs for name, tensor in getattr(leg, which).items()}
 
 
+ENGINES: list[tuple[int, dict[str, Any]]] = [
+    (2, {"zero_stage": 3}),
+    (4, {"engine": "deepspeed", "tensor": 2, "zero_stage": 2}),
+    (2, {"engine": "deepspeed", "zero_stage": 3}),
+    (4, {"tensor": 2, "pipeline": 2}),
+    (4, {"engine": "deepspeed", "zero_stage": 1}),
+]
+
+
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 def test_any_layout_goes_on_from_any_other(tmp_path: Path, tied: bool) -> None:
+    check_relay(tmp_path, LAYOUTS, tied)
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_any_engine_goes_on_from_any_other(tmp_path: Path, tied: bool) -> None:
+    check_relay(tmp_path, ENGINES, tied)
+
+
+def check_relay(tmp_path: Path, layouts: list[tuple[int, dict[str, Any]]], tied: bool) -> None:
     losses: list[float] = []
     saved: dict[str, Tensor] = {}
-    for number, (num_processes, parallel) in enumerate(LAYOUTS):
+    for number, (num_processes, parallel) in enumerate(layouts):
         case = Case(model=make_model(tied), parallel=parallel, micro_batch_size=2)
         first_step = number * STEPS_EACH
         legs = run_fleet(num_processes, run_leg, case, str(tmp_path), first_step, STEPS_EACH)

@@ -15,6 +15,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ PRELOAD = [
     "torch.utils.tensorboard",
     "matplotlib.figure",
     "frozen",
+    "optional",
 ]
 
 
@@ -44,7 +46,7 @@ def run_fleet(
     ranks are the exception's text, or None where a process died. Every wait is bounded.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
+    _start_server()
     with tempfile.TemporaryDirectory() as folder:
         workers = [
             context.Process(
@@ -60,6 +62,19 @@ def run_fleet(
     if failures and not may_fail:
         raise AssertionError("\n".join(f"rank {rank}:\n{text}" for rank, text in failures))
     return [value for _, value in results]
+
+
+def _start_server() -> None:
+    """Let the fork server find the modules beside this one: it drops those it can't import."""
+    forkserver.set_forkserver_preload(PRELOAD)
+    path = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(Path(__file__).parent), path)))
+    try:
+        forkserver.ensure_running()
+    finally:
+        del os.environ["PYTHONPATH"]
+        if path is not None:
+            os.environ["PYTHONPATH"] = path
 
 
 def _wait(workers: Sequence[Any], end: float, may_fail: bool) -> None:

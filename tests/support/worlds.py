@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import functools
 import gc
+import importlib
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from triax.checkpoint.store import CheckpointStore
@@ -24,9 +27,11 @@ from triax.models.config import ModelConfig
 from triax.models.init import initialise
 from triax.models.transformer import Transformer
 from triax.parallel.config import ParallelConfig
+from triax.parallel.engines import ENGINES
 from triax.parallel.engines.native import NativeEngine
 from triax.parallel.layout import Layout
 from triax.parallel.mesh import build_mesh
+from triax.parallel.pieces import Pieces
 from triax.training.config import OptimizerConfig, PrecisionConfig
 from triax.training.optimizer import optimizer_maker
 from triax.training.precision import LossScaler
@@ -179,32 +184,71 @@ def difference(run: Run, expected: Run) -> Difference:
     )
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """The full tensor of a DTensor, or a copy of a plain one."""
-    full = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-    return full.detach().clone()
+def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The full tensors of plain ones, DTensors and pieces; needs all processes."""
+    full = {
+        name: (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
+        for name, tensor in tensors.items()
+        if not isinstance(tensor, Pieces)
+    }
+    return full | _assembled({n: t for n, t in tensors.items() if isinstance(t, Pieces)})
 
 
-class RecordingEngine(NativeEngine):
-    """Keeps the first step's whole gradients."""
+def _assembled(tensors: Mapping[str, Pieces]) -> dict[str, Tensor]:
+    """The tensors that all processes' pieces make together; NaN where there is none."""
+    mine = {name: (tensor.shape, tensor.pieces) for name, tensor in tensors.items()}
+    of_all: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(of_all, mine)
+    full: dict[str, Tensor] = {}
+    for held in of_all:
+        for name, (shape, pieces) in held.items():
+            tensor = full.setdefault(name, torch.full(shape, torch.nan))
+            for offset, values in pieces:
+                places = zip(offset, values.shape, strict=True)
+                tensor[tuple(slice(start, start + size) for start, size in places)] = values
+    return full
 
-    gradients: dict[str, Tensor]
 
-    def update(self, lr: float, gradient_factor: Tensor, skip: Tensor) -> None:
-        if lr and not hasattr(self, "gradients"):
-            self.gradients = {
-                name: whole(parameter.grad)
-                for name, parameter in self.parameters.items()
-                if parameter.grad is not None
-            }
-        super().update(lr, gradient_factor, skip)
+def named_weights(engine: Any) -> dict[str, Tensor]:
+    """An engine's weights, whole."""
+    weights = {n: t for n, t in engine.state().items() if n.startswith("model.")}
+    return {name.removeprefix("model."): tensor for name, tensor in whole(weights).items()}
 
 
-def make_engine(case: Case, kind: type[NativeEngine] = NativeEngine) -> NativeEngine:
-    """The case's engine on this process."""
+def named_gradients(engine: Any) -> dict[str, Tensor]:
+    """An engine's gradients between the passes and the update, whole."""
+    if isinstance(engine, NativeEngine):
+        return whole({n: p.grad for n, p in engine.parameters.items() if p.grad is not None})
+    zero, blocks = engine._zero, engine._blocks
+    return whole(
+        {n: Pieces(g.float(), zero.shares[n].first, blocks[n]) for n, g in zero.gradients()}
+    )
+
+
+def recording(kind: type) -> type:
+    """An engine that keeps the first step's whole gradients."""
+
+    class RecordingEngine(kind):  # type: ignore[misc]
+        def update(self, lr: float, gradient_factor: Tensor, skip: Tensor) -> None:
+            if lr and not hasattr(self, "gradients"):
+                self.gradients = named_gradients(self)
+            super().update(lr, gradient_factor, skip)
+
+    return RecordingEngine
+
+
+def engine_class(case: Case) -> type:
+    """The class of the case's engine."""
+    module, name = ENGINES[case.parallel.get("engine", "native")].split(":")
+    found: type = getattr(importlib.import_module(module), name)
+    return found
+
+
+def make_engine(case: Case, kind: type | None = None) -> Any:
+    """The case's engine on this process, or one of the given class."""
     parallel = ParallelConfig(**case.parallel)
     mesh = build_mesh(Layout.of(parallel, dist.get_world_size()), "cpu")
-    return kind(
+    return (kind or engine_class(case))(
         ModelConfig(**case.model), mesh, parallel, compute=case.compute, seq_len=SEQ_LEN, seed=SEED,
         make_optimizer=optimizer_maker(OptimizerConfig(**case.optimizer)),
     )  # fmt: skip
@@ -222,7 +266,7 @@ def micro_batches(case: Case, step: int) -> list[Rows]:
     ]
 
 
-def make_context(case: Case, engine: NativeEngine) -> StepContext:
+def make_context(case: Case, engine: Any) -> StepContext:
     """What the case's steps work with."""
     precision = PrecisionConfig(compute=case.compute, initial_loss_scale=1024.0)  # type: ignore[arg-type]
     return StepContext(engine, LossScaler(precision, engine.device), Guard(), case.clip_norm)
@@ -230,8 +274,7 @@ def make_context(case: Case, engine: NativeEngine) -> StepContext:
 
 def engine_run(case: Case) -> Run:
     """The case on this process among its peers; every rank returns the whole result."""
-    engine = make_engine(case, RecordingEngine)
-    assert isinstance(engine, RecordingEngine)
+    engine = make_engine(case, recording(engine_class(case)))
     context = make_context(case, engine)
     run = Run([], [], {}, {})
     for step in range(case.num_steps):
@@ -240,7 +283,7 @@ def engine_run(case: Case) -> Run:
         run.losses.append(result.loss.item())
         run.grad_norms.append(result.grad_norm.item())
     run.gradients = engine.gradients
-    run.parameters = {name: whole(parameter) for name, parameter in engine.parameters.items()}
+    run.parameters = named_weights(engine)
     return run
 
 
@@ -339,7 +382,7 @@ def run_leg(case: Case, folder: str, first_step: int, num_steps: int) -> Leg:
     found = store.newest_good()
     if found is not None:
         store.load(found, engine.state())
-    loaded = {name: whole(tensor) for name, tensor in engine.state().items()}
+    loaded = whole(engine.state())
     context = make_context(case, engine)
     losses = []
     for step in range(first_step, first_step + num_steps):
@@ -348,7 +391,7 @@ def run_leg(case: Case, folder: str, first_step: int, num_steps: int) -> Leg:
     store.save(first_step + num_steps, engine.state(), {})
     outcome = store.wait()
     assert outcome is not None and outcome.error is None, outcome
-    return Leg(loaded, {name: whole(tensor) for name, tensor in engine.state().items()}, losses)
+    return Leg(loaded, whole(engine.state()), losses)
 
 
 class LargestTensor(TorchDispatchMode):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import os
 import signal
 import time
@@ -18,10 +19,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from triax.common.tokens import IGNORE_INDEX
 from triax.parallel.engines.protocol import Engine, MicroBatch, StepSums
+from triax.parallel.pieces import local_parts
 from triax.training.stability.config import Fault, FaultsConfig
 
 IN_ENGINE = ("flip-weight", "nan-gradient", "corrupt-batch")
@@ -179,8 +180,7 @@ def corrupted(batch: MicroBatch, seed: int) -> CorruptedBatch:
 @torch.no_grad()
 def flip_weight(state: Mapping[str, Tensor]) -> None:
     """Flip a low bit of one weight that this process holds, as failing memory does."""
-    for tensor in state.values():
-        local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    for local in itertools.chain.from_iterable(map(local_parts, state.values())):
         if local.numel() and local.dtype == torch.float32:
             local.view(torch.int32).view(-1)[local.numel() // 2] ^= 1 << 12
             return

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from triax.parallel.layout import Layout
+from triax.parallel.pieces import local_parts
 
 Checksums = tuple[int, int]
 """Of the weights and of the optimizer's state that a process holds."""
@@ -24,8 +24,7 @@ def checksums(state: Mapping[str, Tensor]) -> Checksums:
     """
     sums: dict[str, list[Tensor]] = defaultdict(list)
     for name, tensor in state.items():
-        local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-        sums[name.split(".")[0]].append(_sum_of_bits(local))
+        sums[name.split(".")[0]] += map(_sum_of_bits, local_parts(tensor))
     weights, optimizer = (_total(sums[kind]) for kind in ("model", "optimizer"))
     return weights, optimizer
 

@@ -1,0 +1,117 @@
+"""What the deepspeed engine can't run, with the reason and what to use instead. Imports no torch.
+
+Of each it is better to be told before the job than to be stopped by DeepSpeed in it, or not to be
+stopped: some of these would train on wrong gradients without a word.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+from triax.launcher.problems import Problem
+from triax.parallel.config import ParallelConfig
+from triax.training.config import OptimizerConfig
+
+_PACKAGES = {"deepspeed": "deepspeed", "megatron": "megatron-core"}
+
+
+def deepspeed_is_installed(parallel: ParallelConfig) -> Iterator[Problem]:
+    """The packages of the `deepspeed` extra are there."""
+    if parallel.engine != "deepspeed":
+        return
+    missing = [name for module, name in _PACKAGES.items() if not importlib.util.find_spec(module)]
+    if missing:
+        verb = "is" if len(missing) == 1 else "are"
+        yield Problem(
+            "parallel.engine",
+            f"{' and '.join(missing)} {verb} not installed; "
+            '`pip install "triax[deepspeed]"` adds what the deepspeed engine needs',
+        )
+
+
+def deepspeed_runs_zero_stage(parallel: ParallelConfig) -> Iterator[Problem]:
+    """The stages of ZeRO that DeepSpeed gets right."""
+    if parallel.engine != "deepspeed":
+        return
+    if parallel.zero_stage == 0:
+        yield Problem(
+            "parallel.zero_stage",
+            "DeepSpeed's stage 0 has no fp32 weights under bf16, and clips wrongly under a "
+            'pipeline: use 1, or engine = "native"',
+        )
+    elif parallel.zero_stage > 1 and parallel.pipeline > 1:
+        yield Problem(
+            "parallel.zero_stage",
+            f"DeepSpeed's pipeline needs whole gradients and weights on each stage, and stage "
+            f'{parallel.zero_stage} divides them: use 1, or engine = "native"',
+        )
+
+
+def deepspeed_runs_layout(parallel: ParallelConfig) -> Iterator[Problem]:
+    """What only the native engine has."""
+    if parallel.engine != "deepspeed":
+        return
+    if parallel.pipeline > 1 and parallel.pipeline_schedule != "1f1b":
+        yield Problem(
+            "parallel.pipeline_schedule",
+            f"DeepSpeed's pipeline runs 1f1b only, not {parallel.pipeline_schedule}: use 1f1b, or "
+            'engine = "native"',
+        )
+    if parallel.replicate > 1:
+        yield Problem(
+            "parallel.replicate",
+            "DeepSpeed shards over all data-parallel processes here: use 1, or "
+            'engine = "native" for hybrid sharding',
+        )
+    for field in ("compile", "async_tensor"):
+        if getattr(parallel, field):
+            yield Problem(
+                f"parallel.{field}",
+                "megatron-core's layers send messages in the middle of what would be compiled: "
+                'set it to false, or use engine = "native"',
+            )
+    is_overwritten = parallel.tensor > 1 and not parallel.sequence_parallel
+    if parallel.activation_checkpointing == "selective" and is_overwritten:
+        yield Problem(
+            "parallel.activation_checkpointing",
+            "selective keeps results that megatron-core's sums overwrite, and gradients would be "
+            'wrong: use full, or parallel.sequence_parallel = true, or engine = "native"',
+        )
+
+
+def offload_fits_engine(parallel: ParallelConfig) -> Iterator[Problem]:
+    """Weights and optimizer state in CPU memory are DeepSpeed's, from stage 2 on."""
+    if parallel.offload == "none":
+        return
+    if parallel.engine != "deepspeed":
+        yield Problem("parallel.offload", 'needs parallel.engine = "deepspeed"')
+    elif parallel.zero_stage < 2:
+        yield Problem(
+            "parallel.offload",
+            f"with parallel.zero_stage = {parallel.zero_stage} whole gradients would stay on the "
+            "device: use 2 (optimizer state leaves it) or 3 (weights too)",
+        )
+
+
+def apex_is_nvidias(optimizer: OptimizerConfig, parallel: ParallelConfig) -> Iterator[Problem]:
+    """NVIDIA's apex is there if it is asked for, and the engine has tensors that it takes."""
+    if optimizer.implementation != "apex":
+        return
+    if parallel.engine != "deepspeed":
+        yield Problem(
+            "optimizer.implementation",
+            "apex's kernels don't take the native engine's DTensors: "
+            'use "torch", whose kernel is fused too, or parallel.engine = "deepspeed"',
+        )
+    spec = importlib.util.find_spec("apex")
+    folders = [] if spec is None else [Path(each) for each in spec.submodule_search_locations or ()]
+    if any((folder / "optimizers").is_dir() for folder in folders):
+        return
+    found = "apex is not installed" if spec is None else f"the apex in {spec.origin} is another one"
+    yield Problem(
+        "optimizer.implementation",
+        f"{found}: NVIDIA's, which has apex.optimizers, is built from "
+        'https://github.com/NVIDIA/apex and comes with NVIDIA\'s images; or use "torch"',
+    )

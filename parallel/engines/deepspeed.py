@@ -1,0 +1,403 @@
+"""The deepspeed engine: megatron-core's tensor parallelism under DeepSpeed's ZeRO or pipeline.
+
+DeepSpeed runs the passes, reduces the gradients and divides the optimizer; what a step means stays
+ours. Its own clipping and loss scaling are off: it would decide after its own norm, in which tied
+and replicated weights count several times, and the guard judges before the update. So the engine
+sums its own norm over DeepSpeed's reduced gradients, and DeepSpeed calls our gated step where it
+would call the optimizer's.
+
+The state is DeepSpeed's flat fp32 buffers, seen as pieces of named tensors: checkpoints are the
+same as the native engine's, and each engine goes on from the other's.
+"""
+
+from __future__ import annotations
+
+# First: it silences what the modules below import, and says so if it isn't installed.
+from triax.parallel.engines.quiet_imports import deepspeed, parallel_state, silence  # isort: skip
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+
+from triax.common.errors import UserError
+from triax.common.tokens import IGNORE_INDEX
+from triax.models.config import ModelConfig
+from triax.models.init import initialise
+from triax.models.loss import LossSums
+from triax.models.transformer import Transformer
+from triax.parallel.config import ParallelConfig
+from triax.parallel.engines.deepspeed_pipeline import (
+    DeepSpeedPipelinePasses,
+    Stage,
+    pipeline_module,
+)
+from triax.parallel.engines.megatron_layers import block_of, swap_layers
+from triax.parallel.engines.protocol import MakeOptimizer, MicroBatch, StepSums
+from triax.parallel.engines.zero_shares import shares_of
+from triax.parallel.nonfinite import NonFiniteFinder
+from triax.parallel.passes import Inputs, Part
+from triax.parallel.pieces import Block, Pieces
+from triax.parallel.pipeline import make_part
+from triax.parallel.spread import checkpoint_activations
+from triax.parallel.tied import TiedHead, tied_head
+from triax.parallel.zero import COMPUTE_DTYPES
+
+_NEVER = 1 << 60
+"""Steps between DeepSpeed's own progress lines."""
+
+
+class DeepSpeedEngine:
+    """An `Engine` over DeepSpeed and megatron-core; see the protocol for the methods.
+
+    The arguments are those of `NativeEngine`.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        mesh: DeviceMesh,
+        config: ParallelConfig,
+        *,
+        compute: str,
+        seq_len: int,
+        seed: int,
+        make_optimizer: MakeOptimizer,
+    ) -> None:
+        self.device = torch.device(mesh.device_type)
+        self._mesh = mesh
+        self._tensor_group = mesh["tensor"].get_group()
+        _join(mesh)
+        self._part, self._blocks = _spread(model, mesh, config, seq_len)
+        part = self._part
+        # ZeRO-3 would silently compute in the dtype in which it is given the weights.
+        part.to(dtype=COMPUTE_DTYPES[compute])
+        settings = _settings(config, compute, self.device)
+        with silence():
+            _materialise(part, self.device, config, settings, mesh)
+            self._tied = tied_head(model, mesh, config, [Part(0, part)])
+            parameters = dict(part.named_parameters())
+            if self._tied is not None:
+                parameters.pop("head.weight", None)  # it follows the first stage's embedding
+            for name, parameter in parameters.items():
+                # DeepSpeed's own norm, which it takes even if unused, counts the others once.
+                parameter.tensor_model_parallel = self._is_split(name)  # type: ignore[attr-defined]
+            self.optimizer = _make_optimizer(make_optimizer, parameters, self._blocks, self.device)
+            self._passes = _start(part, self.optimizer, settings, mesh, self._tied)
+        self._zero = shares_of(self._passes.engine.optimizer, parameters)
+        self._is_published = False
+        self._step_of_optimizer = self.optimizer.step
+        self._factor = torch.ones((), device=self.device)
+        self._skip = False
+        self._fill_in_optimizer_state()
+        self.optimizer.step = self._gated_step
+        for name, pieces in self._pieces(self._zero.buffers()).items():
+            for offset, values in pieces.pieces:
+                initialise(values, name, offset, pieces.shape, model, seed)
+
+    def count_targets(self, micro_batches: Sequence[MicroBatch]) -> Tensor:
+        total = self._count(micro_batches)
+        dist.all_reduce(total)
+        return (total // self._num_readers).float()
+
+    def forward_backward(self, micro_batches: Sequence[MicroBatch], weight: Tensor) -> StepSums:
+        self._publish()
+        cross_entropy = self._passes.forward_backward(
+            [self._inputs(batch) for batch in micro_batches], weight
+        )
+        squares = [
+            gradient.float().square().sum().to(self.device) / self._num_copies(name)
+            for name, gradient in self._zero.gradients()
+        ]
+        squared_norm = torch.stack(squares).sum() if squares else torch.zeros_like(weight)
+        sums = torch.stack((cross_entropy / self._tensor_group.size(), squared_norm))
+        dist.all_reduce(sums)
+        own_finite = (torch.isfinite(cross_entropy) & torch.isfinite(weight)).float()
+        return StepSums(sums[0], sums[1].sqrt(), own_finite)
+
+    def update(self, lr: float, gradient_factor: Tensor, skip: Tensor) -> None:
+        self._factor = gradient_factor
+        self._skip = bool(skip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self._passes.step()
+        if self._skip:
+            self._zero.drop_gradients()
+
+    def evaluate(self, micro_batches: Sequence[MicroBatch]) -> tuple[Tensor, Tensor]:
+        self._publish()
+        inputs = [self._inputs(batch) for batch in micro_batches]
+        cross_entropy = self._passes.forward(inputs) / self._tensor_group.size()
+        num_targets = self._count(micro_batches).double() / self._num_readers
+        totals = torch.stack((cross_entropy, num_targets))
+        dist.all_reduce(totals)
+        return totals[0], totals[1].round()
+
+    def locate_non_finite(self, micro_batches: Sequence[MicroBatch]) -> str | None:
+        finder = NonFiniteFinder(self._part)
+        with finder:
+            self.evaluate(micro_batches)
+        broken = (
+            f"parameter {name}"
+            for name, pieces in self._pieces(self._zero.buffers()).items()
+            if not all(bool(values.isfinite().all()) for _, values in pieces.pieces)
+        )
+        return next(broken, finder.first)
+
+    def state(self) -> dict[str, Tensor]:
+        # The caller may write into the buffers, and DeepSpeed's weights are copies of them.
+        self._is_published = False
+        buffers = self._zero.buffers()
+        tensors: dict[str, Tensor] = {}
+        for name, pieces in self._pieces(buffers).items():
+            tensors[f"model.{name}"] = pieces
+        states = [self.optimizer.state[buffer] for buffer in buffers]
+        for key in {key for state in states for key in state}:
+            values = [state[key] for state in states]
+            if values[0].ndim:
+                for name, pieces in self._pieces(values).items():
+                    tensors[f"optimizer.{name}.{key}"] = pieces
+            else:  # the step count, which all of a buffer's parameters share
+                for name, share in self._zero.shares.items():
+                    tensors[f"optimizer.{name}.{key}"] = values[share.buffer]
+        return tensors
+
+    def _is_split(self, name: str) -> bool:
+        return self._blocks[name].shape != self._blocks[name].whole_shape
+
+    def _num_copies(self, name: str) -> int:
+        """How many processes of the tensor axis hold the same elements."""
+        return 1 if self._is_split(name) else self._tensor_group.size()
+
+    def _pieces(self, flat: Sequence[Tensor]) -> dict[str, Pieces]:
+        """Named tensors over flat buffers of any kind."""
+        pieces = {}
+        for name, share in self._zero.shares.items():
+            elements = flat[share.buffer].detach()[share.start : share.start + share.length]
+            pieces[name] = Pieces(elements, share.first, self._blocks[name])
+        return pieces
+
+    def _publish(self) -> None:
+        if not self._is_published:
+            self._zero.publish()
+            self._is_published = True
+
+    def _gated_step(self) -> None:
+        """What DeepSpeed calls in the optimizer's place, once for each buffer."""
+        if self._skip:
+            return
+        for group in self.optimizer.param_groups:
+            for buffer in group["params"]:
+                buffer.grad.mul_(self._factor.to(buffer.device))
+        self._step_of_optimizer()
+
+    def _fill_in_optimizer_state(self) -> None:
+        """Let the optimizer make its state now, so that a checkpoint can be read into it."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = 0.0
+        for number, buffer in enumerate(self._zero.buffers()):
+            kept, buffer.grad = buffer.grad, torch.zeros_like(buffer)
+            self._zero.step_buffer(number)
+            buffer.grad = kept
+            for value in self.optimizer.state[buffer].values():
+                value.zero_()
+
+    @property
+    def _num_readers(self) -> int:
+        """How many processes read the same samples."""
+        return self._mesh["tensor"].size() * self._mesh["pipeline"].size()
+
+    def _count(self, micro_batches: Sequence[MicroBatch]) -> Tensor:
+        counts = [(batch.targets_BT != IGNORE_INDEX).sum() for batch in micro_batches]
+        return torch.stack(counts).sum().to(self.device)
+
+    def _inputs(self, batch: MicroBatch) -> Inputs:
+        ids = batch.document_ids_BT
+        return Inputs(
+            batch.tokens_BT.to(self.device, non_blocking=True),
+            batch.targets_BT.to(self.device, non_blocking=True),
+            None if ids is None else ids.to(self.device, non_blocking=True),
+        )
+
+
+class _DirectPasses:
+    """The passes of a process that holds the whole depth of the model."""
+
+    def __init__(self, engine: Any, num_ranks: int) -> None:
+        self.engine = engine
+        self._num_ranks = num_ranks
+
+    def forward_backward(self, micro_batches: Sequence[Inputs], weight: Tensor) -> Tensor:
+        cross_entropy = torch.zeros_like(weight)
+        # DeepSpeed averages gradients over the data-parallel ranks; the loss is a global sum.
+        weight = weight * self._num_ranks
+        for number, inputs in enumerate(micro_batches, start=1):
+            self.engine.set_gradient_accumulation_boundary(number == len(micro_batches))
+            sums: LossSums = self.engine(*inputs, weight)
+            self.engine.backward(sums.objective, scale_wrt_gas=False)
+            cross_entropy += sums.cross_entropy
+            if number < len(micro_batches):
+                self.engine.step()  # counts the micro-batch
+        return cross_entropy
+
+    @torch.no_grad()
+    def forward(self, micro_batches: Sequence[Inputs]) -> Tensor:
+        self.engine.eval()
+        weight = torch.ones((), device=micro_batches[0].tokens_BT.device)
+        total = weight.double() * 0
+        for inputs in micro_batches:
+            sums: LossSums = self.engine(*inputs, weight)
+            total += sums.cross_entropy
+        self.engine.train()
+        return total
+
+    def step(self) -> None:
+        """Update the weights."""
+        self.engine.step()
+
+
+def _start(
+    part: Transformer,
+    optimizer: Any,
+    settings: dict[str, Any],
+    mesh: DeviceMesh,
+    tied: TiedHead | None,
+) -> _DirectPasses | DeepSpeedPipelinePasses:
+    """Hand the model to DeepSpeed."""
+    num_ranks = mesh["shard"].size()
+    options = {"optimizer": optimizer, "config": settings, "dist_init_required": False}
+    if mesh["pipeline"].size() == 1:
+        engine, *_ = deepspeed.initialize(model=part, mpu=_Groups(mesh), **options)
+        return _DirectPasses(engine, num_ranks)
+    stage = Stage(part)
+    engine, *_ = deepspeed.initialize(model=pipeline_module(stage, mesh), **options)
+    return DeepSpeedPipelinePasses(engine, stage, num_ranks, tied)
+
+
+class _Groups:
+    """The process groups, under the names by which DeepSpeed asks for them."""
+
+    def __init__(self, mesh: DeviceMesh) -> None:
+        data, tensor = mesh["shard"].get_group(), mesh["tensor"].get_group()
+        self.get_data_parallel_group = lambda: data
+        self.get_data_parallel_rank = data.rank
+        self.get_data_parallel_world_size = data.size
+        self.get_model_parallel_group = self.get_tensor_model_parallel_group = lambda: tensor
+        self.get_model_parallel_rank = self.get_tensor_model_parallel_rank = tensor.rank
+        self.get_model_parallel_world_size = self.get_tensor_model_parallel_world_size = tensor.size
+
+
+def _join(mesh: DeviceMesh) -> None:
+    """What the two libraries want to find in the process before they are used."""
+    # DeepSpeed's launchers set it; without a launcher there is one process.
+    os.environ.setdefault("LOCAL_RANK", "0")
+    # Megatron-core keeps its groups as globals, and its cross entropy looks there.
+    with silence():
+        deepspeed.init_distributed(dist_init_required=False)
+        if not parallel_state.model_parallel_is_initialized():
+            parallel_state.initialize_model_parallel(
+                tensor_model_parallel_size=mesh["tensor"].size(),
+                pipeline_model_parallel_size=mesh["pipeline"].size(),
+            )
+
+
+def _spread(
+    model: ModelConfig, mesh: DeviceMesh, config: ParallelConfig, seq_len: int
+) -> tuple[Transformer, dict[str, Block]]:
+    """This process's part of the model on the meta device, in the order of `spread`; and what it
+    holds of each parameter, before ZeRO."""
+    stage = mesh["pipeline"].get_local_rank()
+    part = make_part(model, config, stage, seq_len).module
+    group = mesh["tensor"].get_group()
+    blocks = {name: block_of(name, p.shape, group) for name, p in part.named_parameters()}
+    if config.tensor > 1:
+        swap_layers(part, group, config.sequence_parallel)
+    for block in part.blocks.values():
+        checkpoint_activations(block, config.activation_checkpointing)
+    return part, blocks
+
+
+def _materialise(
+    part: Transformer,
+    device: torch.device,
+    config: ParallelConfig,
+    settings: dict[str, Any],
+    mesh: DeviceMesh,
+) -> None:
+    """Give the parameters memory; at stage 3 block by block, each divided before the next."""
+    if config.zero_stage < 3:
+        part.to_empty(device=device)
+        part.tie()
+        return
+    for block in part.blocks.values():
+        block.to_empty(device=device)
+        _divide(block, settings, mesh)
+    for name, child in part.named_children():
+        if name != "blocks":
+            child.to_empty(device=device)
+    part.tie()
+    _divide(part, settings, mesh)
+
+
+def _divide(module: nn.Module, settings: dict[str, Any], mesh: DeviceMesh) -> None:
+    deepspeed.zero.Init(
+        module=module,
+        data_parallel_group=mesh["shard"].get_group(),
+        config_dict_or_path=settings,
+        mpu=_Groups(mesh),
+    )
+
+
+def _make_optimizer(
+    make_optimizer: MakeOptimizer,
+    parameters: Mapping[str, nn.Parameter],
+    blocks: Mapping[str, Block],
+    device: torch.device,
+) -> Any:
+    """The optimizer over parameters that, at stage 3, have lost their shapes already: it is made
+    over stand-ins without memory, from whose shapes it can tell matrices from norms."""
+    stand_ins = {
+        name: nn.Parameter(torch.zeros((), device=device).expand(blocks[name].shape))
+        for name in parameters
+    }
+    optimizer = make_optimizer(stand_ins)
+    names = {id(stand_in): name for name, stand_in in stand_ins.items()}
+    for group in optimizer.param_groups:
+        group["params"] = [parameters[names[id(stand_in)]] for stand_in in group["params"]]
+    return optimizer
+
+
+def _settings(config: ParallelConfig, compute: str, device: torch.device) -> dict[str, Any]:
+    """DeepSpeed's own config."""
+    if compute == "fp16" and device.type == "cpu":
+        raise UserError(
+            'precision.compute: DeepSpeed computes in fp16 on CUDA devices only; use "bf16" here'
+        )
+    zero: dict[str, Any] = {"stage": config.zero_stage}
+    if config.offload == "cpu":
+        place = {"device": "cpu", "pin_memory": device.type == "cuda"}
+        zero["offload_optimizer"] = place
+        if config.zero_stage == 3:
+            zero["offload_param"] = place
+    return {
+        # DeepSpeed multiplies these; how many micro-batches there are, we tell it step by step.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "steps_per_print": _NEVER,
+        "gradient_clipping": 0.0,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_optimization": zero,
+        "bf16": {"enabled": compute == "bf16"},
+        # A scale of 1: the loss carries our own scaler's.
+        "fp16": {"enabled": compute == "fp16", "loss_scale": 1.0},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
+        # With sequence parallelism, activations differ between the tensor axis's processes.
+        # DeepSpeed would send each a part of one of them, silently.
+        "pipeline": {"pipe_partitioned": False, "grad_partitioned": False},
+    }

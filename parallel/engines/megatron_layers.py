@@ -1,0 +1,214 @@
+"""Applies the sharding plan of `models/` with megatron-core's tensor-parallel layers.
+
+Layers are swapped from outside: the model code and the parameters' names stay. As with the native
+engine, activations between modules are (B, T, D) with all tokens, or this process's part of them
+under sequence parallelism; megatron-core divides the first dimension, so tokens come first within.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.model_parallel_config import ModelParallelConfig
+from megatron.core.tensor_parallel.cross_entropy import vocab_parallel_cross_entropy
+from megatron.core.tensor_parallel.layers import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+)
+from megatron.core.tensor_parallel.mappings import (
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+    reduce_from_tensor_model_parallel_region,
+)
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from triax.common.tokens import IGNORE_INDEX
+from triax.models.loss import LossSums
+from triax.models.sharding import Role, role_of, takes_whole_sequence
+from triax.models.transformer import Head, Transformer
+from triax.parallel.pieces import Block
+
+
+def swap_layers(model: Transformer, group: dist.ProcessGroup, sequence_parallel: bool) -> None:
+    """Replace every layer with a role by megatron-core's, on the meta device, in place.
+
+    Args:
+        model: the transformer or a pipeline stage of it, on the meta device.
+        group: the processes of the tensor axis.
+        sequence_parallel: divide the tokens between the split modules.
+    """
+    for name, module in list(model.named_modules()):
+        role = role_of(name)
+        if role is not None and not isinstance(module, nn.Identity):
+            with torch.device("meta"):
+                model.set_submodule(name, _swapped(role, module, group, sequence_parallel))
+        elif takes_whole_sequence(name):
+            module.register_forward_pre_hook(_WholeSequence(group, sequence_parallel))
+    model.tie()
+
+
+def block_of(name: str, whole_shape: torch.Size, group: dist.ProcessGroup) -> Block:
+    """This process's rectangle of a parameter.
+
+    Args:
+        name: the parameter's.
+        whole_shape: its shape in the model that isn't split.
+        group: the processes of the tensor axis.
+    """
+    shape, offset = list(whole_shape), [0] * len(whole_shape)
+    dimension = _SPLIT_DIMENSION.get(role_of(name.rpartition(".")[0]))
+    if dimension is not None:
+        shape[dimension] //= group.size()
+        offset[dimension] = shape[dimension] * group.rank()
+    return Block(tuple(offset), tuple(shape), tuple(whole_shape))
+
+
+_SPLIT_DIMENSION: dict[Role | None, int] = {
+    Role.VOCABULARY: 0,
+    Role.COLUMN: 0,
+    Role.ROW: 1,
+    Role.HEAD: 0,
+}
+
+
+def _swapped(
+    role: Role, module: nn.Module, group: dist.ProcessGroup, sequence_parallel: bool
+) -> nn.Module:
+    config = ModelParallelConfig(
+        tensor_model_parallel_size=group.size(),
+        sequence_parallel=sequence_parallel and role is Role.ROW,
+        use_cpu_initialization=True,  # on the default device, which is meta here
+        perform_initialization=False,
+    )
+    options: dict[str, Any] = {"config": config, "init_method": _no_init, "tp_group": group}
+    match role:
+        case Role.VOCABULARY:
+            assert isinstance(module, nn.Embedding)
+            options["reduce_scatter_embeddings"] = sequence_parallel
+            return _Embedding(module.num_embeddings, module.embedding_dim, **options)
+        case Role.COLUMN:
+            assert isinstance(module, nn.Linear)
+            return _Column(module.in_features, module.out_features, **options)
+        case Role.ROW:
+            assert isinstance(module, nn.Linear)
+            return _Row(module.in_features, module.out_features, **options)
+        case Role.HEAD:
+            assert isinstance(module, Head)
+            return _Head(module, _WholeSequence(group, sequence_parallel), **options)
+        case Role.SEQUENCE | Role.HEADS:
+            assert isinstance(module, nn.RMSNorm)
+            # Without sequence parallelism these norms see the same tokens everywhere.
+            is_partial = sequence_parallel or role is Role.HEADS
+            return _SharedNorm(module, group) if is_partial else module
+
+
+def _no_init(_weight: Tensor) -> None:
+    raise AssertionError("weights are initialised by the engine")
+
+
+class _WholeSequence:
+    """A forward pre-hook: gives a module all tokens; the gradients of all layers within come
+    together in one reduction, so that these need none of their own."""
+
+    def __init__(self, group: dist.ProcessGroup, sequence_parallel: bool) -> None:
+        self._group = group
+        self._sequence_parallel = sequence_parallel
+
+    def __call__(self, _module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (self.whole(args[0]), *args[1:])
+
+    def whole(self, x_BTD: Tensor) -> Tensor:
+        """All tokens, from this process's or from all."""
+        if not self._sequence_parallel:
+            copied: Tensor = copy_to_tensor_model_parallel_region(x_BTD, group=self._group)
+            return copied
+        gathered_TBD: Tensor = gather_from_sequence_parallel_region(
+            x_BTD.transpose(0, 1), group=self._group
+        )
+        return gathered_TBD.transpose(0, 1)
+
+
+class _Embedding(VocabParallelEmbedding):
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        result: Tensor = super().forward(tokens_BT)
+        return result.transpose(0, 1) if self.reduce_scatter_embeddings else result
+
+
+class _Column(ColumnParallelLinear):
+    # Megatron-core's own answers None, which DeepSpeed would put among a checkpoint's tensors.
+    get_extra_state = nn.Module.get_extra_state
+
+    def __init__(self, num_inputs: int, num_outputs: int, **options: Any) -> None:
+        super().__init__(num_inputs, num_outputs, bias=False, disable_grad_reduce=True, **options)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        result: Tensor = super().forward(x_BTD)[0]
+        return result
+
+
+class _Row(RowParallelLinear):
+    get_extra_state = nn.Module.get_extra_state
+
+    def __init__(self, num_inputs: int, num_outputs: int, **options: Any) -> None:
+        super().__init__(
+            num_inputs, num_outputs, bias=False, input_is_parallel=True, skip_bias_add=False,
+            **options,
+        )  # fmt: skip
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        if not self.sequence_parallel:
+            result: Tensor = super().forward(x_BTD)[0]
+            return result
+        part_TBD: Tensor = super().forward(x_BTD.transpose(0, 1))[0]
+        return part_TBD.transpose(0, 1)
+
+
+class _SharedNorm(nn.RMSNorm):
+    """A weight that every process applies to activations of its own: its gradient is the sum."""
+
+    def __init__(self, norm: nn.RMSNorm, group: dist.ProcessGroup) -> None:
+        super().__init__(norm.normalized_shape, norm.eps)
+        self._group = group
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight: Tensor = copy_to_tensor_model_parallel_region(self.weight, group=self._group)
+        return F.rms_norm(x, self.normalized_shape, weight, self.eps)
+
+
+class _Head(_Column):
+    """`Head` with this process's rows: all logits of a micro-batch exist at once, but each process
+    has those of its tokens of the vocabulary only."""
+
+    def __init__(self, head: Head, sequence: _WholeSequence, **options: Any) -> None:
+        super().__init__(head.weight.shape[1], head.weight.shape[0], **options)
+        self._sequence = sequence
+        self._options = head.options
+
+    def forward(self, h_BTD: Tensor, targets_BT: Tensor, weight: Tensor) -> LossSums:  # type: ignore[override]
+        """`Head.forward`; every process gets the whole sums."""
+        logits_BTV = super().forward(self._sequence.whole(h_BTD)).float()
+        if self._options.softcap is not None:
+            logits_BTV = self._options.softcap * torch.tanh(logits_BTV / self._options.softcap)
+        is_target_BT = targets_BT != IGNORE_INDEX
+        objective = torch.zeros((), device=logits_BTV.device)
+        if self._options.z_loss:
+            log_normaliser_BT = _log_normaliser(logits_BTV, self.tp_group)
+            objective = self._options.z_loss * (log_normaliser_BT.square() * is_target_BT).sum()
+            # Megatron-core's cross entropy overwrites its logits.
+            logits_BTV = logits_BTV.clone()
+        losses_BT: Tensor = vocab_parallel_cross_entropy(logits_BTV, targets_BT)
+        cross_entropy = (losses_BT * is_target_BT).sum()
+        return LossSums(weight * (cross_entropy + objective), cross_entropy.detach())
+
+
+def _log_normaliser(logits_BTV: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """log sum exp over the whole vocabulary."""
+    highest_BT = logits_BTV.detach().amax(dim=-1)
+    dist.all_reduce(highest_BT, op=dist.ReduceOp.MAX, group=group)
+    sums_BT = (logits_BTV - highest_BT[..., None]).exp().sum(dim=-1)
+    total_BT: Tensor = reduce_from_tensor_model_parallel_region(sums_BT, group=group)
+    return highest_BT + total_BT.log()

@@ -1,0 +1,97 @@
+"""What `triax check` refuses of the deepspeed engine: with a reason, and with what works."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from triax.launcher import deepspeed_checks
+from triax.launcher.problems import Problem
+from triax.parallel.config import ParallelConfig
+
+CHECKS = (
+    deepspeed_checks.deepspeed_is_installed,
+    deepspeed_checks.deepspeed_runs_zero_stage,
+    deepspeed_checks.deepspeed_runs_layout,
+    deepspeed_checks.offload_fits_engine,
+)
+
+
+def problems(**fields: Any) -> list[Problem]:
+    parallel = ParallelConfig(**fields)
+    return list(itertools.chain.from_iterable(check(parallel) for check in CHECKS))
+
+
+REFUSED = [
+    ({"zero_stage": 0}, "zero_stage"),
+    ({"zero_stage": 2, "pipeline": 2}, "zero_stage"),
+    ({"zero_stage": 3, "pipeline": 2}, "zero_stage"),
+    *(
+        ({"pipeline": 2, "pipeline_schedule": schedule}, "pipeline_schedule")
+        for schedule in ("gpipe", "interleaved-1f1b", "zbv-zero-bubble", "dualpipe-v")
+    ),
+    ({"replicate": 2}, "replicate"),
+    ({"compile": True}, "compile"),
+    ({"async_tensor": True, "tensor": 2}, "async_tensor"),
+    (
+        {"activation_checkpointing": "selective", "tensor": 2, "sequence_parallel": False},
+        "activation_checkpointing",
+    ),
+    ({"offload": "cpu", "zero_stage": 1}, "offload"),
+]
+
+
+@pytest.mark.parametrize(("fields", "path"), REFUSED, ids=str)
+def test_what_is_refused_says_why_and_what_else(fields: dict[str, Any], path: str) -> None:
+    [problem] = problems(engine="deepspeed", **fields)
+    assert problem.path == f"parallel.{path}"
+    assert "use " in problem.message
+    without_offload = {name: value for name, value in fields.items() if name != "offload"}
+    assert problems(engine="native", **without_offload) == []
+
+
+def test_offload_needs_the_engine() -> None:
+    [problem] = problems(offload="cpu", zero_stage=3)
+    assert str(problem.path) == "parallel.offload" and "deepspeed" in problem.message
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"zero_stage": 3, "tensor": 2, "activation_checkpointing": "selective"},
+        {"pipeline": 2, "zero_stage": 1, "pipeline_split": (1, 3)},
+        {"zero_stage": 2, "offload": "cpu"},
+    ],
+    ids=str,
+)
+def test_what_works_is_not_refused(fields: dict[str, Any]) -> None:
+    assert problems(engine="deepspeed", **fields) == []
+
+
+def test_missing_packages_are_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    [problem] = problems(engine="deepspeed")
+    assert problem.path == "parallel.engine"
+    assert "deepspeed and megatron-core are not installed" in problem.message
+    assert 'pip install "triax[deepspeed]"' in problem.message
+
+
+def test_the_import_says_it_too_and_is_quiet_otherwise() -> None:
+    """Where the check can't know: a package that is there, but broken."""
+    module = "triax.parallel.engines.deepspeed"
+    quiet = subprocess.run(
+        [sys.executable, "-c", f"import {module}"], capture_output=True, text=True, timeout=120,
+        check=True,
+    )  # fmt: skip
+    assert quiet.stdout + quiet.stderr == ""
+    code = f"import sys; sys.modules['deepspeed'] = None\nimport {module}"
+    broken = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert broken.returncode != 0
+    assert 'pip install "triax[deepspeed]"' in broken.stderr

@@ -1,0 +1,79 @@
+"""What the processes of a fleet do in the deepspeed engine's tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from worlds import Case, make_context, make_engine, micro_batches, whole
+
+from triax.parallel.pieces import local_parts
+from triax.training.step import train_step
+
+LR = 2e-3
+
+
+def steps_of(case: Case) -> Tensor:
+    """Losses and gradient norms of ten steps, shape (10, 2)."""
+    context = make_context(case, make_engine(case))
+    rows = []
+    for step in range(case.num_steps):
+        result = train_step(context, micro_batches(case, step), LR)
+        rows.append(torch.stack((result.loss, result.grad_norm)))
+    return torch.stack(rows)
+
+
+def refused_update(case: Case) -> list[str]:
+    """What is wrong after refused updates, in words."""
+    engine, twin = make_engine(case), make_engine(case)
+    context, twins_context = make_context(case, engine), make_context(case, twin)
+    train_step(context, micro_batches(case, 0), LR)
+    train_step(twins_context, micro_batches(case, 0), LR)
+    before = copy_of(engine)
+    problems = []
+    for weight in (1.0, torch.nan):
+        engine.forward_backward(micro_batches(case, 1), torch.tensor(weight))
+        engine.update(LR, torch.tensor(0.5), torch.tensor(1.0))
+        problems += [f"{name} changed at {weight}" for name in differing(before, copy_of(engine))]
+    train_step(context, micro_batches(case, 2), LR)
+    train_step(twins_context, micro_batches(case, 2), LR)
+    problems += [f"{name} went on otherwise" for name in differing(copy_of(engine), copy_of(twin))]
+    problems += [] if differing(before, copy_of(engine)) else ["nothing ever changes"]
+    return problems
+
+
+def copy_of(engine: Any) -> dict[str, list[Tensor]]:
+    """This process's part of an engine's state."""
+    return {
+        name: [part.detach().clone() for part in local_parts(tensor)]
+        for name, tensor in engine.state().items()
+    }
+
+
+def differing(one: dict[str, list[Tensor]], other: dict[str, list[Tensor]]) -> list[str]:
+    """Names whose values are not bitwise the same."""
+    assert one.keys() == other.keys()
+    return [
+        name
+        for name in one
+        if not all(torch.equal(a, b) for a, b in zip(one[name], other[name], strict=True))
+    ]
+
+
+def evaluation(case: Case) -> list[float]:
+    """Evaluation sums before and after a step, and the losses around them."""
+    engine = make_engine(case)
+    context = make_context(case, engine)
+    figures = []
+    for step in range(2):
+        figures += [figure.item() for figure in engine.evaluate(micro_batches(case, 7))]
+        figures.append(train_step(context, micro_batches(case, step), LR).loss.item())
+    dist.barrier()
+    return figures
+
+
+def weights(case: Case) -> dict[str, Tensor]:
+    """An engine's initial state, whole."""
+    return whole(make_engine(case).state())
