@@ -11,7 +11,7 @@ from triax.training.run_directory import RunDirectory
 
 def plot_losses(directory: RunDirectory) -> Path | None:
     """Draw `loss.png` from metrics.jsonl and events.jsonl; None if there is nothing to draw."""
-    rows = [row for row in directory.rows(directory.metrics) if "loss" in row]
+    rows = [row for row in directory.rows(directory.metrics) if row.get("loss") is not None]
     if not rows:
         return None
     tokens = [row["tokens"] for row in rows]
