@@ -1,0 +1,47 @@
+"""Sampling."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from triax.models.config import ModelConfig
+from triax.models.transformer import Transformer
+from triax.training.generate import generate
+
+
+@pytest.fixture(scope="module")
+def model() -> Transformer:
+    torch.manual_seed(0)
+    return Transformer(
+        ModelConfig(
+            num_layers=1, hidden_size=16, num_heads=2, ffn_hidden_size=16, vocab_size=20,
+            init_std=1.0,
+        )
+    )  # fmt: skip
+
+
+def write(model: Transformer, **options: object) -> list[int]:
+    settings = {"max_new_tokens": 12, "context": 8, "seed": 1} | options
+    return list(generate(model, [3, 4], **settings))  # type: ignore[arg-type]
+
+
+def test_temperature_zero_takes_the_likeliest(model: Transformer) -> None:
+    [first, *_] = write(model, temperature=0)
+    assert first == int(model.logits(torch.tensor([[3, 4]]))[0, -1].argmax())
+    assert write(model, temperature=0, seed=1) == write(model, temperature=0, seed=2)
+
+
+def test_draws_depend_on_the_seed_alone(model: Transformer) -> None:
+    assert write(model, seed=1) == write(model, seed=1)
+    assert write(model, seed=1) != write(model, seed=2)
+
+
+def test_top_one_is_the_likeliest(model: Transformer) -> None:
+    assert write(model, top_k=1) == write(model, temperature=0)
+
+
+def test_a_stop_token_ends_the_text_and_is_not_part_of_it(model: Transformer) -> None:
+    text = write(model)
+    stopped = write(model, stop_token=text[5])
+    assert stopped == text[: text.index(text[5])]
