@@ -1,4 +1,4 @@
-"""`triax checkpoint`: list, verify, export to Hugging Face, import from it."""
+"""`triax checkpoint`: list, verify, exchange with Hugging Face, convert to DeepSpeed and back."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from triax.checkpoint.huggingface import export_huggingface, import_huggingface
 from triax.checkpoint.manifest import read_manifest
 from triax.checkpoint.reading import read_tensors
 from triax.checkpoint.staging import whole
+from triax.checkpoint.universal import export_universal, import_universal
 from triax.checkpoint.writing import write_checkpoint
 from triax.common.errors import ExitCode, UserError
 from triax.common.quantities import format_count, format_seconds
@@ -33,6 +34,7 @@ examples:
   triax checkpoint verify runs/my-run
   triax checkpoint export runs/my-run --output hf-model --dtype bf16
   triax checkpoint import hf-model --output imported
+  triax checkpoint convert runs/my-run --to deepspeed --output universal
 """
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _MODEL_PREFIX = "model."
@@ -66,6 +68,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     import_ = add("import", "turn a local transformers folder into a checkpoint to start from")
     import_.add_argument("path", type=Path, metavar="HF_DIR", help="with safetensors files")
     import_.add_argument("--output", type=Path, required=True, metavar="CHECKPOINT_DIR")
+    convert = add("convert", "turn a checkpoint into DeepSpeed's universal format, or back")
+    convert.add_argument("path", type=Path, metavar="CHECKPOINT", help="what is converted")
+    convert.add_argument("--to", choices=["deepspeed", "native"], required=True)
+    convert.add_argument("--output", type=Path, required=True, metavar="DIR")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -74,7 +80,10 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: no checkpoint is at the path, or it cannot be read, converted or written.
     """
-    actions = {"list": _list, "verify": _verify, "export": _export, "import": _import}
+    actions = {
+        "list": _list, "verify": _verify, "export": _export, "import": _import,
+        "convert": _convert,
+    }  # fmt: skip
     return actions[args.action](args)
 
 
@@ -181,4 +190,18 @@ def _import(args: argparse.Namespace) -> int:
     num_parameters = sum(tensor.numel() for tensor in tensors.values())
     print(f"{format_count(num_parameters)} parameters imported to {args.output}")
     print(f'start a run from them with checkpoint.init_from = "{args.output}"')
+    return ExitCode.DONE
+
+
+def _convert(args: argparse.Namespace) -> int:
+    try:
+        if args.to == "deepspeed":
+            num_parameters = export_universal(resolve_checkpoint(args.path), args.output)
+        else:
+            num_parameters = import_universal(args.path, args.output)
+    except (OSError, RankError) as error:
+        raise UserError(f"{args.output}: cannot be written: {error}") from error
+    print(
+        f"{args.path} converted to {args.output}: {num_parameters} parameters, with their moments"
+    )
     return ExitCode.DONE

@@ -1,0 +1,119 @@
+"""DeepSpeed's universal checkpoints: one folder a parameter, with its weight and moments whole.
+
+Layout: `zero/NAME/{fp32,exp_avg,exp_avg_sq,step}.pt` and `zero/optimizer_state.pt`, as DeepSpeed
+0.19 reads them at any number of processes; `triax.json` besides, with the record of the run.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from triax.checkpoint.folders import TEMPORARY, refuse_existing
+from triax.checkpoint.manifest import read_manifest
+from triax.checkpoint.reading import read_tensors
+from triax.checkpoint.staging import whole
+from triax.checkpoint.writing import write_checkpoint
+from triax.common.errors import UserError
+from triax.models.sharding import Role, role_of
+
+_WEIGHT = "fp32"
+_RECORD = "triax.json"
+_VERSION = "0.19.8"
+"""Of the DeepSpeed whose files these are."""
+_NUM_GROUPS = 2
+"""Parameter groups of the optimizer: matrices, which decay, and norms."""
+
+
+def export_universal(checkpoint: Path, output: Path) -> int:
+    """Write a checkpoint as DeepSpeed's; returns the number of parameters' folders.
+
+    Raises:
+        UserError: something is at `output`, or the checkpoint can't be read.
+    """
+    refuse_existing(output)
+    manifest = read_manifest(checkpoint)
+    folder = output.with_name(output.name + TEMPORARY)
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "zero").mkdir(parents=True)
+    names, steps = set(), []
+    for name, tensor in read_tensors(checkpoint).items():
+        parameter, key = _split(name)
+        place = folder / "zero" / parameter
+        place.mkdir(exist_ok=True)
+        names.add(parameter)
+        if key == "step":
+            steps.append(tensor)
+            torch.save(tensor, place / "step.pt")
+        else:
+            torch.save({"param": tensor, "cat_dim": _dimension(parameter)}, place / f"{key}.pt")
+    state = {"step": steps[0]} if steps else {}
+    groups: list[dict[str, Any]] = [{} for _ in range(_NUM_GROUPS)]
+    inner = {"state": {0: state}, "param_groups": groups}
+    torch.save(
+        {"ds_version": _VERSION, "optimizer_state_dict": inner, "param_groups": groups},
+        folder / "zero" / "optimizer_state.pt",
+    )
+    text = json.dumps({"step": manifest.step, "record": manifest.record}, indent=1)
+    (folder / _RECORD).write_text(text, encoding="utf-8")
+    folder.rename(output)
+    return len(names)
+
+
+def import_universal(folder: Path, output: Path) -> int:
+    """Write DeepSpeed's universal checkpoint as a triax one; returns the number of parameters.
+
+    Without `triax.json` it holds weights and moments to start from, but no place in the data.
+
+    Raises:
+        UserError: something is at `output`, or the folder holds no universal checkpoint.
+    """
+    refuse_existing(output)
+    places = sorted(path.parent for path in folder.glob(f"zero/*/{_WEIGHT}.pt"))
+    if not places:
+        raise UserError(f"{folder}: no universal checkpoint: zero/NAME/{_WEIGHT}.pt is missing")
+    tensors = {
+        _joined(place.name, path.stem): _read(path)
+        for place in places
+        for path in sorted(place.glob("*.pt"))
+    }
+    saved: Mapping[str, Any] = {"step": 0, "record": {"imported_from": str(folder), "step": 0}}
+    if (folder / _RECORD).exists():
+        saved = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+    shards = {name: whole(tensor) for name, tensor in tensors.items()}
+    write_checkpoint(output, shards, saved["record"], step=saved["step"])
+    return len(places)
+
+
+def _read(path: Path) -> Tensor:
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(f"{path}: can't be read as tensors: {error}") from error
+    tensor = found["param"] if isinstance(found, dict) else found
+    return tensor if isinstance(tensor, Tensor) else torch.tensor(float(tensor))
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Parameter and DeepSpeed's file of a tensor's name."""
+    kind, _, rest = name.partition(".")
+    if kind == "model":
+        return rest, _WEIGHT
+    parameter, _, key = rest.rpartition(".")
+    return parameter, key
+
+
+def _joined(parameter: str, key: str) -> str:
+    return f"model.{parameter}" if key == _WEIGHT else f"optimizer.{parameter}.{key}"
+
+
+def _dimension(parameter: str) -> int:
+    """Along which dimension tensor-parallel processes cut a parameter, if they do."""
+    return 1 if role_of(parameter.rpartition(".")[0]) is Role.ROW else 0
