@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -68,3 +69,33 @@ def test_a_resumed_run_is_bitwise_the_same(folder: Path) -> None:
         assert ended.code == 0, ended.error
     assert jobs.train(folder, "--run.name=unbroken", *layout, num_processes=2).code == 0
     assert losses(folder, "resumed") == losses(folder, "unbroken")
+
+
+def test_the_guard_skips_and_rolls_back_as_on_the_native_engine(folder: Path) -> None:
+    faults = """
+        [[faults.plan]]
+        kind = "nan-gradient"
+        step = 6
+        until = 8
+        [stability]
+        max_consecutive_skips = 2
+    """
+    (folder / "faults.toml").write_text((folder / "run.toml").read_text() + faults)
+    events = {}
+    for engine in ("native", "deepspeed"):
+        ended = jobs.train(
+            folder, f"--run.name=faults-{engine}", f"--parallel.engine={engine}",
+            "--parallel.zero_stage=3", num_processes=2, config="faults.toml",
+        )  # fmt: skip
+        assert ended.code == 0, ended.out + ended.error
+        lines = (folder / "runs" / f"faults-{engine}" / "events.jsonl").read_text().splitlines()
+        records = [json.loads(line) for line in lines]
+        events[engine] = [
+            (record["event"], record.get("step"), record.get("to_step"))
+            for record in records
+            if record["event"] in ("skipped_update", "rollback")
+        ]
+    assert ("rollback", None, 4) in events["deepspeed"]
+    assert events["deepspeed"] == events["native"]
+    found, expected = losses(folder, "faults-deepspeed"), losses(folder, "faults-native")
+    assert found == pytest.approx(expected, rel=1e-5, nan_ok=True)
