@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.metadata import version
 
 from triax.common.errors import UserError
 from triax.data.config import DataConfig
 from triax.launcher.problems import Problem
 from triax.models.config import ModelConfig
 from triax.parallel.config import ParallelConfig
-from triax.parallel.stages import SCHEDULES, schedule_problem, split_layers
+from triax.parallel.stages import (
+    SCHEDULES,
+    SPLIT_BACKWARD_NEEDS_TORCH,
+    schedule_problem,
+    split_layers,
+)
 from triax.training.config import BatchConfig
 
 
@@ -127,6 +133,14 @@ def recomputation_fits_schedule(parallel: ParallelConfig) -> Iterator[Problem]:
         )
     if parallel.pipeline == 1 or not SCHEDULES[parallel.pipeline_schedule].splits_backward:
         return
+    installed = version("torch")
+    if tuple(int(part) for part in installed.split(".")[:2]) < SPLIT_BACKWARD_NEEDS_TORCH:
+        needed = ".".join(map(str, SPLIT_BACKWARD_NEEDS_TORCH))
+        yield Problem(
+            "parallel.pipeline_schedule",
+            f"{parallel.pipeline_schedule} needs torch {needed} to split the backward pass, "
+            f"{installed} is installed: use interleaved-1f1b",
+        )
     if parallel.activation_checkpointing == "selective":
         yield Problem(
             "parallel.activation_checkpointing",

@@ -43,6 +43,10 @@ SCHEDULES = {
 2023 and 2024; DeepSeek-AI 2024."""
 
 
+SPLIT_BACKWARD_NEEDS_TORCH = (2, 13)
+"""Earlier ones can't start a backward pass from a Python function's node (seen with 2.11)."""
+
+
 def num_stages(config: ParallelConfig) -> int:
     """Stages of the whole pipeline."""
     traits = SCHEDULES[config.pipeline_schedule]

@@ -107,8 +107,8 @@ def test_another_layout_reads_the_same_data_and_validates_the_same(job: Path) ->
     )  # fmt: skip
     three_axes = ("--parallel.tensor=2", "--parallel.pipeline=2")
     done(train(job, ONE, *careful))
-    zbv = (*three_axes, "--parallel.pipeline_schedule=zbv-zero-bubble")
-    ended = train(job, *careful, *zbv, kills(("after-update", 11, None)), num_processes=4)
+    looped = (*three_axes, "--parallel.pipeline_schedule=interleaved-1f1b")
+    ended = train(job, *careful, *looped, kills(("after-update", 11, None)), num_processes=4)
     assert ended.code == -signal.SIGKILL, ended.text
     assert "pipeline 1   [2 3]n0" in ended.out, "the mesh is drawn"
     done(train(job, *careful, "--parallel.pipeline=2", "--parallel.zero_stage=3", num_processes=4))
