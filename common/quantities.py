@@ -122,7 +122,7 @@ class Duration:
     def __str__(self) -> str:
         if self.unit is Unit.SECONDS:
             return f"{self.amount:.12g} s"
-        return f"{self.amount:.0f} {self.unit}"
+        return f"{int(self.amount)} {self.unit}"
 
 
 def _count_or_error(value: Any) -> int:

@@ -72,8 +72,6 @@ def test_a_config_that_is_ready_has_no_problems(tmp_path: Path, config: dict[str
         ([], 3, "batch.global_batch_size", "x 3 data-parallel processes = 6"),
         ([], 8, "batch.global_batch_size", "the nearest that work are 16"),
         (["parallel.replicate=3"], 4, "parallel.replicate", "is not a multiple of pipeline 1"),
-        (["parallel.tensor=2"], 4, "parallel.tensor", "2 is not available in this version"),
-        (["parallel.pipeline=2"], None, "parallel.pipeline", "not available in this version"),
         (["budget.tokens=100"], None, "budget.tokens", "less than one step of 128 tokens"),
         (["budget.tokens_per_parameter=1e308", "budget.tokens=chinchilla"], None,
          "budget.tokens_per_parameter", "is no budget"),

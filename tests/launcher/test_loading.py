@@ -79,7 +79,11 @@ def test_a_good_config_is_loaded(tmp_path: Path) -> None:
         ("[optimizer]\nbetas = 0.9", "optimizer.betas", "expected a list, got 0.9"),
         ("[optimizer]\nbeta = [1, 2]", "optimizer.beta", "unknown key; did you mean betas?"),
         ("[optimizer]\nmicro_batch_size = 3", "optimizer.micro_batch_size", "mean batch.micro"),
-        ("[optimizer]\nzzzzz = 3", "optimizer.zzzzz", "unknown key; valid are lr, betas"),
+        (
+            "[optimizer]\nzzzzz = 3",
+            "optimizer.zzzzz",
+            "unknown key; valid are implementation",
+        ),
         ("[optimiser]\nlr = 3", "optimiser", "unknown section; did you mean optimizer?"),
         ("[optimizer]\n'lr[' = 3", "optimizer.lr[", "unknown key; did you mean lr?"),
         ("[lr]\nx = 3", "lr", "did you mean optimizer.lr?"),
