@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import torch.distributed as dist
 from fleet import run_fleet
+from watched import answers_of
 
 from triax.training.control import ControlLine, Requests
-
-
-def answers_of(asking_rank: int, asking_step: int) -> list[Requests]:
-    line = ControlLine(dist.new_group(backend="gloo"))
-    return [
-        line.exchange(Requests(stop=dist.get_rank() == asking_rank and step == asking_step))
-        for step in range(5)
-    ]
 
 
 def test_all_processes_answer_one_step_later() -> None:
