@@ -32,3 +32,8 @@ def num_copies(parameter: Tensor, mesh: DeviceMesh) -> int:
     if "tensor" in names and parameter.placements[names.index("tensor")].is_replicate():
         copies *= mesh["tensor"].size()
     return copies
+
+
+def num_readers(mesh: DeviceMesh) -> int:
+    """How many processes read the same samples."""
+    return mesh["tensor"].size() * mesh["pipeline"].size()

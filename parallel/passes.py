@@ -8,8 +8,10 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from triax.common.tokens import IGNORE_INDEX
 from triax.models.loss import LossSums
 from triax.models.transformer import Transformer
+from triax.parallel.engines.protocol import MicroBatch
 from triax.parallel.zero import free_gathered, set_micro_batch
 
 
@@ -19,6 +21,23 @@ class Inputs(NamedTuple):
     tokens_BT: Tensor
     targets_BT: Tensor
     document_ids_BT: Tensor | None
+
+    @staticmethod
+    def on(device: torch.device, batch: MicroBatch) -> Inputs:
+        """Begin to copy a micro-batch to the device; nobody waits for it."""
+        ids = batch.document_ids_BT
+        return Inputs(
+            batch.tokens_BT.to(device, non_blocking=True),
+            batch.targets_BT.to(device, non_blocking=True),
+            None if ids is None else ids.to(device, non_blocking=True),
+        )
+
+
+def num_targets(micro_batches: Sequence[MicroBatch], device: torch.device) -> Tensor:
+    """This process's target tokens; int64 scalar on the device."""
+    counts = [(batch.targets_BT != IGNORE_INDEX).sum() for batch in micro_batches]
+    # A blocking copy would wait for all that the device still has to do.
+    return torch.stack(counts).sum().to(device, non_blocking=True)
 
 
 class Part(NamedTuple):

@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from triax.common.errors import UserError
-from triax.common.tokens import IGNORE_INDEX
 from triax.models.config import ModelConfig
 from triax.models.init import initialise
 from triax.models.loss import LossSums
@@ -39,8 +38,9 @@ from triax.parallel.engines.deepspeed_pipeline import (
 from triax.parallel.engines.megatron_layers import block_of, swap_layers
 from triax.parallel.engines.protocol import MakeOptimizer, MicroBatch, StepSums
 from triax.parallel.engines.zero_shares import shares_of
+from triax.parallel.mesh import num_readers
 from triax.parallel.nonfinite import NonFiniteFinder
-from triax.parallel.passes import Inputs, Part
+from triax.parallel.passes import Inputs, Part, num_targets
 from triax.parallel.pieces import Block, Pieces
 from triax.parallel.pipeline import make_part
 from triax.parallel.spread import checkpoint_activations
@@ -100,14 +100,14 @@ class DeepSpeedEngine:
                 initialise(values, name, offset, pieces.shape, model, seed)
 
     def count_targets(self, micro_batches: Sequence[MicroBatch]) -> Tensor:
-        total = self._count(micro_batches)
+        total = num_targets(micro_batches, self.device)
         dist.all_reduce(total)
-        return (total // self._num_readers).float()
+        return (total // num_readers(self._mesh)).float()
 
     def forward_backward(self, micro_batches: Sequence[MicroBatch], weight: Tensor) -> StepSums:
         self._publish()
         cross_entropy = self._passes.forward_backward(
-            [self._inputs(batch) for batch in micro_batches], weight
+            [Inputs.on(self.device, batch) for batch in micro_batches], weight
         )
         squares = [
             gradient.float().square().sum().to(self.device) / self._num_copies(name)
@@ -130,10 +130,10 @@ class DeepSpeedEngine:
 
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> tuple[Tensor, Tensor]:
         self._publish()
-        inputs = [self._inputs(batch) for batch in micro_batches]
+        inputs = [Inputs.on(self.device, batch) for batch in micro_batches]
         cross_entropy = self._passes.forward(inputs) / self._tensor_group.size()
-        num_targets = self._count(micro_batches).double() / self._num_readers
-        totals = torch.stack((cross_entropy, num_targets))
+        targets = num_targets(micro_batches, self.device).double() / num_readers(self._mesh)
+        totals = torch.stack((cross_entropy, targets))
         dist.all_reduce(totals)
         return totals[0], totals[1].round()
 
@@ -205,23 +205,6 @@ class DeepSpeedEngine:
             buffer.grad = kept
             for value in self.optimizer.state[buffer].values():
                 value.zero_()
-
-    @property
-    def _num_readers(self) -> int:
-        """How many processes read the same samples."""
-        return self._mesh["tensor"].size() * self._mesh["pipeline"].size()
-
-    def _count(self, micro_batches: Sequence[MicroBatch]) -> Tensor:
-        counts = [(batch.targets_BT != IGNORE_INDEX).sum() for batch in micro_batches]
-        return torch.stack(counts).sum().to(self.device)
-
-    def _inputs(self, batch: MicroBatch) -> Inputs:
-        ids = batch.document_ids_BT
-        return Inputs(
-            batch.tokens_BT.to(self.device, non_blocking=True),
-            batch.targets_BT.to(self.device, non_blocking=True),
-            None if ids is None else ids.to(self.device, non_blocking=True),
-        )
 
 
 class _DirectPasses:

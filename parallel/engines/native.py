@@ -12,14 +12,13 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from triax.common.tokens import IGNORE_INDEX
 from triax.models.config import ModelConfig
 from triax.models.init import initialise
 from triax.parallel.config import ParallelConfig
 from triax.parallel.engines.protocol import MakeOptimizer, MicroBatch, StepSums
-from triax.parallel.mesh import num_copies
+from triax.parallel.mesh import num_copies, num_readers
 from triax.parallel.nonfinite import NonFiniteFinder
-from triax.parallel.passes import DirectPasses, Inputs, Passes
+from triax.parallel.passes import DirectPasses, Inputs, Passes, num_targets
 from triax.parallel.pipeline import PipelinePasses
 from triax.parallel.spread import spread
 from triax.parallel.tied import tied_head
@@ -78,14 +77,14 @@ class NativeEngine:
         self._fill_in_optimizer_state()
 
     def count_targets(self, micro_batches: Sequence[MicroBatch]) -> Tensor:
-        total = self._count(micro_batches)
+        total = num_targets(micro_batches, self.device)
         dist.all_reduce(total)
-        return (total // self._num_readers).float()
+        return (total // num_readers(self._mesh)).float()
 
     def forward_backward(self, micro_batches: Sequence[MicroBatch], weight: Tensor) -> StepSums:
         if self._tied is not None:
             self._tied.follow()
-        inputs = [self._inputs(batch) for batch in micro_batches]
+        inputs = [Inputs.on(self.device, batch) for batch in micro_batches]
         cross_entropy = self._passes.forward_backward(inputs, weight)
         if self._tied is not None:
             self._tied.give_gradient()
@@ -106,10 +105,10 @@ class NativeEngine:
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> tuple[Tensor, Tensor]:
         if self._tied is not None:
             self._tied.follow()
-        inputs = [self._inputs(batch) for batch in micro_batches]
+        inputs = [Inputs.on(self.device, batch) for batch in micro_batches]
         cross_entropy = self._passes.forward(inputs) / self._mesh["tensor"].size()
-        num_targets = self._count(micro_batches).double() / self._num_readers
-        totals = torch.stack((cross_entropy, num_targets))
+        targets = num_targets(micro_batches, self.device).double() / num_readers(self._mesh)
+        totals = torch.stack((cross_entropy, targets))
         dist.all_reduce(totals)
         return totals[0], totals[1].round()
 
@@ -134,24 +133,6 @@ class NativeEngine:
             for key, value in self.optimizer.state[parameter].items():
                 tensors[f"optimizer.{name}.{key}"] = value
         return tensors
-
-    @property
-    def _num_readers(self) -> int:
-        """How many processes read the same samples."""
-        return self._mesh["tensor"].size() * self._mesh["pipeline"].size()
-
-    def _count(self, micro_batches: Sequence[MicroBatch]) -> Tensor:
-        counts = [(batch.targets_BT != IGNORE_INDEX).sum() for batch in micro_batches]
-        # A blocking copy would wait for all that the device still has to do.
-        return torch.stack(counts).sum().to(self.device, non_blocking=True)
-
-    def _inputs(self, batch: MicroBatch) -> Inputs:
-        ids = batch.document_ids_BT
-        return Inputs(
-            batch.tokens_BT.to(self.device, non_blocking=True),
-            batch.targets_BT.to(self.device, non_blocking=True),
-            None if ids is None else ids.to(self.device, non_blocking=True),
-        )
 
     def _local_gradients(self) -> list[Tensor]:
         gradients = []
