@@ -24,6 +24,7 @@ from triax.launcher.config import RunConfig, RunSection
 from triax.launcher.data_checks import (
     budget_repeats_data,
     exists,
+    inputs_are_there,
     made_with_this_tokenizer,
     shards_are_sane,
     tokenizer_fits,
@@ -164,6 +165,7 @@ CHECKS: tuple[Check, ...] = (
     apex_is_nvidias,
     budget_fits,
     tokenizer_fits,
+    inputs_are_there,
     shards_are_sane,
     made_with_this_tokenizer,
     init_from_exists,

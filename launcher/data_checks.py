@@ -12,6 +12,7 @@ from typing import Any
 
 from triax.common.errors import UserError
 from triax.data.config import DataConfig, PrepareConfig
+from triax.data.inputs import resolve
 from triax.data.record import RECORD, load_prepared
 from triax.data.source import Source
 from triax.data.tokenizer import tokenizer_fingerprint
@@ -66,6 +67,17 @@ def _vocabulary_size(tokenizer: dict[str, Any]) -> int:
     ids = range(len(vocabulary)) if isinstance(vocabulary, list) else vocabulary.values()
     added = [token["id"] for token in tokenizer.get("added_tokens") or ()]
     return max((*ids, *added), default=-1) + 1
+
+
+def inputs_are_there(data: DataConfig) -> Iterator[Problem]:
+    """What the run is about to prepare its data from can be found."""
+    if data.prepare is None or exists(Path(data.prepare.output) / RECORD):
+        return
+    for number, text in enumerate(data.prepare.inputs):
+        try:
+            resolve(text)
+        except UserError as error:
+            yield Problem(f"data.prepare.inputs.{number}", str(error))
 
 
 def shards_are_sane(model: ModelConfig, data: DataConfig) -> Iterator[Problem]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -58,6 +59,9 @@ class Board(Protocol):
     def log(self, step: int, scalars: dict[str, float]) -> None:
         """Show scalars by name at a step."""
 
+    def rewind(self, next_step: int) -> None:
+        """What was shown of this step and later ones is given up: the run has gone back."""
+
     def close(self) -> None:
         """Write what is buffered."""
 
@@ -74,7 +78,12 @@ class TensorBoard:
         # Slow to import, and chosen by the config.
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: Any = SummaryWriter(str(folder), purge_step=next_step)
+        self._open = partial(SummaryWriter, str(folder))
+        self._writer: Any = self._open(purge_step=next_step)
+
+    def rewind(self, next_step: int) -> None:
+        self._writer.close()
+        self._writer = self._open(purge_step=next_step)
 
     def log(self, step: int, scalars: dict[str, float]) -> None:
         for name, value in scalars.items():
@@ -85,7 +94,11 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A Weights & Biases run that is gone on with under the same name."""
+    """A Weights & Biases run that is gone on with under the same name.
+
+    Its own steps can't go back, as a run does that is resumed or rolled back: ours is a metric
+    beside the others, by which they are drawn.
+    """
 
     def __init__(self, project: str, run_dir: Path, config: dict[str, Any]) -> None:
         # Only there with the `wandb` extra.
@@ -95,9 +108,13 @@ class WeightsAndBiases:
             project=project, name=run_dir.name, id=run_dir.name, resume="allow",
             dir=str(run_dir), config=config,
         )  # fmt: skip
+        self._run.define_metric("*", step_metric="step")
+
+    def rewind(self, next_step: int) -> None:
+        """Nothing to do: what comes again is drawn at its step again."""
 
     def log(self, step: int, scalars: dict[str, float]) -> None:
-        self._run.log(scalars, step=step)
+        self._run.log({"step": step, **scalars})
 
     def close(self) -> None:
         self._run.finish()
@@ -125,6 +142,11 @@ class Boards:
             "validation/perplexity": evaluation.perplexity,
         }
         self._log(step, scalars)
+
+    def rewind(self, next_step: int) -> None:
+        """The run has gone back to before this step."""
+        for board in self._boards:
+            board.rewind(next_step)
 
     def _log(self, step: int, scalars: dict[str, float]) -> None:
         for board in self._boards:

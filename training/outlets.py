@@ -64,10 +64,12 @@ class Outlets:
                 self.directory.append_event(name, **fields)
 
     def abandon(self, step: int) -> None:
-        """Move what metrics.jsonl says of later steps out of the way."""
+        """Move what was said of later steps out of the way."""
         if self.is_main:
             with self._losing_at_most_a_line():
                 self.directory.abandon_metrics(step)
+            with self._losing_at_most_a_line():
+                self.boards.rewind(step + 1)
 
     def report(self, text: str) -> None:
         """Write and show the report of a run that stops by itself."""

@@ -87,6 +87,8 @@ def test_a_config_that_is_ready_has_no_problems(tmp_path: Path, config: dict[str
         (["metrics.wandb_project=p"], None, "metrics.wandb_project", 'install "triax[wandb]"'),
         (['data.prepare={"inputs":["x"],"output":"o","vocab_size":301}'], None,
          "data.prepare.vocab_size", "301 is more than model.vocab_size, 300"),
+        (['data.prepare={"inputs":["x","y.txt"],"output":"o","vocab_size":300}'], None,
+         "data.prepare.inputs.1", "y.txt: no such file"),
     ],
 )  # fmt: skip
 def test_each_problem_has_its_place_and_its_mending(
