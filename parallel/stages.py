@@ -48,9 +48,9 @@ SPLIT_BACKWARD_NEEDS_TORCH = (2, 13)
 
 
 def num_stages(config: ParallelConfig) -> int:
-    """Stages of the whole pipeline."""
+    """Stages of the whole pipeline; 1 where there is none, whatever its schedule would be."""
     traits = SCHEDULES[config.pipeline_schedule]
-    if not traits.has_several_stages:
+    if config.pipeline == 1 or not traits.has_several_stages:
         return config.pipeline
     return config.pipeline * (2 if traits.is_v else config.stages_per_rank)
 

@@ -7,7 +7,7 @@ import functools
 import pytest
 from fleet import run_fleet
 from parity import label, reference, skip_unless_torch_can
-from worlds import Case, Run, engine_run, merged
+from worlds import Case, Run, engine_run, furthest, merged
 
 TOLERANCE = 1e-2
 """Relative, of losses over ten steps: bf16 keeps eight bits, about 0.4% of a product."""
@@ -20,10 +20,6 @@ LAYOUT_TOLERANCE = 5e-3
 def one_process() -> Run:
     [run] = run_fleet(1, engine_run, Case(compute="bf16"))
     return run
-
-
-def furthest(losses: list[float], expected: list[float]) -> float:
-    return max(abs(a - b) / b for a, b in zip(losses, expected, strict=True))
 
 
 def test_bf16_is_near_fp32_and_not_the_same() -> None:

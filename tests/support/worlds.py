@@ -9,8 +9,8 @@ import functools
 import gc
 import importlib
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -162,7 +162,11 @@ class Difference:
     @property
     def worst(self) -> float:
         """The largest of them."""
-        return max(self.losses, self.grad_norms, self.gradients, self.parameters)
+        return _worst(astuple(self))
+
+    def or_worse(self, other: Difference) -> Difference:
+        """The larger of both runs' differences."""
+        return Difference(*map(_worst, zip(astuple(self), astuple(other), strict=True)))
 
 
 def difference(run: Run, expected: Run) -> Difference:
@@ -170,18 +174,25 @@ def difference(run: Run, expected: Run) -> Difference:
     assert run.gradients.keys() == expected.gradients.keys()
     assert run.parameters.keys() == expected.parameters.keys()
 
-    def relative(found: list[float], wanted: list[float]) -> float:
-        return max(abs(a - b) / abs(b) for a, b in zip(found, wanted, strict=True))
-
     def absolute(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
-        return max(float((found[name] - wanted[name]).abs().max()) for name in wanted)
+        return _worst([float((found[name] - wanted[name]).abs().max()) for name in wanted])
 
     return Difference(
-        relative(run.losses, expected.losses),
-        relative(run.grad_norms, expected.grad_norms),
+        furthest(run.losses, expected.losses),
+        furthest(run.grad_norms, expected.grad_norms),
         absolute(run.gradients, expected.gradients),
         absolute(run.parameters, expected.parameters),
     )
+
+
+def furthest(found: list[float], wanted: list[float]) -> float:
+    """The largest relative difference."""
+    return _worst([abs(a - b) / abs(b) for a, b in zip(found, wanted, strict=True)])
+
+
+def _worst(differences: Sequence[float]) -> float:
+    """The largest; NaN if there is one, which Python's own `max` passes over."""
+    return float(torch.tensor(differences, dtype=torch.float64).max())
 
 
 def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
