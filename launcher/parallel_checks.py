@@ -124,13 +124,7 @@ def schedule_fits_batch(
 
 
 def recomputation_fits_schedule(parallel: ParallelConfig) -> Iterator[Problem]:
-    """What compiled blocks and a backward pass in two halves can't be combined with."""
-    if parallel.compile and parallel.tensor > 1 and parallel.activation_checkpointing == "full":
-        yield Problem(
-            "parallel.activation_checkpointing",
-            "full fails in torch's compiler with parallel.tensor above 1: use selective, or set "
-            "parallel.compile = false",
-        )
+    """What a backward pass in two halves can't be combined with."""
     if parallel.pipeline == 1 or not SCHEDULES[parallel.pipeline_schedule].splits_backward:
         return
     installed = version("torch")

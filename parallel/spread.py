@@ -63,12 +63,21 @@ def spread(
             split_tensors(part.module, mesh["tensor"], config.sequence_parallel)
             part.module.tie()  # or ZeRO would gather and reduce the tied weight twice
         for block in part.module.blocks.values():
-            checkpoint_activations(block, config.activation_checkpointing)
-        if config.compile:
-            for block in part.module.blocks.values():
-                block.forward = torch.compile(block.forward)
+            _checkpoint_and_compile(block, config)
         shard(part.module, zero_mesh(mesh), config.zero_stage, compute)
     return parts
+
+
+def _checkpoint_and_compile(block: nn.Module, config: ParallelConfig) -> None:
+    """The compiler decides with the policy what selective checkpointing keeps; computing all again
+    is left out of its graph, where it fails under tensor parallelism."""
+    kind = config.activation_checkpointing
+    if kind == "selective":
+        checkpoint_activations(block, kind)
+    if config.compile:
+        block.forward = torch.compile(block.forward)
+    if kind == "full":
+        checkpoint_activations(block, kind)
 
 
 def checkpoint_activations(block: nn.Module, what: str) -> None:

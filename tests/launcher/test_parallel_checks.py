@@ -80,8 +80,6 @@ def test_layouts_that_work(tmp_path: Path, parallel: str) -> None:
          'activation_checkpointing = "selective"', "parallel.activation_checkpointing", "two"),
         ('pipeline = 2\npipeline_schedule = "interleaved-zero-bubble"\ncompile = true',
          "parallel.compile", "can't be split"),
-        ('tensor = 2\ncompile = true\nactivation_checkpointing = "full"',
-         "parallel.activation_checkpointing", "use selective"),
     ],
 )  # fmt: skip
 def test_layouts_that_do_not(tmp_path: Path, parallel: str, path: str, words: str) -> None:

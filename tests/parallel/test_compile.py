@@ -10,7 +10,7 @@ from worlds import Case, compiled_run, difference, merged
 LAYOUTS = [
     (2, {"zero_stage": 3}),
     (2, {"tensor": 2, "activation_checkpointing": "selective"}),
-    (2, {"tensor": 2, "sequence_parallel": False}),
+    (2, {"tensor": 2, "sequence_parallel": False, "activation_checkpointing": "full"}),
     (4, {"tensor": 2, "pipeline": 2, "pipeline_schedule": "interleaved-1f1b", "zero_stage": 2}),
 ]
 
