@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from jobs import make_corpus, make_job
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c_reaches_jobs() -> Iterator[None]:
+    """Shells start background jobs, and so perhaps these tests, with SIGINT ignored; what they
+    start would ignore it too."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, former)
 
 
 @pytest.fixture(scope="session")
