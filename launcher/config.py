@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field, field_validator
+from pydantic import Field, PositiveInt, field_validator
 
 from triax.checkpoint.config import CheckpointConfig
 from triax.common.section import Section
@@ -31,6 +31,9 @@ class RunSection(Section):
     seed: int = Field(0, ge=0, lt=2**63)
     deterministic: bool = False
     """Bitwise repeatable on a GPU too, at a cost in speed. A CPU run always is."""
+    collect_garbage_every: PositiveInt | None = 50
+    """Steps between Python's garbage collections, the same on all ranks; none lets Python choose,
+    in the middle of a step and on each rank at another time."""
 
     @field_validator("name")
     @classmethod
