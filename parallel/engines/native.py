@@ -92,13 +92,15 @@ class NativeEngine:
         return self._reduce(cross_entropy)._replace(own_finite=own_finite)
 
     def update(self, lr: float, gradient_factor: Tensor, skip: Tensor) -> None:
-        torch._foreach_mul_(self._local_gradients(), gradient_factor)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         if getattr(self.optimizer, "_step_supports_amp_scaling", False):
+            # Torch's fused optimizers divide, where they read the gradients anyway.
+            self.optimizer.grad_scale = 1 / gradient_factor  # type: ignore[attr-defined]
             self.optimizer.found_inf = skip  # type: ignore[attr-defined]
             self.optimizer.step()
         elif not bool(skip):
+            torch._foreach_mul_(self._local_gradients(), gradient_factor)
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
