@@ -92,7 +92,7 @@ def make_engine(config: RunConfig, layout: Layout, processes: Processes) -> Engi
         config.model,
         build_mesh(layout, processes.device.type),
         config.parallel,
-        compute=config.precision.compute,
+        precision=config.precision,
         seq_len=config.data.seq_len,
         seed=config.run.seed,
         make_optimizer=optimizer_maker(config.optimizer),

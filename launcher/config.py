@@ -10,14 +10,13 @@ from triax.checkpoint.config import CheckpointConfig
 from triax.common.section import Section
 from triax.data.config import DataConfig
 from triax.models.config import ModelConfig
-from triax.parallel.config import ParallelConfig
+from triax.parallel.config import ParallelConfig, PrecisionConfig
 from triax.training.config import (
     BatchConfig,
     BudgetConfig,
     EvalConfig,
     MetricsConfig,
     OptimizerConfig,
-    PrecisionConfig,
     ScheduleConfig,
 )
 from triax.training.stability.config import FaultsConfig, StabilityConfig

@@ -1,10 +1,11 @@
-"""The `[parallel]` section: how a model is spread over processes. Imports no torch."""
+"""The `[parallel]` and `[precision]` sections: how a model is spread over processes, and what it
+is computed in. Imports no torch."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from triax.common.quantities import Duration, DurationField, Unit
 from triax.common.section import Section
@@ -42,3 +43,18 @@ class ParallelConfig(Section):
     """`deepspeed` only: keep optimizer state, and weights at stage 3, in the machine's memory."""
     timeout: DurationField = Duration(600, Unit.SECONDS)
     """How long a collective may take before the job is ended."""
+
+
+class PrecisionConfig(Section):
+    """`[precision]`: what matrices are multiplied in; the optimizer updates fp32 weights."""
+
+    compute: Literal["fp32", "bf16", "fp16", "fp8"] = "fp32"
+    """fp8: the blocks' linear layers; all else as in bf16."""
+    fp8_recipe: Literal["tensorwise", "rowwise"] = "tensorwise"
+    """One scale a matrix, or one a row: slower, and closer to bf16 where outliers are."""
+    gradients: Literal["fp32", "bf16"] = "fp32"
+    """What reduced gradients are kept in until the update. From `parallel.zero_stage` 2 on they
+    are summed over micro-batches in it too."""
+    initial_loss_scale: float = Field(65536.0, ge=1)
+    """fp16 only; halved at each overflow, doubled after `loss_scale_window` clean steps."""
+    loss_scale_window: PositiveInt = 1000

@@ -22,7 +22,12 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-COMPUTE_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+COMPUTE_DTYPES = {
+    "fp32": None,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp8": torch.bfloat16,
+}
 
 
 def shard(model: nn.Module, mesh: DeviceMesh, zero_stage: int, compute: str) -> None:
@@ -36,7 +41,7 @@ def shard(model: nn.Module, mesh: DeviceMesh, zero_stage: int, compute: str) -> 
         model: the transformer, on any device, meta too.
         mesh: from `zero_mesh`.
         zero_stage: 0 to 3.
-        compute: `precision.compute`; gradients are accumulated and reduced in fp32 always.
+        compute: `precision.compute`; gradients are reduced in fp32 always.
     """
     is_split = any(isinstance(parameter, DTensor) for parameter in model.parameters())
     if mesh.size() == 1 and compute == "fp32" and not is_split:

@@ -14,7 +14,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from triax.models.config import ModelConfig
 from triax.models.init import initialise
-from triax.parallel.config import ParallelConfig
+from triax.parallel.config import ParallelConfig, PrecisionConfig
 from triax.parallel.engines.protocol import MakeOptimizer, MicroBatch, StepSums
 from triax.parallel.mesh import num_copies, num_readers
 from triax.parallel.nonfinite import NonFiniteFinder
@@ -32,7 +32,7 @@ class NativeEngine:
         model: the transformer's shape.
         mesh: from `build_mesh`; its device type is where the engine computes.
         config: the `[parallel]` section.
-        compute: `precision.compute`.
+        precision: the `[precision]` section.
         seq_len: tokens of a sequence.
         seed: of the initial weights.
         make_optimizer: builds the optimizer over the sharded parameters.
@@ -44,14 +44,14 @@ class NativeEngine:
         mesh: DeviceMesh,
         config: ParallelConfig,
         *,
-        compute: str,
+        precision: PrecisionConfig,
         seq_len: int,
         seed: int,
         make_optimizer: MakeOptimizer,
     ) -> None:
         self.device = torch.device(mesh.device_type)
-        self._mesh = mesh
-        self.parts = spread(model, mesh, config, compute, seq_len)
+        self._mesh, self._config = mesh, config
+        self.parts = spread(model, mesh, config, precision, seq_len)
         for part in self.parts:
             part.module.to_empty(device=self.device)
             part.module.tie()
@@ -69,7 +69,7 @@ class NativeEngine:
         if config.pipeline == 1:
             self._passes = DirectPasses(self.parts[0].module, config.zero_stage)
         else:
-            dtype = COMPUTE_DTYPES[compute] or torch.float32
+            dtype = COMPUTE_DTYPES[precision.compute] or torch.float32
             self._passes = PipelinePasses(self.parts, mesh, config, model.hidden_size, dtype)
         copies = [num_copies(parameter, mesh) for parameter in self.parameters.values()]
         self._num_copies = torch.tensor(copies, device=self.device)
