@@ -3,12 +3,14 @@ is computed in. Imports no torch."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
 from triax.common.quantities import Duration, DurationField, Unit
 from triax.common.section import Section
+
+AttentionKernel = Literal["cudnn", "flash", "efficient", "math"]
 
 
 class ParallelConfig(Section):
@@ -38,7 +40,13 @@ class ParallelConfig(Section):
     """What the backward pass computes again: nothing; all but matrix products and attention; all
     of a block."""
     compile: bool = False
-    """Compile each transformer block."""
+    """Compile each transformer block, and the loss."""
+    attention: Annotated[tuple[AttentionKernel, ...], Field(min_length=1)] = (
+        "cudnn", "flash", "efficient", "math",
+    )  # fmt: skip
+    """Kernels for attention without a mask in the order of preference, on CUDA: the first that
+    takes the shapes is used. Document masks have FlexAttention with `compile`, `efficient`
+    without."""
     offload: Literal["none", "cpu"] = "none"
     """`deepspeed` only: keep optimizer state, and weights at stage 3, in the machine's memory."""
     timeout: DurationField = Duration(600, Unit.SECONDS)

@@ -18,7 +18,7 @@ from triax.parallel.config import ParallelConfig, PrecisionConfig
 from triax.parallel.engines.protocol import MakeOptimizer, MicroBatch, StepSums
 from triax.parallel.mesh import num_copies, num_readers
 from triax.parallel.nonfinite import NonFiniteFinder
-from triax.parallel.passes import DirectPasses, Inputs, Passes, num_targets
+from triax.parallel.passes import DirectPasses, Inputs, Passes, attention_kernels, num_targets
 from triax.parallel.pipeline import PipelinePasses
 from triax.parallel.spread import spread
 from triax.parallel.tied import tied_head
@@ -85,7 +85,8 @@ class NativeEngine:
         if self._tied is not None:
             self._tied.follow()
         inputs = [Inputs.on(self.device, batch) for batch in micro_batches]
-        cross_entropy = self._passes.forward_backward(inputs, weight)
+        with attention_kernels(self._config.attention):
+            cross_entropy = self._passes.forward_backward(inputs, weight)
         if self._tied is not None:
             self._tied.give_gradient()
         own_finite = (torch.isfinite(cross_entropy) & torch.isfinite(weight)).float()
@@ -108,7 +109,8 @@ class NativeEngine:
         if self._tied is not None:
             self._tied.follow()
         inputs = [Inputs.on(self.device, batch) for batch in micro_batches]
-        cross_entropy = self._passes.forward(inputs) / self._mesh["tensor"].size()
+        with attention_kernels(self._config.attention):
+            cross_entropy = self._passes.forward(inputs) / self._mesh["tensor"].size()
         targets = num_targets(micro_batches, self.device).double() / num_readers(self._mesh)
         totals = torch.stack((cross_entropy, targets))
         dist.all_reduce(totals)
