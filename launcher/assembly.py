@@ -95,7 +95,7 @@ def make_engine(config: RunConfig, layout: Layout, processes: Processes) -> Engi
         precision=config.precision,
         seq_len=config.data.seq_len,
         seed=config.run.seed,
-        make_optimizer=optimizer_maker(config.optimizer),
+        make_optimizer=optimizer_maker(config.optimizer, config.precision),
     )
 
 

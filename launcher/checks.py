@@ -177,4 +177,4 @@ CHECKS: tuple[Check, ...] = (
     wandb_is_installed,
     run_dir_is_writable,
 )
-WARNINGS: tuple[Check, ...] = (budget_repeats_data,)
+WARNINGS: tuple[Check, ...] = (budget_repeats_data, gradients_are_summed_exactly)

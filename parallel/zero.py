@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
@@ -62,6 +62,22 @@ def shard(model: nn.Module, mesh: DeviceMesh, zero_stage: int, compute: str) -> 
         # Gloo has no pre-multiplied sum, hence the second call.
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
+
+
+def keep_gradients_in(model: nn.Module, dtype: torch.dtype) -> None:
+    """Cast each reduced gradient as soon as it is there, and add later ones to it in that dtype.
+
+    FSDP2 reduces in fp32 and gives the result the parameter's dtype; it calls these hooks right
+    after, group by group, so that fp32 gradients of the whole model never exist at once.
+    """
+
+    def cast(parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        parameter.grad = parameter.grad.to(dtype)
+
+    for parameter in model.parameters():
+        parameter.grad_dtype = None  # may differ from the parameter's
+        parameter.register_post_accumulate_grad_hook(cast)
 
 
 def sharded_modules(model: nn.Module) -> Iterator[FSDPModule]:

@@ -22,7 +22,7 @@ from triax.parallel.passes import DirectPasses, Inputs, Passes, attention_kernel
 from triax.parallel.pipeline import PipelinePasses
 from triax.parallel.spread import spread
 from triax.parallel.tied import tied_head
-from triax.parallel.zero import COMPUTE_DTYPES
+from triax.parallel.zero import COMPUTE_DTYPES, keep_gradients_in
 
 
 class NativeEngine:
@@ -65,6 +65,10 @@ class NativeEngine:
         for name, parameter in self.parameters.items():
             local, offset = _local_part(parameter)
             initialise(local, name, offset, parameter.shape, model, seed)
+        self._gradient_dtype = COMPUTE_DTYPES[precision.gradients] or torch.float32
+        if self._gradient_dtype != torch.float32:
+            for part in self.parts:
+                keep_gradients_in(part.module, self._gradient_dtype)
         self._passes: Passes
         if config.pipeline == 1:
             self._passes = DirectPasses(self.parts[0].module, config.zero_stage)
@@ -163,7 +167,7 @@ class NativeEngine:
         and what it counted is set back.
         """
         for parameter in self.parameters.values():
-            parameter.grad = torch.zeros_like(parameter)
+            parameter.grad = torch.zeros_like(parameter, dtype=self._gradient_dtype)
         self.update(0.0, torch.ones((), device=self.device), torch.zeros((), device=self.device))
         for state in self.optimizer.state.values():
             for value in state.values():

@@ -316,6 +316,22 @@ def live_bytes() -> int:
     return sum(storages.values())
 
 
+def live_bytes_of_a_step(case: Case) -> float:
+    """What lives when a step's gradients are ready, in bytes for each weight."""
+    before = live_bytes()
+    weights: list[float] = []
+
+    class WeighingEngine(NativeEngine):
+        def update(self, lr: float, gradient_factor: Tensor, skip: Tensor) -> None:
+            gradients = [parameter.grad for parameter in self.parameters.values()]
+            count = sum(gradient.numel() for gradient in gradients if gradient is not None)
+            weights.append((live_bytes() - before) / count)
+            super().update(lr, gradient_factor, skip)
+
+    train_step(make_context(case, make_engine(case, WeighingEngine)), micro_batches(case, 0), 1e-3)
+    return weights[-1]
+
+
 class CollectiveCounter(TorchDispatchMode):
     """Counts collectives by name."""
 
