@@ -46,6 +46,10 @@ _EXPENSIVE = (
 """What selective checkpointing keeps: matrix products, attention, and what came from peers."""
 
 
+_FLEX_HEAD_DIM = 16
+"""FlexAttention's kernels take no smaller heads."""
+
+
 def spread(
     model: ModelConfig,
     mesh: DeviceMesh,
@@ -74,7 +78,7 @@ def spread(
         if config.tensor > 1:
             split_tensors(part.module, mesh["tensor"], config.sequence_parallel)
             part.module.tie()  # or ZeRO would gather and reduce the tied weight twice
-        if config.compile and mesh.device_type == "cuda":
+        if config.compile and mesh.device_type == "cuda" and model.head_dim >= _FLEX_HEAD_DIM:
             part.module.make_mask = block_mask  # uncompiled, it would be slower than a dense one
         if precision.compute == "fp8":
             use_float8(part.module, precision.fp8_recipe)

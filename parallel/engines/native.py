@@ -50,7 +50,9 @@ class NativeEngine:
         make_optimizer: MakeOptimizer,
     ) -> None:
         self.device = torch.device(mesh.device_type)
-        self._mesh, self._config = mesh, config
+        self._config = config
+        # Once: a part of a mesh is made anew each time it is asked for.
+        self._tensor_size, self._num_readers = mesh["tensor"].size(), num_readers(mesh)
         self.parts = spread(model, mesh, config, precision, seq_len)
         for part in self.parts:
             part.module.to_empty(device=self.device)
@@ -83,7 +85,7 @@ class NativeEngine:
     def count_targets(self, micro_batches: Sequence[MicroBatch]) -> Tensor:
         total = num_targets(micro_batches, self.device)
         dist.all_reduce(total)
-        return (total // num_readers(self._mesh)).float()
+        return (total // self._num_readers).float()
 
     def forward_backward(self, micro_batches: Sequence[MicroBatch], weight: Tensor) -> StepSums:
         if self._tied is not None:
@@ -114,8 +116,8 @@ class NativeEngine:
             self._tied.follow()
         inputs = [Inputs.on(self.device, batch) for batch in micro_batches]
         with attention_kernels(self._config.attention):
-            cross_entropy = self._passes.forward(inputs) / self._mesh["tensor"].size()
-        targets = num_targets(micro_batches, self.device).double() / num_readers(self._mesh)
+            cross_entropy = self._passes.forward(inputs) / self._tensor_size
+        targets = num_targets(micro_batches, self.device).double() / self._num_readers
         totals = torch.stack((cross_entropy, targets))
         dist.all_reduce(totals)
         return totals[0], totals[1].round()
@@ -156,7 +158,7 @@ class NativeEngine:
         """One all-reduce over all processes, in which what several of them hold counts once."""
         norms = torch._foreach_norm(self._local_gradients(), 2, dtype=torch.float32)
         squared_norm = (torch.stack(norms).square() / self._num_copies).sum()
-        sums = torch.stack((cross_entropy / self._mesh["tensor"].size(), squared_norm))
+        sums = torch.stack((cross_entropy / self._tensor_size, squared_norm))
         dist.all_reduce(sums)
         return StepSums(sums[0], sums[1].sqrt())
 

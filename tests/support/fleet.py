@@ -24,6 +24,7 @@ PRELOAD = [
     "torch.distributed.fsdp",
     "torch.distributed.pipelining",
     "worlds",
+    "fast_paths",
     "triax.launcher.train",
     "triax.parallel.engines.native",
     "torch.utils.tensorboard",

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from fast_paths import ON_GPU
 from fleet import run_fleet
 from parity import label, reference
 from torch import Tensor
@@ -19,11 +20,14 @@ BETAS, EPS = (0.9, 0.95), 1e-8
 
 
 def updated(
-    state_dtype: torch.dtype | None, num_steps: int = 30, skip: int | None = None
+    state_dtype: torch.dtype | None,
+    num_steps: int = 30,
+    skip: int | None = None,
+    device: str = "cpu",
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """A weight after some steps, and its state; by torch's own for None."""
     generator = torch.Generator().manual_seed(1)
-    weight = torch.nn.Parameter(torch.randn(300, 7, generator=generator))
+    weight = torch.nn.Parameter(torch.randn(300, 7, generator=generator).to(device))
     groups = [{"params": [weight], "weight_decay": 0.1}]
     optimizer: Any = (
         AdamW(groups, lr=1e-2, betas=BETAS, eps=EPS, fused=True)
@@ -31,10 +35,10 @@ def updated(
         else MixedAdamW(groups, 1e-2, BETAS, EPS, state_dtype)
     )
     for step in range(num_steps):
-        gradient = torch.randn(300, 7, generator=generator)
+        gradient = torch.randn(300, 7, generator=generator).to(device)
         weight.grad = gradient * torch.nan if step == skip else gradient
-        optimizer.grad_scale = torch.tensor(4.0)
-        optimizer.found_inf = torch.tensor(float(step == skip))
+        optimizer.grad_scale = torch.tensor(4.0, device=device)
+        optimizer.found_inf = torch.tensor(float(step == skip), device=device)
         optimizer.step()
     return weight.detach(), optimizer.state[weight]
 
@@ -45,6 +49,18 @@ def test_with_fp32_moments_it_is_torchs() -> None:
     assert state.keys() == wanted.keys()
     for key in wanted:
         torch.testing.assert_close(state[key], wanted[key], rtol=1e-5, atol=1e-7)
+
+
+@ON_GPU
+def test_the_compiled_update_is_the_plain_one(device: str) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        (weight, state), (expected, wanted) = updated(dtype, device=device), updated(dtype)
+        torch.testing.assert_close(weight.cpu(), expected, rtol=0, atol=1e-5)
+        for key in wanted:
+            is_near = (state[key].cpu().float() - wanted[key].float()).abs() <= (
+                1e-2 * wanted[key].float().abs()
+            )
+            assert is_near.float().mean() > 0.999, key
 
 
 def test_bf16_moments_stay_near_fp32_ones_without_a_bias() -> None:
