@@ -35,6 +35,9 @@ _SMALLEST_PEAK = 2.0**-100
 """Tensors with smaller values are scaled as if this were among them: the scale stays finite."""
 _EXPONENT_BITS = -(1 << 23)
 """All bits of an fp32 number but those of its mantissa."""
+_NAN_BITS = 0x7FC00000
+"""fp32's NaN. The compiler takes equal operations for one, so that query, key and value share a
+cast; it would not with NaN among the arguments, which equals nothing."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +116,8 @@ def to_float8(x_RK: Tensor, dtype: torch.dtype, recipe: Recipe, turned: bool = F
     sizes = x_RK.abs()
     peak = (sizes.amax(along_row) if recipe.is_rowwise else sizes.amax()).float()
     bound = torch.finfo(dtype).max / peak.clamp(min=_SMALLEST_PEAK)
-    scale = (bound.view(torch.int32) & _EXPONENT_BITS).view(torch.float32)
-    scale = torch.where(peak.isfinite(), scale, torch.nan)
+    bits = bound.view(torch.int32) & _EXPONENT_BITS
+    scale = torch.where(peak.isfinite(), bits, _NAN_BITS).view(torch.float32)
     unit = scale.reciprocal()
     if recipe.is_rowwise:
         scale = scale.unsqueeze(along_row)
