@@ -9,14 +9,28 @@ from typing import Any
 
 import pytest
 import torch
+import torch.fx
 from fast_paths import ON_GPU, error
 from fleet import run_fleet
+from functorch.compile import make_boxed_func
 from parity import label, skip_unless_torch_can
 from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.partitioners import min_cut_rematerialization_partition
 from worlds import Case, Run, compiled_run, engine_run, merged
 
 from triax.common.errors import UserError
-from triax.parallel.float8 import RECIPES, Recipe, float8_linear, require_float8, to_float8
+from triax.models.attention import rotary_table
+from triax.models.config import ModelConfig
+from triax.models.transformer import Transformer
+from triax.parallel.float8 import (
+    RECIPES,
+    Recipe,
+    float8_linear,
+    require_float8,
+    to_float8,
+    use_float8,
+)
 
 CPU = torch.device("cpu")
 Linear = Callable[[Tensor, Tensor, Recipe], Tensor]
@@ -140,6 +154,37 @@ def test_zeros_are_zeros(recipe: str) -> None:
     y = float8_linear(x * 0, w, RECIPES[recipe])
     y.backward(dy * 0)
     assert y.abs().max() == 0 and w.grad is not None and w.grad.abs().max() == 0
+
+
+def test_compiled_equal_casts_are_one_and_weights_are_not_kept() -> None:
+    """Query, key and value have one input, gate and up another: four inputs, seven weights."""
+    model = Transformer(ModelConfig(**SHAPE | {"num_layers": 1})).bfloat16()
+    use_float8(model, "tensorwise")
+    forward: list[torch.fx.Graph] = []
+
+    def note(module: torch.fx.GraphModule, _inputs: Any) -> Any:
+        forward.append(module.graph)
+        return make_boxed_func(module.forward)
+
+    backend = aot_autograd(
+        fw_compiler=note,
+        bw_compiler=lambda module, _inputs: make_boxed_func(module.forward),
+        partition_fn=min_cut_rematerialization_partition,
+    )
+    block = torch.compile(model.blocks["0"].forward, backend=backend, fullgraph=True)
+    x = torch.randn(2, 64, 32, dtype=torch.bfloat16, requires_grad=True)
+    block(x, rotary_table(model.config, 64, CPU), None).sum().backward()
+
+    nodes = list(forward[0].nodes)
+    assert sum(node.target is torch.ops.aten.amax.default for node in nodes) == 4 + 7
+    [outputs] = nodes[-1].args
+    in_fp8 = [
+        node.meta["val"]
+        for node in outputs
+        if node is not None and node.meta["val"].dtype == torch.float8_e4m3fn
+    ]
+    assert len(in_fp8) <= 4
+    assert all(128 in tensor.shape for tensor in in_fp8), "an input has 128 tokens"
 
 
 def test_a_device_that_cannot_is_refused_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
