@@ -19,12 +19,14 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
+# Asking for a GPU the usual way would leave a fork server whose children can't use one.
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+
 PRELOAD = [
     "torch",
     "torch.distributed.fsdp",
     "torch.distributed.pipelining",
     "worlds",
-    "fast_paths",
     "triax.launcher.train",
     "triax.parallel.engines.native",
     "torch.utils.tensorboard",
