@@ -249,15 +249,12 @@ def layout_of_rows(*layout: Any) -> Any:
 
 
 LAYOUTS = [
-    (1, {"activation_checkpointing": "full"}, 1, TENSORWISE),
     (1, {"activation_checkpointing": "selective"}, 2, TENSORWISE),
-    (2, {"zero_stage": 1}, 2, TENSORWISE),
     (2, {"zero_stage": 3}, 1, TENSORWISE),
     (2, {"pipeline": 2}, 1, TENSORWISE),
     (2, {"pipeline": 2, "pipeline_schedule": "zbv-zero-bubble", "zero_stage": 2}, 1, TENSORWISE),
     (2, {"tensor": 2}, 1, TENSORWISE),
     layout_of_rows(2, {"zero_stage": 3, "activation_checkpointing": "selective"}, 2),
-    layout_of_rows(2, {"tensor": 2}, 1),
 ]
 
 

@@ -133,11 +133,9 @@ TOLERANCE = 1e-2
 @pytest.mark.parametrize(
     ("num_processes", "parallel", "what"),
     [
-        (1, {}, BF16),
         (1, {}, STATES),
         (2, {"zero_stage": 1}, BF16 | STATES),
         (2, {"zero_stage": 3}, BF16 | STATES),
-        (2, {"pipeline": 2}, BF16 | STATES),
         (2, {"tensor": 2}, BF16 | STATES),
     ],
     ids=label,
