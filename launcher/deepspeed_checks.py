@@ -105,13 +105,20 @@ def apex_is_nvidias(optimizer: OptimizerConfig, parallel: ParallelConfig) -> Ite
             "apex's kernels don't take the native engine's DTensors: "
             'use "torch", whose kernel is fused too, or parallel.engine = "deepspeed"',
         )
+    if parallel.offload != "none":
+        yield Problem(
+            "optimizer.implementation",
+            "apex updates on the device only, and parallel.offload has the update made in the "
+            'machine\'s memory: use "auto" or "torch"',
+        )
     spec = importlib.util.find_spec("apex")
     folders = [] if spec is None else [Path(each) for each in spec.submodule_search_locations or ()]
-    if any((folder / "optimizers").is_dir() for folder in folders):
+    offered = ("optimizers", "normalization")
+    if any(all((folder / each).is_dir() for each in offered) for folder in folders):
         return
     found = "apex is not installed" if spec is None else f"the apex in {spec.origin} is another one"
     yield Problem(
         "optimizer.implementation",
-        f"{found}: NVIDIA's, which has apex.optimizers, is built from "
+        f"{found}: NVIDIA's, which has apex.optimizers and apex.normalization, is built from "
         'https://github.com/NVIDIA/apex and comes with NVIDIA\'s images; or use "torch"',
     )

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 
-from triax.common.errors import UserError
 from triax.parallel.engines.protocol import MakeOptimizer
-from triax.training.apex import find_fused_adam
+from triax.training.apex import chosen, find_fused_adam
 from triax.training.config import OptimizerConfig
 
 
@@ -29,28 +28,14 @@ def optimizer_maker(config: OptimizerConfig) -> MakeOptimizer:
             {"params": matrices, "weight_decay": config.weight_decay},
             {"params": vectors, "weight_decay": 0.0},
         ]
-        fused_adam = _apex_for(config, [*matrices, *vectors])
+        fused_adam = chosen(
+            config,
+            find_fused_adam,
+            can_take=not any(isinstance(parameter, DTensor) for parameter in parameters.values()),
+            on_cuda=all(parameter.is_cuda for parameter in parameters.values()),
+        )
         if fused_adam is not None:
             return fused_adam(groups, lr=config.lr, betas=config.betas, eps=config.eps)  # type: ignore[call-arg]
         return AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
     return make
-
-
-def _apex_for(config: OptimizerConfig, parameters: Sequence[Tensor]) -> type[Optimizer] | None:
-    """Apex's optimizer, if it is asked for, or if it is there and can take the parameters.
-
-    Raises:
-        UserError: it is asked for and can't be used.
-    """
-    can_take = not any(isinstance(parameter, DTensor) for parameter in parameters)
-    if config.implementation == "torch":
-        return None
-    if config.implementation == "auto":
-        on_cuda = all(parameter.is_cuda for parameter in parameters)
-        return find_fused_adam() if can_take and on_cuda else None
-    found = find_fused_adam()
-    if found is None or not can_take:
-        reason = "NVIDIA's apex can't be imported" if found is None else "DTensors are not for apex"
-        raise UserError(f'optimizer.implementation: {reason}; use "torch"')
-    return found

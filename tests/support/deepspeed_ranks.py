@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from worlds import Case, make_context, make_engine, micro_batches
+from worlds import Case, Run, engine_run, make_context, make_engine, micro_batches
 
 from triax.checkpoint.store import CheckpointStore
 from triax.checkpoint.universal import export_universal
@@ -26,6 +28,14 @@ def steps_of(case: Case) -> Tensor:
         result = train_step(context, micro_batches(case, step), LR)
         rows.append(torch.stack((result.loss, result.grad_norm)))
     return torch.stack(rows)
+
+
+def run_with_apex(case: Case, folder: str) -> tuple[Run, int]:
+    """`engine_run` with the apex in the folder; and how many norms that computed."""
+    sys.path.insert(0, folder)
+    run = engine_run(case)
+    num_norms: int = importlib.import_module("apex.normalization.fused_layer_norm").num_calls
+    return run, num_norms
 
 
 def refused_update(case: Case) -> list[str]:

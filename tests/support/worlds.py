@@ -32,6 +32,7 @@ from triax.parallel.engines.native import NativeEngine
 from triax.parallel.layout import Layout
 from triax.parallel.mesh import build_mesh
 from triax.parallel.pieces import Pieces
+from triax.training.apex import chosen, find_fused_rms_norm
 from triax.training.config import OptimizerConfig, PrecisionConfig
 from triax.training.optimizer import optimizer_maker
 from triax.training.precision import LossScaler
@@ -259,9 +260,11 @@ def make_engine(case: Case, kind: type | None = None) -> Any:
     """The case's engine on this process, or one of the given class."""
     parallel = ParallelConfig(**case.parallel)
     mesh = build_mesh(Layout.of(parallel, dist.get_world_size()), "cpu")
+    optimizer = OptimizerConfig(**case.optimizer)
     return (kind or engine_class(case))(
         ModelConfig(**case.model), mesh, parallel, compute=case.compute, seq_len=SEQ_LEN, seed=SEED,
-        make_optimizer=optimizer_maker(OptimizerConfig(**case.optimizer)),
+        make_optimizer=optimizer_maker(optimizer),
+        rms_norm=chosen(optimizer, find_fused_rms_norm, can_take=True, on_cuda=False),
     )  # fmt: skip
 
 
