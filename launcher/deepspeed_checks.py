@@ -72,26 +72,56 @@ def deepspeed_runs_layout(parallel: ParallelConfig) -> Iterator[Problem]:
                 "megatron-core's layers send messages in the middle of what would be compiled: "
                 'set it to false, or use engine = "native"',
             )
-    is_overwritten = parallel.tensor > 1 and not parallel.sequence_parallel
-    if parallel.activation_checkpointing == "selective" and is_overwritten:
+
+
+def deepspeed_recomputes(parallel: ParallelConfig) -> Iterator[Problem]:
+    """What selective checkpointing remembers comes again in the backward pass as it was."""
+    if parallel.engine != "deepspeed" or parallel.activation_checkpointing != "selective":
+        return
+    if parallel.tensor > 1 and not parallel.sequence_parallel:
         yield Problem(
             "parallel.activation_checkpointing",
             "selective keeps results that megatron-core's sums overwrite, and gradients would be "
             'wrong: use full, or parallel.sequence_parallel = true, or engine = "native"',
         )
+    if parallel.zero_stage == 3:
+        yield Problem(
+            "parallel.activation_checkpointing",
+            "DeepSpeed's stage 3 gathers weights within the blocks, in the backward pass at other "
+            "moments than before, and torch stops at messages that selective hasn't seen: use "
+            'full, or parallel.zero_stage = 2, or engine = "native"',
+        )
 
 
 def offload_fits_engine(parallel: ParallelConfig) -> Iterator[Problem]:
-    """Weights and optimizer state in CPU memory are DeepSpeed's, from stage 2 on."""
+    """Weights and optimizer state off the device are DeepSpeed's, from stage 2 on."""
+    if parallel.offload == "nvme" and parallel.offload_path is None:
+        yield Problem(
+            "parallel.offload_path", "nvme needs it: use a folder on a local drive of every machine"
+        )
+    elif parallel.offload != "nvme" and parallel.offload_path is not None:
+        yield Problem("parallel.offload_path", 'use it with parallel.offload = "nvme" only')
     if parallel.offload == "none":
         return
     if parallel.engine != "deepspeed":
         yield Problem("parallel.offload", 'needs parallel.engine = "deepspeed"')
+    elif parallel.pipeline > 1:
+        yield Problem(
+            "parallel.offload",
+            "DeepSpeed's pipeline needs stage 1, whose whole gradients would stay on the device: "
+            'use parallel.pipeline = 1 with parallel.zero_stage = 3, or "none"',
+        )
     elif parallel.zero_stage < 2:
         yield Problem(
             "parallel.offload",
             f"with parallel.zero_stage = {parallel.zero_stage} whole gradients would stay on the "
             "device: use 2 (optimizer state leaves it) or 3 (weights too)",
+        )
+    elif parallel.offload == "nvme" and parallel.zero_stage < 3:
+        yield Problem(
+            "parallel.offload",
+            "DeepSpeed's stage 2 would keep in the machine's memory what is meant for the drive: "
+            'use parallel.zero_stage = 3, or "cpu"',
         )
 
 

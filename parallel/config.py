@@ -38,7 +38,10 @@ class ParallelConfig(Section):
     of a block."""
     compile: bool = False
     """Compile each transformer block."""
-    offload: Literal["none", "cpu"] = "none"
-    """`deepspeed` only: keep optimizer state, and weights at stage 3, in the machine's memory."""
+    offload: Literal["none", "cpu", "nvme"] = "none"
+    """`deepspeed` only: keep optimizer state, and weights at stage 3, in the machine's memory; with
+    `nvme` optimizer state on a drive."""
+    offload_path: str | None = None
+    """With `nvme`: a folder on a local drive of every machine."""
     timeout: DurationField = Duration(600, Unit.SECONDS)
     """How long a collective may take before the job is ended."""

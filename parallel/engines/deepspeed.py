@@ -41,6 +41,7 @@ from triax.parallel.engines.megatron_layers import (
     swap_norms,
     torch_rms_norm,
 )
+from triax.parallel.engines.nvme import SwapFolder
 from triax.parallel.engines.protocol import MakeOptimizer, MicroBatch, RMSNorm, StepSums
 from triax.parallel.engines.zero_shares import shares_of
 from triax.parallel.mesh import num_readers
@@ -54,6 +55,9 @@ from triax.parallel.zero import COMPUTE_DTYPES
 
 _NEVER = 1 << 60
 """Steps between DeepSpeed's own progress lines."""
+
+_SWAPPED_ELEMENTS = 100_000_000
+"""Elements that are on their way between memory and drive at once: four fp32 buffers of so many."""
 
 
 class DeepSpeedEngine:
@@ -85,7 +89,8 @@ class DeepSpeedEngine:
         part = self._part
         # ZeRO-3 would silently compute in the dtype in which it is given the weights.
         part.to(dtype=COMPUTE_DTYPES[compute])
-        settings = _settings(config, compute, self.device)
+        self._swapped_to = SwapFolder(config.offload_path) if config.offload == "nvme" else None
+        settings = _settings(config, compute, self.device, self._swapped_to)
         with silence():
             _materialise(part, self.device, config, settings, mesh)
             self._tied = tied_head(model, mesh, config, [Part(0, part)])
@@ -104,7 +109,7 @@ class DeepSpeedEngine:
         self._step_of_optimizer = self.optimizer.step
         self._factor = torch.ones((), device=self.device)
         self._skip = False
-        self._fill_in_optimizer_state()
+        self._zero.make_states()  # now, so that a checkpoint can be read into them
         self.optimizer.step = self._gated_step
         for name, pieces in self._pieces(self._zero.buffers()).items():
             for offset, values in pieces.pieces:
@@ -162,11 +167,10 @@ class DeepSpeedEngine:
     def state(self) -> dict[str, Tensor]:
         # The caller may write into the buffers, and DeepSpeed's weights are copies of them.
         self._is_published = False
-        buffers = self._zero.buffers()
         tensors: dict[str, Tensor] = {}
-        for name, pieces in self._pieces(buffers).items():
+        for name, pieces in self._pieces(self._zero.buffers()).items():
             tensors[f"model.{name}"] = pieces
-        states = [self.optimizer.state[buffer] for buffer in buffers]
+        states = self._zero.states()
         for key in {key for state in states for key in state}:
             values = [state[key] for state in states]
             if values[0].ndim:
@@ -205,17 +209,6 @@ class DeepSpeedEngine:
             for buffer in group["params"]:
                 buffer.grad.mul_(self._factor.to(buffer.device))
         self._step_of_optimizer()
-
-    def _fill_in_optimizer_state(self) -> None:
-        """Let the optimizer make its state now, so that a checkpoint can be read into it."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = 0.0
-        for number, buffer in enumerate(self._zero.buffers()):
-            kept, buffer.grad = buffer.grad, torch.zeros_like(buffer)
-            self._zero.step_buffer(number)
-            buffer.grad = kept
-            for value in self.optimizer.state[buffer].values():
-                value.zero_()
 
 
 def _start(
@@ -330,18 +323,24 @@ def _make_optimizer(
     return optimizer
 
 
-def _settings(config: ParallelConfig, compute: str, device: torch.device) -> dict[str, Any]:
+def _settings(
+    config: ParallelConfig, compute: str, device: torch.device, swapped_to: SwapFolder | None
+) -> dict[str, Any]:
     """DeepSpeed's own config."""
     if compute == "fp16" and device.type == "cpu":
         raise UserError(
             'precision.compute: DeepSpeed computes in fp16 on CUDA devices only; use "bf16" here'
         )
     zero: dict[str, Any] = {"stage": config.zero_stage}
-    if config.offload == "cpu":
-        place = {"device": "cpu", "pin_memory": device.type == "cuda"}
-        zero["offload_optimizer"] = place
+    in_memory = {"device": "cpu", "pin_memory": device.type == "cuda"}
+    if config.offload != "none":
+        zero["offload_optimizer"] = in_memory
         if config.zero_stage == 3:
-            zero["offload_param"] = place
+            zero["offload_param"] = in_memory
+    if swapped_to is not None:
+        on_drive = {"device": "nvme", "nvme_path": str(swapped_to.path)}
+        zero["offload_optimizer"] = in_memory | on_drive
+        zero["sub_group_size"] = _SWAPPED_ELEMENTS
     return {
         # DeepSpeed multiplies these; how many micro-batches there are, we tell it step by step.
         "train_micro_batch_size_per_gpu": 1,
