@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch.distributed.tensor import DTensor
@@ -32,10 +34,15 @@ class Stager:
     """Copies tensors into CPU buffers that are kept from one save to the next.
 
     Buffers for CUDA tensors are pinned, so that all copies run at once and are waited for once.
+
+    Args:
+        folder: on a local drive, for state that memory has no room for: the buffers of CPU tensors
+            are unnamed files there, mapped.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path | None = None) -> None:
         self._buffers: dict[str, torch.Tensor] = {}
+        self._folder = folder
 
     @torch.no_grad()
     def stage(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, list[Shard]]:
@@ -65,6 +72,13 @@ class Stager:
     def _copy(self, name: str, source: torch.Tensor) -> torch.Tensor:
         buffer = self._buffers.get(name)
         if buffer is None or buffer.shape != source.shape or buffer.dtype != source.dtype:
-            buffer = torch.empty(source.shape, dtype=source.dtype, pin_memory=source.is_cuda)
-            self._buffers[name] = buffer
+            buffer = self._buffers[name] = self._empty_like(source)
         return buffer.copy_(source, non_blocking=True)
+
+    def _empty_like(self, source: torch.Tensor) -> torch.Tensor:
+        if self._folder is None or source.is_cuda or source.numel() <= 1:
+            return torch.empty(source.shape, dtype=source.dtype, pin_memory=source.is_cuda)
+        with tempfile.NamedTemporaryFile(dir=self._folder) as file:
+            return torch.from_file(
+                file.name, shared=True, size=source.numel(), dtype=source.dtype
+            ).view(source.shape)

@@ -79,6 +79,7 @@ class CheckpointStore:
             deadline; None for a single process.
         say: takes a line for the user, on the first rank only, perhaps from the save's thread.
         on_point: called at the named points of a save, with the step, for rehearsing crashes.
+        staging: a folder for the copies that a save makes first; None keeps them in memory.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class CheckpointStore:
         group: dist.ProcessGroup | None = None,
         say: Callable[[str], None] = print,
         on_point: OnPoint = no_point,
+        staging: Path | None = None,
     ) -> None:
         assert keep > 0
         self._directory = directory
@@ -100,7 +102,7 @@ class CheckpointStore:
         self._group = group
         self._say = say if group_rank(group) == 0 else lambda _: None
         self._on_point = on_point
-        self._stager = Stager()
+        self._stager = Stager(staging)
         self._running: _RunningSave | None = None
         self._outcomes: deque[SaveOutcome] = deque()
 

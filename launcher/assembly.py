@@ -17,6 +17,7 @@ from triax.parallel.engines import ENGINES
 from triax.parallel.engines.protocol import Engine
 from triax.parallel.layout import Layout
 from triax.parallel.mesh import build_mesh
+from triax.training.apex import chosen, find_fused_rms_norm
 from triax.training.budget import Budget
 from triax.training.hardware import device_name, peak_flops, peak_memory_gib
 from triax.training.loop import Plan
@@ -95,7 +96,15 @@ def make_engine(config: RunConfig, layout: Layout, processes: Processes) -> Engi
         precision=config.precision,
         seq_len=config.data.seq_len,
         seed=config.run.seed,
-        make_optimizer=optimizer_maker(config.optimizer, config.precision),
+        make_optimizer=optimizer_maker(
+            config.optimizer, config.precision, is_native=config.parallel.engine == "native"
+        ),
+        rms_norm=chosen(
+            config.optimizer,
+            find_fused_rms_norm,
+            can_take=config.parallel.engine != "native",
+            on_cuda=processes.device.type == "cuda",
+        ),
     )
 
 

@@ -33,6 +33,7 @@ from triax.launcher.data_checks import (
 from triax.launcher.deepspeed_checks import (
     apex_is_nvidias,
     deepspeed_is_installed,
+    deepspeed_recomputes,
     deepspeed_runs_layout,
     deepspeed_runs_precision,
     deepspeed_runs_zero_stage,
@@ -166,6 +167,7 @@ CHECKS: tuple[Check, ...] = (
     deepspeed_runs_zero_stage,
     deepspeed_runs_layout,
     deepspeed_runs_precision,
+    deepspeed_recomputes,
     offload_fits_engine,
     apex_is_nvidias,
     budget_fits,

@@ -72,12 +72,24 @@ def deepspeed_runs_layout(parallel: ParallelConfig) -> Iterator[Problem]:
                 "megatron-core's layers send messages in the middle of what would be compiled: "
                 'set it to false, or use engine = "native"',
             )
-    is_overwritten = parallel.tensor > 1 and not parallel.sequence_parallel
-    if parallel.activation_checkpointing == "selective" and is_overwritten:
+
+
+def deepspeed_recomputes(parallel: ParallelConfig) -> Iterator[Problem]:
+    """What selective checkpointing remembers comes again in the backward pass as it was."""
+    if parallel.engine != "deepspeed" or parallel.activation_checkpointing != "selective":
+        return
+    if parallel.tensor > 1 and not parallel.sequence_parallel:
         yield Problem(
             "parallel.activation_checkpointing",
             "selective keeps results that megatron-core's sums overwrite, and gradients would be "
             'wrong: use full, or parallel.sequence_parallel = true, or engine = "native"',
+        )
+    if parallel.zero_stage == 3:
+        yield Problem(
+            "parallel.activation_checkpointing",
+            "DeepSpeed's stage 3 gathers weights within the blocks, in the backward pass at other "
+            "moments than before, and torch stops at messages that selective hasn't seen: use "
+            'full, or parallel.zero_stage = 2, or engine = "native"',
         )
 
 
@@ -112,16 +124,34 @@ def deepspeed_runs_precision(
 
 
 def offload_fits_engine(parallel: ParallelConfig) -> Iterator[Problem]:
-    """Weights and optimizer state in CPU memory are DeepSpeed's, from stage 2 on."""
+    """Weights and optimizer state off the device are DeepSpeed's, from stage 2 on."""
+    if parallel.offload == "nvme" and parallel.offload_path is None:
+        yield Problem(
+            "parallel.offload_path", "nvme needs it: use a folder on a local drive of every machine"
+        )
+    elif parallel.offload != "nvme" and parallel.offload_path is not None:
+        yield Problem("parallel.offload_path", 'use it with parallel.offload = "nvme" only')
     if parallel.offload == "none":
         return
     if parallel.engine != "deepspeed":
         yield Problem("parallel.offload", 'needs parallel.engine = "deepspeed"')
+    elif parallel.pipeline > 1:
+        yield Problem(
+            "parallel.offload",
+            "DeepSpeed's pipeline needs stage 1, whose whole gradients would stay on the device: "
+            'use parallel.pipeline = 1 with parallel.zero_stage = 3, or "none"',
+        )
     elif parallel.zero_stage < 2:
         yield Problem(
             "parallel.offload",
             f"with parallel.zero_stage = {parallel.zero_stage} whole gradients would stay on the "
             "device: use 2 (optimizer state leaves it) or 3 (weights too)",
+        )
+    elif parallel.offload == "nvme" and parallel.zero_stage < 3:
+        yield Problem(
+            "parallel.offload",
+            "DeepSpeed's stage 2 would keep in the machine's memory what is meant for the drive: "
+            'use parallel.zero_stage = 3, or "cpu"',
         )
 
 
@@ -135,13 +165,20 @@ def apex_is_nvidias(optimizer: OptimizerConfig, parallel: ParallelConfig) -> Ite
             "apex's kernels don't take the native engine's DTensors: "
             'use "torch", whose kernel is fused too, or parallel.engine = "deepspeed"',
         )
+    if parallel.offload != "none":
+        yield Problem(
+            "optimizer.implementation",
+            "apex updates on the device only, and parallel.offload has the update made in the "
+            'machine\'s memory: use "auto" or "torch"',
+        )
     spec = importlib.util.find_spec("apex")
     folders = [] if spec is None else [Path(each) for each in spec.submodule_search_locations or ()]
-    if any((folder / "optimizers").is_dir() for folder in folders):
+    offered = ("optimizers", "normalization")
+    if any(all((folder / each).is_dir() for each in offered) for folder in folders):
         return
     found = "apex is not installed" if spec is None else f"the apex in {spec.origin} is another one"
     yield Problem(
         "optimizer.implementation",
-        f"{found}: NVIDIA's, which has apex.optimizers, is built from "
+        f"{found}: NVIDIA's, which has apex.optimizers and apex.normalization, is built from "
         'https://github.com/NVIDIA/apex and comes with NVIDIA\'s images; or use "torch"',
     )

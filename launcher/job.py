@@ -154,6 +154,7 @@ class Job:
             config.budget, config.model, config.batch.global_batch_size * config.data.seq_len
         )
         self.faults = FaultInjector(config.faults, processes.environment.rank, directory.path)
+        swapped_to = config.parallel.offload_path
         self.store = CheckpointStore(
             directory.checkpoints,
             keep=config.checkpoint.keep,
@@ -162,6 +163,7 @@ class Job:
             group=processes.checkpoint_group,
             say=self.say,
             on_point=self.faults.at,
+            staging=None if swapped_to is None else Path(swapped_to),
         )
 
     def say(self, message: str) -> None:

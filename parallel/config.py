@@ -47,8 +47,11 @@ class ParallelConfig(Section):
     """Kernels for attention without a mask in the order of preference, on CUDA: the first that
     takes the shapes is used. Document masks have FlexAttention with `compile`, `efficient`
     without."""
-    offload: Literal["none", "cpu"] = "none"
-    """`deepspeed` only: keep optimizer state, and weights at stage 3, in the machine's memory."""
+    offload: Literal["none", "cpu", "nvme"] = "none"
+    """`deepspeed` only: keep optimizer state, and weights at stage 3, in the machine's memory; with
+    `nvme` optimizer state on a drive."""
+    offload_path: str | None = None
+    """With `nvme`: a folder on a local drive of every machine."""
     timeout: DurationField = Duration(600, Unit.SECONDS)
     """How long a collective may take before the job is ended."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,16 +10,15 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 
-from triax.common.errors import UserError
 from triax.parallel.config import PrecisionConfig
 from triax.parallel.engines.protocol import MakeOptimizer
 from triax.training.adamw import MixedAdamW
-from triax.training.apex import find_fused_adam
+from triax.training.apex import chosen, find_fused_adam
 from triax.training.config import OptimizerConfig
 
 
 def optimizer_maker(
-    config: OptimizerConfig, precision: PrecisionConfig | None = None
+    config: OptimizerConfig, precision: PrecisionConfig | None = None, *, is_native: bool = False
 ) -> MakeOptimizer:
     """A function that builds AdamW (Loshchilov and Hutter 2019) over the engine's parameters.
 
@@ -42,28 +41,15 @@ def optimizer_maker(
         is_mixed = config.state_dtype != "fp32" or not has_fp32_gradients
         if is_mixed or config.implementation == "compiled":
             return MixedAdamW(groups, state_dtype=state_dtype, **settings)
-        fused_adam = _apex_for(config, [*matrices, *vectors])
+        are_plain = not any(isinstance(parameter, DTensor) for parameter in parameters.values())
+        fused_adam = chosen(
+            config,
+            find_fused_adam,
+            can_take=are_plain and not is_native,
+            on_cuda=all(parameter.is_cuda for parameter in parameters.values()),
+        )
         if fused_adam is not None:
             return fused_adam(groups, **settings)
         return AdamW(groups, fused=True, **settings)
 
     return make
-
-
-def _apex_for(config: OptimizerConfig, parameters: Sequence[Tensor]) -> type[Optimizer] | None:
-    """Apex's optimizer, if it is asked for, or if it is there and can take the parameters.
-
-    Raises:
-        UserError: it is asked for and can't be used.
-    """
-    can_take = not any(isinstance(parameter, DTensor) for parameter in parameters)
-    if config.implementation == "torch":
-        return None
-    if config.implementation == "auto":
-        on_cuda = all(parameter.is_cuda for parameter in parameters)
-        return find_fused_adam() if can_take and on_cuda else None
-    found = find_fused_adam()
-    if found is None or not can_take:
-        reason = "NVIDIA's apex can't be imported" if found is None else "DTensors are not for apex"
-        raise UserError(f'optimizer.implementation: {reason}; use "torch"')
-    return found

@@ -27,16 +27,22 @@ from torch.distributed.device_mesh import DeviceMesh
 from triax.common.errors import UserError
 from triax.models.config import ModelConfig
 from triax.models.init import initialise
-from triax.models.loss import LossSums
 from triax.models.transformer import Transformer
 from triax.parallel.config import ParallelConfig, PrecisionConfig
-from triax.parallel.engines.deepspeed_pipeline import (
-    DeepSpeedPipelinePasses,
+from triax.parallel.engines.deepspeed_passes import (
+    DirectPasses,
+    PipelinePasses,
     Stage,
     pipeline_module,
 )
-from triax.parallel.engines.megatron_layers import block_of, swap_layers
-from triax.parallel.engines.protocol import MakeOptimizer, MicroBatch, StepSums
+from triax.parallel.engines.megatron_layers import (
+    block_of,
+    swap_layers,
+    swap_norms,
+    torch_rms_norm,
+)
+from triax.parallel.engines.nvme import SwapFolder
+from triax.parallel.engines.protocol import MakeOptimizer, MicroBatch, RMSNorm, StepSums
 from triax.parallel.engines.zero_shares import shares_of
 from triax.parallel.mesh import num_readers
 from triax.parallel.nonfinite import NonFiniteFinder
@@ -50,11 +56,17 @@ from triax.parallel.zero import COMPUTE_DTYPES
 _NEVER = 1 << 60
 """Steps between DeepSpeed's own progress lines."""
 
+_SWAPPED_ELEMENTS = 100_000_000
+"""Elements that are on their way between memory and drive at once: four fp32 buffers of so many."""
+
 
 class DeepSpeedEngine:
     """An `Engine` over DeepSpeed and megatron-core; see the protocol for the methods.
 
-    The arguments are those of `NativeEngine`.
+    The arguments are those of `NativeEngine`, and:
+
+    Args:
+        rms_norm: computes the norms; PyTorch's own unless given.
     """
 
     def __init__(
@@ -67,16 +79,18 @@ class DeepSpeedEngine:
         seq_len: int,
         seed: int,
         make_optimizer: MakeOptimizer,
+        rms_norm: RMSNorm | None = None,
     ) -> None:
         self.device = torch.device(mesh.device_type)
         self._mesh = mesh
         self._tensor_group = mesh["tensor"].get_group()
         _join(mesh)
-        self._part, self._blocks = _spread(model, mesh, config, seq_len)
+        self._part, self._blocks = _spread(model, mesh, config, seq_len, rms_norm or torch_rms_norm)
         part = self._part
         # ZeRO-3 would silently compute in the dtype in which it is given the weights.
         part.to(dtype=COMPUTE_DTYPES[precision.compute])
-        settings = _settings(config, precision.compute, self.device)
+        self._swapped_to = SwapFolder(config.offload_path) if config.offload == "nvme" else None
+        settings = _settings(config, precision.compute, self.device, self._swapped_to)
         with silence():
             _materialise(part, self.device, config, settings, mesh)
             self._tied = tied_head(model, mesh, config, [Part(0, part)])
@@ -86,14 +100,16 @@ class DeepSpeedEngine:
             for name, parameter in parameters.items():
                 # DeepSpeed's own norm, which it takes even if unused, counts the others once.
                 parameter.tensor_model_parallel = self._is_split(name)  # type: ignore[attr-defined]
-            self.optimizer = _make_optimizer(make_optimizer, parameters, self._blocks, self.device)
+            # Apex, for one, asks where what it updates will be.
+            place = self.device if config.offload == "none" else torch.device("cpu")
+            self.optimizer = _make_optimizer(make_optimizer, parameters, self._blocks, place)
             self._passes = _start(part, self.optimizer, settings, mesh, self._tied)
         self._zero = shares_of(self._passes.engine.optimizer, parameters)
         self._is_published = False
         self._step_of_optimizer = self.optimizer.step
         self._factor = torch.ones((), device=self.device)
         self._skip = False
-        self._fill_in_optimizer_state()
+        self._zero.make_states()  # now, so that a checkpoint can be read into them
         self.optimizer.step = self._gated_step
         for name, pieces in self._pieces(self._zero.buffers()).items():
             for offset, values in pieces.pieces:
@@ -151,11 +167,10 @@ class DeepSpeedEngine:
     def state(self) -> dict[str, Tensor]:
         # The caller may write into the buffers, and DeepSpeed's weights are copies of them.
         self._is_published = False
-        buffers = self._zero.buffers()
         tensors: dict[str, Tensor] = {}
-        for name, pieces in self._pieces(buffers).items():
+        for name, pieces in self._pieces(self._zero.buffers()).items():
             tensors[f"model.{name}"] = pieces
-        states = [self.optimizer.state[buffer] for buffer in buffers]
+        states = self._zero.states()
         for key in {key for state in states for key in state}:
             values = [state[key] for state in states]
             if values[0].ndim:
@@ -195,53 +210,6 @@ class DeepSpeedEngine:
                 buffer.grad.mul_(self._factor.to(buffer.device))
         self._step_of_optimizer()
 
-    def _fill_in_optimizer_state(self) -> None:
-        """Let the optimizer make its state now, so that a checkpoint can be read into it."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = 0.0
-        for number, buffer in enumerate(self._zero.buffers()):
-            kept, buffer.grad = buffer.grad, torch.zeros_like(buffer)
-            self._zero.step_buffer(number)
-            buffer.grad = kept
-            for value in self.optimizer.state[buffer].values():
-                value.zero_()
-
-
-class _DirectPasses:
-    """The passes of a process that holds the whole depth of the model."""
-
-    def __init__(self, engine: Any, num_ranks: int) -> None:
-        self.engine = engine
-        self._num_ranks = num_ranks
-
-    def forward_backward(self, micro_batches: Sequence[Inputs], weight: Tensor) -> Tensor:
-        cross_entropy = torch.zeros_like(weight)
-        # DeepSpeed averages gradients over the data-parallel ranks; the loss is a global sum.
-        weight = weight * self._num_ranks
-        for number, inputs in enumerate(micro_batches, start=1):
-            self.engine.set_gradient_accumulation_boundary(number == len(micro_batches))
-            sums: LossSums = self.engine(*inputs, weight)
-            self.engine.backward(sums.objective, scale_wrt_gas=False)
-            cross_entropy += sums.cross_entropy
-            if number < len(micro_batches):
-                self.engine.step()  # counts the micro-batch
-        return cross_entropy
-
-    @torch.no_grad()
-    def forward(self, micro_batches: Sequence[Inputs]) -> Tensor:
-        self.engine.eval()
-        weight = torch.ones((), device=micro_batches[0].tokens_BT.device)
-        total = weight.double() * 0
-        for inputs in micro_batches:
-            sums: LossSums = self.engine(*inputs, weight)
-            total += sums.cross_entropy
-        self.engine.train()
-        return total
-
-    def step(self) -> None:
-        """Update the weights."""
-        self.engine.step()
-
 
 def _start(
     part: Transformer,
@@ -249,16 +217,16 @@ def _start(
     settings: dict[str, Any],
     mesh: DeviceMesh,
     tied: TiedHead | None,
-) -> _DirectPasses | DeepSpeedPipelinePasses:
+) -> DirectPasses | PipelinePasses:
     """Hand the model to DeepSpeed."""
     num_ranks = mesh["shard"].size()
     options = {"optimizer": optimizer, "config": settings, "dist_init_required": False}
     if mesh["pipeline"].size() == 1:
         engine, *_ = deepspeed.initialize(model=part, mpu=_Groups(mesh), **options)
-        return _DirectPasses(engine, num_ranks)
+        return DirectPasses(engine, num_ranks)
     stage = Stage(part)
     engine, *_ = deepspeed.initialize(model=pipeline_module(stage, mesh), **options)
-    return DeepSpeedPipelinePasses(engine, stage, num_ranks, tied)
+    return PipelinePasses(engine, stage, num_ranks, tied)
 
 
 class _Groups:
@@ -289,7 +257,7 @@ def _join(mesh: DeviceMesh) -> None:
 
 
 def _spread(
-    model: ModelConfig, mesh: DeviceMesh, config: ParallelConfig, seq_len: int
+    model: ModelConfig, mesh: DeviceMesh, config: ParallelConfig, seq_len: int, rms_norm: RMSNorm
 ) -> tuple[Transformer, dict[str, Block]]:
     """This process's part of the model on the meta device, in the order of `spread`; and what it
     holds of each parameter, before ZeRO."""
@@ -299,6 +267,7 @@ def _spread(
     blocks = {name: block_of(name, p.shape, group) for name, p in part.named_parameters()}
     if config.tensor > 1:
         swap_layers(part, group, config.sequence_parallel)
+    swap_norms(part, group, config.sequence_parallel, rms_norm)
     for block in part.blocks.values():
         checkpoint_activations(block, config.activation_checkpointing)
     return part, blocks
@@ -354,18 +323,24 @@ def _make_optimizer(
     return optimizer
 
 
-def _settings(config: ParallelConfig, compute: str, device: torch.device) -> dict[str, Any]:
+def _settings(
+    config: ParallelConfig, compute: str, device: torch.device, swapped_to: SwapFolder | None
+) -> dict[str, Any]:
     """DeepSpeed's own config."""
     if compute == "fp16" and device.type == "cpu":
         raise UserError(
             'precision.compute: DeepSpeed computes in fp16 on CUDA devices only; use "bf16" here'
         )
     zero: dict[str, Any] = {"stage": config.zero_stage}
-    if config.offload == "cpu":
-        place = {"device": "cpu", "pin_memory": device.type == "cuda"}
-        zero["offload_optimizer"] = place
+    in_memory = {"device": "cpu", "pin_memory": device.type == "cuda"}
+    if config.offload != "none":
+        zero["offload_optimizer"] = in_memory
         if config.zero_stage == 3:
-            zero["offload_param"] = place
+            zero["offload_param"] = in_memory
+    if swapped_to is not None:
+        on_drive = {"device": "nvme", "nvme_path": str(swapped_to.path)}
+        zero["offload_optimizer"] = in_memory | on_drive
+        zero["sub_group_size"] = _SWAPPED_ELEMENTS
     return {
         # DeepSpeed multiplies these; how many micro-batches there are, we tell it step by step.
         "train_micro_batch_size_per_gpu": 1,

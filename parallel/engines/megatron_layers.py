@@ -30,11 +30,12 @@ from triax.common.tokens import IGNORE_INDEX
 from triax.models.loss import LossSums
 from triax.models.sharding import Role, role_of, takes_whole_sequence
 from triax.models.transformer import Head, Transformer
+from triax.parallel.engines.protocol import RMSNorm
 from triax.parallel.pieces import Block
 
 
 def swap_layers(model: Transformer, group: dist.ProcessGroup, sequence_parallel: bool) -> None:
-    """Replace every layer with a role by megatron-core's, on the meta device, in place.
+    """Replace every matrix with a role by megatron-core's layer, on the meta device, in place.
 
     Args:
         model: the transformer or a pipeline stage of it, on the meta device.
@@ -43,12 +44,35 @@ def swap_layers(model: Transformer, group: dist.ProcessGroup, sequence_parallel:
     """
     for name, module in list(model.named_modules()):
         role = role_of(name)
-        if role is not None and not isinstance(module, nn.Identity):
+        if role is not None and not isinstance(module, nn.Identity | nn.RMSNorm):
             with torch.device("meta"):
                 model.set_submodule(name, _swapped(role, module, group, sequence_parallel))
         elif takes_whole_sequence(name):
             module.register_forward_pre_hook(_WholeSequence(group, sequence_parallel))
     model.tie()
+
+
+def swap_norms(
+    model: Transformer, group: dist.ProcessGroup, sequence_parallel: bool, compute: RMSNorm
+) -> None:
+    """Replace every norm, on the meta device, in place.
+
+    Args:
+        model: the transformer or a pipeline stage of it.
+        group: the processes of the tensor axis.
+        sequence_parallel: tokens are divided between the split modules.
+        compute: what normalises.
+    """
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.RMSNorm):
+            # Without sequence parallelism, norms of whole tokens see the same ones everywhere.
+            is_partial = group.size() > 1 and (sequence_parallel or role_of(name) is Role.HEADS)
+            model.set_submodule(name, _Norm(module, compute, group if is_partial else None))
+
+
+def torch_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """PyTorch's own."""
+    return F.rms_norm(x, weight.shape, weight, eps)
 
 
 def block_of(name: str, whole_shape: torch.Size, group: dist.ProcessGroup) -> Block:
@@ -100,10 +124,7 @@ def _swapped(
             assert isinstance(module, Head)
             return _Head(module, _WholeSequence(group, sequence_parallel), **options)
         case Role.SEQUENCE | Role.HEADS:
-            assert isinstance(module, nn.RMSNorm)
-            # Without sequence parallelism these norms see the same tokens everywhere.
-            is_partial = sequence_parallel or role is Role.HEADS
-            return _SharedNorm(module, group) if is_partial else module
+            raise AssertionError("norms are for `swap_norms`")
 
 
 def _no_init(_weight: Tensor) -> None:
@@ -167,16 +188,24 @@ class _Row(RowParallelLinear):
         return part_TBD.transpose(0, 1)
 
 
-class _SharedNorm(nn.RMSNorm):
-    """A weight that every process applies to activations of its own: its gradient is the sum."""
+class _Norm(nn.RMSNorm):
+    """RMSNorm by a given function.
 
-    def __init__(self, norm: nn.RMSNorm, group: dist.ProcessGroup) -> None:
-        super().__init__(norm.normalized_shape, norm.eps)
+    With a group, every process of it applies the weight to activations of its own, and its gradient
+    is the sum of theirs.
+    """
+
+    def __init__(self, norm: nn.RMSNorm, compute: RMSNorm, group: dist.ProcessGroup | None) -> None:
+        super().__init__(norm.normalized_shape, norm.eps, device="meta")
+        self._compute = compute
         self._group = group
 
     def forward(self, x: Tensor) -> Tensor:
-        weight: Tensor = copy_to_tensor_model_parallel_region(self.weight, group=self._group)
-        return F.rms_norm(x, self.normalized_shape, weight, self.eps)
+        weight: Tensor = self.weight
+        if self._group is not None:
+            weight = copy_to_tensor_model_parallel_region(weight, group=self._group)
+        assert self.eps is not None
+        return self._compute(x, weight, self.eps)
 
 
 class _Head(_Column):

@@ -15,7 +15,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from triax.models.config import ModelConfig
 from triax.models.init import initialise
 from triax.parallel.config import ParallelConfig, PrecisionConfig
-from triax.parallel.engines.protocol import MakeOptimizer, MicroBatch, StepSums
+from triax.parallel.engines.protocol import MakeOptimizer, MicroBatch, RMSNorm, StepSums
 from triax.parallel.masters import Masters
 from triax.parallel.mesh import num_copies, num_readers
 from triax.parallel.nonfinite import NonFiniteFinder
@@ -37,6 +37,7 @@ class NativeEngine:
         seq_len: tokens of a sequence.
         seed: of the initial weights.
         make_optimizer: builds the optimizer over the sharded parameters.
+        rms_norm: None: DTensors are for torch's own only.
     """
 
     def __init__(
@@ -49,7 +50,9 @@ class NativeEngine:
         seq_len: int,
         seed: int,
         make_optimizer: MakeOptimizer,
+        rms_norm: RMSNorm | None = None,
     ) -> None:
+        assert rms_norm is None, "no kernel of others takes DTensors"
         self.device = torch.device(mesh.device_type)
         self._config = config
         # Once: a part of a mesh is made anew each time it is asked for.

@@ -16,6 +16,9 @@ from torch.optim import Optimizer
 MakeOptimizer = Callable[[Mapping[str, Tensor]], Optimizer]
 """Builds the optimizer over parameters by name; given to the engine by training."""
 
+RMSNorm = Callable[[Tensor, Tensor, float], Tensor]
+"""RMS-normalises x (..., D) and multiplies by a weight (D,), with an epsilon; given by training."""
+
 
 class MicroBatch(Protocol):
     """The tensors of one forward pass, on any device."""

@@ -18,6 +18,7 @@ CHECKS = (
     deepspeed_checks.deepspeed_is_installed,
     deepspeed_checks.deepspeed_runs_zero_stage,
     deepspeed_checks.deepspeed_runs_layout,
+    deepspeed_checks.deepspeed_recomputes,
     deepspeed_checks.offload_fits_engine,
 )
 
@@ -42,7 +43,12 @@ REFUSED = [
         {"activation_checkpointing": "selective", "tensor": 2, "sequence_parallel": False},
         "activation_checkpointing",
     ),
+    ({"activation_checkpointing": "selective", "zero_stage": 3}, "activation_checkpointing"),
     ({"offload": "cpu", "zero_stage": 1}, "offload"),
+    ({"offload": "cpu", "pipeline": 2}, "offload"),
+    ({"offload": "nvme", "zero_stage": 2, "offload_path": "/drive"}, "offload"),
+    ({"offload": "nvme", "zero_stage": 3}, "offload_path"),
+    ({"offload": "cpu", "zero_stage": 3, "offload_path": "/drive"}, "offload_path"),
 ]
 
 
@@ -51,7 +57,7 @@ def test_what_is_refused_says_why_and_what_else(fields: dict[str, Any], path: st
     [problem] = problems(engine="deepspeed", **fields)
     assert problem.path == f"parallel.{path}"
     assert "use " in problem.message
-    without_offload = {name: value for name, value in fields.items() if name != "offload"}
+    without_offload = {n: value for n, value in fields.items() if not n.startswith("offload")}
     assert problems(engine="native", **without_offload) == []
 
 
@@ -63,9 +69,10 @@ def test_offload_needs_the_engine() -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"zero_stage": 3, "tensor": 2, "activation_checkpointing": "selective"},
+        {"zero_stage": 2, "tensor": 2, "activation_checkpointing": "selective"},
         {"pipeline": 2, "zero_stage": 1, "pipeline_split": (1, 3)},
         {"zero_stage": 2, "offload": "cpu"},
+        {"zero_stage": 3, "offload": "nvme", "offload_path": "/drive"},
     ],
     ids=str,
 )

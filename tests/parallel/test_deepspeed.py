@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from deepspeed_ranks import evaluation, refused_update, steps_of
+from apex_stand_in import write_apex
+from deepspeed_ranks import evaluation, refused_update, run_with_apex, steps_of
 from fleet import run_fleet
-from parity import TOLERANCE, label, measure
-from worlds import Case
+from parity import TOLERANCE, label, make_model, measure, reference
+from worlds import Case, difference, merged
 
 ZERO = [
     (1, {"zero_stage": 1}),
@@ -46,6 +48,22 @@ def test_pipeline(num_processes: int, parallel: dict[str, Any]) -> None:
     size = 2 if "tensor" in parallel else 1
     found = measure(num_processes, deepspeed(parallel), tied=tied, micro_batch_size=size)
     assert found.worst <= TOLERANCE, found
+
+
+@pytest.mark.parametrize("parallel", [{"zero_stage": 3, "tensor": 2}, {"pipeline": 2}], ids=label)
+def test_apex_in_the_places_of_norms_and_optimizer(
+    parallel: dict[str, Any], tmp_path: Path
+) -> None:
+    """With a stand-in that has apex's interface: it shows that every norm is computed by it, that
+    the weights' gradients are still summed where they have to be, and that names stay."""
+    write_apex(tmp_path, "nvidia")
+    optimizer = Case().optimizer | {"implementation": "apex"}
+    case = Case(model=make_model(tied=False), parallel=deepspeed(parallel), optimizer=optimizer)
+    found = run_fleet(2, run_with_apex, case, str(tmp_path))
+    assert difference(merged([run for run, _ in found]), reference(tied=False)).worst <= TOLERANCE
+    num_micro_batches = case.num_steps * case.global_batch_size
+    norms_held = [4 * 4 + 1] * 2 if "tensor" in parallel else [2 * 4, 2 * 4 + 1]
+    assert [count for _, count in found] == [n * num_micro_batches for n in norms_held]
 
 
 @pytest.mark.parametrize(

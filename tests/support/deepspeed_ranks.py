@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
+import os
+import signal
+import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from worlds import Case, make_context, make_engine, micro_batches
+from worlds import Case, Run, engine_run, make_context, make_engine, micro_batches
 
 from triax.checkpoint.store import CheckpointStore
 from triax.checkpoint.universal import export_universal
+from triax.common.errors import UserError
 from triax.parallel.pieces import local_parts
 from triax.training.step import train_step
 
@@ -26,6 +32,82 @@ def steps_of(case: Case) -> Tensor:
         result = train_step(context, micro_batches(case, step), LR)
         rows.append(torch.stack((result.loss, result.grad_norm)))
     return torch.stack(rows)
+
+
+def run_with_apex(case: Case, folder: str) -> tuple[Run, int]:
+    """`engine_run` with the apex in the folder; and how many norms that computed."""
+    sys.path.insert(0, folder)
+    run = engine_run(case)
+    num_norms: int = importlib.import_module("apex.normalization.fused_layer_norm").num_calls
+    return run, num_norms
+
+
+def run_with_swapping(case: Case, num_elements: int) -> tuple[Run, set[str]]:
+    """`engine_run`, of which so many elements are swapped at once; and the files mapped by it."""
+    from triax.parallel.engines import deepspeed, zero_shares
+
+    with (
+        mock.patch.object(deepspeed, "_SWAPPED_ELEMENTS", num_elements),
+        mock.patch.object(zero_shares, "mapped", wraps=zero_shares.mapped) as mapped,
+    ):
+        run = engine_run(case)
+    return run, {Path(call.args[0]).name for call in mapped.call_args_list}
+
+
+def refusal_where_one_has_no_aio(case: Case) -> str:
+    """What the engine says if the last process's machine has no libaio."""
+    from triax.parallel.engines import nvme
+
+    is_last = dist.get_rank() == dist.get_world_size() - 1
+    with mock.patch.object(nvme, "_why_no_aio", lambda: "no libaio" if is_last else None):
+        try:
+            make_engine(case)
+        except UserError as error:
+            return str(error)
+    return "nothing"
+
+
+def folders_of_the_living_and_the_dead(place: str) -> tuple[str, str, list[str]]:
+    """Names of the folders of a process that was killed and of one that lives, and of those that
+    are left when a third has come."""
+    from triax.parallel.engines import nvme
+
+    with (
+        mock.patch.object(nvme, "_why_no_aio", lambda: None),
+        mock.patch.object(nvme, "gather_objects", lambda value, _group: [value]),
+    ):
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            held = nvme.SwapFolder(place)
+            os.write(writer, held.path.name.encode())
+            os.kill(os.getpid(), signal.SIGKILL)
+        os.waitpid(child, 0)
+        dead = os.read(reader, 1000).decode()
+        assert (Path(place) / dead).is_dir()
+        living, third = nvme.SwapFolder(place), nvme.SwapFolder(place)
+        names = [path.name for path in Path(place).iterdir() if path.is_dir()]
+        assert third.path.name in names
+        return dead, living.path.name, names
+
+
+def aio_problem() -> str | None:
+    """Why NVMe offload isn't tested here; None if it can be at once."""
+    from torch.utils import cpp_extension
+
+    from triax.parallel.engines.nvme import _why_no_aio
+
+    folder = Path(cpp_extension._get_build_directory("async_io", verbose=False))
+    if (folder / "lock").exists() or not (folder / "async_io.so").exists():
+        is_compiled = False
+    else:  # by this environment, or it would be compiled again
+        is_compiled = str(Path(torch.__file__).parent) in (folder / "build.ninja").read_text()
+    if not is_compiled:
+        return (
+            "DeepSpeed's aio is not compiled; minutes take: DS_ACCELERATOR=cpu python -c "
+            '"from deepspeed.ops.op_builder import AsyncIOBuilder; AsyncIOBuilder().load()"'
+        )
+    return _why_no_aio()
 
 
 def refused_update(case: Case) -> list[str]:

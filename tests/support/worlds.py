@@ -32,6 +32,7 @@ from triax.parallel.engines.native import NativeEngine
 from triax.parallel.layout import Layout
 from triax.parallel.mesh import build_mesh
 from triax.parallel.pieces import Pieces
+from triax.training.apex import chosen, find_fused_rms_norm
 from triax.training.config import OptimizerConfig
 from triax.training.optimizer import optimizer_maker
 from triax.training.precision import LossScaler
@@ -265,10 +266,13 @@ def make_engine(case: Case, kind: type | None = None) -> Any:
     """The case's engine on this process, or one of the given class."""
     parallel, precision = ParallelConfig(**case.parallel), PrecisionConfig(**case.precision)
     mesh = build_mesh(Layout.of(parallel, dist.get_world_size()), case.device)
+    optimizer = OptimizerConfig(**case.optimizer)
+    is_native = parallel.engine == "native"
     return (kind or engine_class(case))(
         ModelConfig(**case.model), mesh, parallel,
         precision=precision, seq_len=case.seq_len, seed=SEED,
-        make_optimizer=optimizer_maker(OptimizerConfig(**case.optimizer), precision),
+        make_optimizer=optimizer_maker(optimizer, precision, is_native=is_native),
+        rms_norm=chosen(optimizer, find_fused_rms_norm, can_take=True, on_cuda=False),
     )  # fmt: skip
 
 

@@ -1,4 +1,7 @@
-"""Whose fused Adam is used: NVIDIA's apex is told from what else has that name."""
+"""Whose fused Adam and RMSNorm are used: NVIDIA's apex is told from what else has that name.
+
+The tests on a CPU have a stand-in with apex's interface: they test how we use it, not apex.
+"""
 
 from __future__ import annotations
 
@@ -9,52 +12,25 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from apex_stand_in import KINDS, write_apex
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from triax.common.errors import UserError
 from triax.launcher.deepspeed_checks import apex_is_nvidias
 from triax.parallel.config import ParallelConfig
-from triax.training.apex import find_fused_adam
+from triax.parallel.engines.protocol import RMSNorm
+from triax.training.apex import chosen, find_fused_adam, find_fused_rms_norm
 from triax.training.config import OptimizerConfig
 from triax.training.optimizer import optimizer_maker
 
-# Apex's interface without its kernels: it counts steps by group, outside of the state.
-NVIDIAS = """
-import torch
-class FusedAdam(torch.optim.Optimizer):
-    def __init__(self, params, lr, betas, eps, weight_decay=0.0):
-        super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay))
-    @torch.no_grad()
-    def step(self):
-        for group in self.param_groups:
-            group["step"] = group.get("step", 0) + 1
-            (one, two), count = group["betas"], group["step"]
-            for p in group["params"]:
-                state = self.state[p]
-                if len(state) == 0:
-                    state["exp_avg"] = torch.zeros_like(p)
-                    state["exp_avg_sq"] = torch.zeros_like(p)
-                state["exp_avg"].lerp_(p.grad, 1 - one)
-                state["exp_avg_sq"].lerp_(p.grad.square(), 1 - two)
-                root = (state["exp_avg_sq"] / (1 - two**count)).sqrt() + group["eps"]
-                update = state["exp_avg"] / (1 - one**count) / root + group["weight_decay"] * p
-                p -= group["lr"] * update
-"""
-STRANGERS = "raise RuntimeError('apex needs a web framework')"
 
-
-@pytest.fixture(params=["none", "stranger", "nvidia"])
+@pytest.fixture(params=KINDS)
 def apex(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[str]:
     """Which package named apex there is."""
-    package = tmp_path / "apex"
-    if request.param != "none":
-        package.mkdir()
-        (package / "__init__.py").write_text(STRANGERS if request.param == "stranger" else "")
-    if request.param == "nvidia":
-        (package / "optimizers").mkdir()
-        (package / "optimizers" / "__init__.py").write_text(NVIDIAS)
+    write_apex(tmp_path, request.param)
     monkeypatch.syspath_prepend(str(tmp_path))
     importlib.invalidate_caches()
     yield request.param
@@ -64,28 +40,56 @@ def apex(
 
 @pytest.mark.skipif(importlib.util.find_spec("apex") is not None, reason="an apex is installed")
 def test_only_nvidias_is_taken(apex: str) -> None:
+    """And that only with its kernels, which `triax check` can't look for."""
     config = OptimizerConfig(implementation="apex")
     problems = list(apex_is_nvidias(config, ParallelConfig(engine="deepspeed")))
-    assert (find_fused_adam() is not None) == (apex == "nvidia") == (problems == [])
+    assert (problems == []) == (apex in ("nvidia", "not-compiled"))
     make = optimizer_maker(config)
     if apex == "nvidia":
         assert type(make({"w": nn.Parameter(torch.ones(2, 2))})).__name__ == "CountedFusedAdam"
+        assert rms_norm(config) is not None
         return
-    assert "NVIDIA's" in problems[0].message and '"torch"' in problems[0].message
+    for problem in problems:
+        assert "NVIDIA's" in problem.message and '"torch"' in problem.message
     with pytest.raises(UserError, match='use "torch"'):
         make({"w": nn.Parameter(torch.ones(2, 2))})
+    with pytest.raises(UserError, match='use "torch"'):
+        rms_norm(config)
+
+
+def rms_norm(config: OptimizerConfig, *, on_cuda: bool = False) -> object:
+    return chosen(config, find_fused_rms_norm, can_take=True, on_cuda=on_cuda)
 
 
 def test_auto_needs_a_gpu_and_torch_takes_torchs(apex: str) -> None:  # noqa: ARG001
     for implementation in ("auto", "torch"):
-        make = optimizer_maker(OptimizerConfig(implementation=implementation))  # type: ignore[arg-type]
+        make = optimizer_maker(make_config(implementation))
         assert type(make({"w": nn.Parameter(torch.ones(2, 2))})) is torch.optim.AdamW
+        assert rms_norm(make_config(implementation)) is None
+
+
+@pytest.mark.skipif(importlib.util.find_spec("apex") is not None, reason="an apex is installed")
+def test_auto_takes_it_on_cuda_where_it_is(apex: str) -> None:
+    found = rms_norm(make_config("auto"), on_cuda=True)
+    assert (found is not None) == (apex == "nvidia")
+    assert rms_norm(make_config("torch"), on_cuda=True) is None
+
+
+def make_config(implementation: str) -> OptimizerConfig:
+    return OptimizerConfig.model_validate({"implementation": implementation})
 
 
 def test_the_native_engine_refuses_it() -> None:
     config = OptimizerConfig(implementation="apex")
     problems = list(apex_is_nvidias(config, ParallelConfig()))
     assert "DTensors" in problems[0].message
+
+
+def test_offloaded_weights_are_not_for_it() -> None:
+    """They are updated on the CPU, and apex would be given them there."""
+    parallel = ParallelConfig(engine="deepspeed", zero_stage=3, offload="cpu")
+    problems = list(apex_is_nvidias(OptimizerConfig(implementation="apex"), parallel))
+    assert "on the device only" in problems[0].message and '"torch"' in problems[0].message
 
 
 @pytest.mark.parametrize("apex", ["nvidia"], indirect=True)
@@ -114,3 +118,49 @@ def test_it_counts_and_updates_as_torch_does(apex: str) -> None:  # noqa: ARG001
         finals.append(parameters)
     for name in start:
         torch.testing.assert_close(finals[1][name], finals[0][name], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_nvidias_norm_is_as_near_to_fp64_as_torchs(dtype: torch.dtype) -> None:
+    """Forward and backward, on activations of a model's width."""
+    apex_norm = find_fused_rms_norm()
+    if apex_norm is None:
+        pytest.skip("NVIDIA's apex is not installed")
+    generator = torch.Generator("cuda").manual_seed(0)
+    x = torch.randn(4, 64, 1024, device="cuda", dtype=dtype, generator=generator)
+    weight = torch.rand(1024, device="cuda", dtype=dtype, generator=generator)
+    exact = passes(lambda x, w, eps: F.rms_norm(x, w.shape, w, eps), x.double(), weight.double())
+    ours = passes(lambda x, w, eps: F.rms_norm(x, w.shape, w, eps), x, weight)
+    apexs = passes(apex_norm, x, weight)
+    for found, torchs, expected in zip(apexs, ours, exact, strict=True):
+        assert found.dtype == dtype
+        error = (found.double() - expected).abs().max()
+        assert error <= 2 * (torchs.double() - expected).abs().max() + 1e-6
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_nvidias_adam_updates_as_torchs() -> None:
+    fused_adam = find_fused_adam()
+    if fused_adam is None:
+        pytest.skip("NVIDIA's apex is not installed")
+    finals = []
+    for implementation in ("torch", "apex"):
+        weight = nn.Parameter(torch.linspace(-1, 1, 4096, device="cuda").view(64, 64))
+        optimizer = optimizer_maker(make_config(implementation))({"w": weight})
+        for step in range(10):
+            weight.grad = torch.sin(weight.detach() * 3 + step)
+            optimizer.step()
+        finals.append(weight.detach())
+    torch.testing.assert_close(finals[1], finals[0], rtol=1e-6, atol=1e-7)
+
+
+def passes(norm: RMSNorm, x: Tensor, weight: Tensor) -> list[Tensor]:
+    """The norm's result, and the gradients of its input and its weight."""
+    x, weight = x.clone().requires_grad_(), weight.clone().requires_grad_()
+    result = norm(x, weight, 1e-5)
+    result.backward(torch.cos(torch.arange(x.numel(), device=x.device).view(x.shape)).to(x.dtype))
+    assert x.grad is not None and weight.grad is not None
+    return [result.detach(), x.grad, weight.grad]

@@ -1,4 +1,4 @@
-"""The passes through DeepSpeed's pipeline, whose schedule ends where the engine takes over."""
+"""Forward and backward passes by DeepSpeed, which end where the engine takes over."""
 
 from __future__ import annotations
 
@@ -22,6 +22,47 @@ from triax.models.loss import LossSums
 from triax.models.transformer import Transformer
 from triax.parallel.passes import Inputs
 from triax.parallel.tied import TiedHead
+
+
+class DirectPasses:
+    """The passes of a process that holds the whole depth of the model.
+
+    Args:
+        engine: DeepSpeed's.
+        num_ranks: data-parallel ranks.
+    """
+
+    def __init__(self, engine: Any, num_ranks: int) -> None:
+        self.engine = engine
+        self._num_ranks = num_ranks
+
+    def forward_backward(self, micro_batches: Sequence[Inputs], weight: Tensor) -> Tensor:
+        cross_entropy = torch.zeros_like(weight)
+        # DeepSpeed averages gradients over the data-parallel ranks; the loss is a global sum.
+        weight = weight * self._num_ranks
+        for number, inputs in enumerate(micro_batches, start=1):
+            self.engine.set_gradient_accumulation_boundary(number == len(micro_batches))
+            sums: LossSums = self.engine(*inputs, weight)
+            self.engine.backward(sums.objective, scale_wrt_gas=False)
+            cross_entropy += sums.cross_entropy
+            if number < len(micro_batches):
+                self.engine.step()  # counts the micro-batch
+        return cross_entropy
+
+    @torch.no_grad()
+    def forward(self, micro_batches: Sequence[Inputs]) -> Tensor:
+        self.engine.eval()
+        weight = torch.ones((), device=micro_batches[0].tokens_BT.device)
+        total = weight.double() * 0
+        for inputs in micro_batches:
+            sums: LossSums = self.engine(*inputs, weight)
+            total += sums.cross_entropy
+        self.engine.train()
+        return total
+
+    def step(self) -> None:
+        """Update the weights."""
+        self.engine.step()
 
 
 class Stage(nn.Module):
@@ -75,8 +116,8 @@ class _Passes(TrainSchedule):
             yield [command for command in commands if not isinstance(command, ending)]
 
 
-class DeepSpeedPipelinePasses:
-    """`Passes` through DeepSpeed's pipeline engine.
+class PipelinePasses:
+    """The passes through DeepSpeed's pipeline.
 
     Args:
         engine: its `PipelineEngine`.
