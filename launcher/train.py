@@ -46,7 +46,7 @@ def _discover_and_train(args: argparse.Namespace) -> int:
     if environment.launcher != "single":
         _end_with_launcher()
     return run_to_exit_code(
-        partial(_check_and_train, args, environment), partial(_report_from_rank, environment)
+        partial(_check_and_train, args, environment), partial(report_from_rank, environment)
     )
 
 
@@ -61,7 +61,7 @@ def _check_and_train(args: argparse.Namespace, environment: Environment) -> int:
     return run(config, environment, preflight=args.preflight)
 
 
-def _report_from_rank(environment: Environment, error: UserError) -> None:
+def report_from_rank(environment: Environment, error: UserError) -> None:
     """Show what went wrong, here or everywhere: all ranks read the same config and files.
 
     Rank 0 speaks first. Where it has the same to say its end makes the launcher end this

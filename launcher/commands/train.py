@@ -65,16 +65,17 @@ def run(args: argparse.Namespace) -> int:
     if args.preflight:
         argv.append("--preflight")
     if args.num_processes is None:
-        _become_worker(argv)
+        become_worker(WORKER, argv)
     return launch(args.num_processes, WORKER, argv)
 
 
-def _become_worker(argv: list[str]) -> NoReturn:
-    """One process is its own worker: signals and the exit code need no passing on.
+def become_worker(module: str, argv: list[str]) -> NoReturn:
+    """Go on as `python -m module argv...`: one process is its own worker, so signals and the exit
+    code need no passing on.
 
     Its imports take seconds, and Ctrl-C in one shows a traceback: `main` lets it through again.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execv(sys.executable, [sys.executable, "-m", WORKER, *argv])
+    os.execv(sys.executable, [sys.executable, "-m", module, *argv])
