@@ -23,11 +23,10 @@ from triax.launcher.bench_config import bench_config
 from triax.launcher.commands.bench import add_arguments, as_overrides, refuse_nothing
 from triax.launcher.config import RunConfig
 from triax.launcher.environment import Environment, discover
-from triax.launcher.exits import run_to_exit_code
+from triax.launcher.exits import report_from_rank, run_to_exit_code
 from triax.launcher.network import prepare
 from triax.launcher.overrides import parse_arguments
 from triax.launcher.processes import Processes, joined, make_deterministic
-from triax.launcher.train import report_from_rank
 from triax.models.counts import flops_per_token, num_parameters
 from triax.parallel.layout import Layout
 from triax.training.bench.batches import RandomBatches
@@ -101,7 +100,7 @@ def bench(
         save_seconds=config.checkpoint.deadline.amount,
     ) as processes:
         layout = Layout.of(config.parallel, environment.world_size)
-        _refuse_hopeless(config, layout, processes.device)
+        _refuse_hopeless(config, layout, processes)
         if config.run.deterministic:
             make_deterministic(processes.device)
         with _out_of_memory_is_told(processes.device):
@@ -165,9 +164,7 @@ def _work(config: RunConfig, layout: Layout, moved: int) -> Work:
     )
 
 
-def _setup(
-    config: RunConfig, layout: Layout, processes: Processes, start_seconds: float
-) -> Setup:
+def _setup(config: RunConfig, layout: Layout, processes: Processes, start_seconds: float) -> Setup:
     parallel, name = config.parallel, device_name(processes.device)
     return Setup(
         model=config.model.preset or "custom",
@@ -194,29 +191,31 @@ def _setup(
         versions={
             "triax": importlib.metadata.version("triax"),
             "torch": torch.__version__,
-            "CUDA": str(torch.version.cuda),
+            "CUDA": torch.version.cuda or "none",
         },
         start_seconds=start_seconds,
     )
 
 
-def _refuse_hopeless(config: RunConfig, layout: Layout, device: torch.device) -> None:
+def _refuse_hopeless(config: RunConfig, layout: Layout, processes: Processes) -> None:
     """Weights, gradients and moments that can't fit a machine's memory: it would not refuse them,
     but end the process, or others.
 
     Raises:
         UserError: the memory is smaller.
     """
-    if device.type == "cuda":
+    if processes.device.type == "cuda":
         return
-    needed = _STATE_BYTES * num_parameters(config.model)
+    num_weights = num_parameters(config.model)
     num_parts = layout.tensor * layout.pipeline * layout.shard
-    num_here = layout.replicate * num_parts
-    if (total := needed * num_here // num_parts) > memory_bytes(device):
+    num_here = processes.environment.local_world_size
+    needed = _STATE_BYTES * num_weights * num_here / num_parts
+    there = memory_bytes(processes.device)
+    if needed > there:
         raise UserError(
-            f"out of memory: weights, gradients and moments of {format_count(num_parameters(config.model))} "
-            f"parameters take {total / 2**30:,.1f} GiB, and this machine has "
-            f"{memory_bytes(device) / 2**30:,.1f}: choose a smaller model"
+            f"out of memory: weights, gradients and moments of {format_count(num_weights)} "
+            f"parameters take {needed / 2**30:,.1f} GiB on this machine, which has "
+            f"{there / 2**30:,.1f}: choose a smaller model"
         )
 
 

@@ -10,8 +10,7 @@ import argparse
 
 from triax.common.errors import UserError
 from triax.launcher.arguments import positive_int
-from triax.launcher.commands.train import become_worker
-from triax.launcher.elastic import launch
+from triax.launcher.elastic import become_worker, launch
 from triax.models.presets import PRESETS
 
 WORKER = "triax.launcher.bench"
@@ -45,7 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--steps", type=positive_int, default=10, metavar="N", help="timed steps (default: 10)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
-    parser.add_argument("--trace", metavar="FILE", help="keep the profiler's trace (.json or .json.gz)")
+    parser.add_argument(
+        "--trace", metavar="FILE", help="keep the profiler's trace, a .json or .json.gz"
+    )
     parser.add_argument(
         "--kernels", type=positive_int, metavar="N", help="also list the N longest kernels"
     )
@@ -82,9 +83,7 @@ def refuse_nothing(args: argparse.Namespace) -> None:
     """
     has_model = any(override.startswith("model") for override in args.overrides)
     if args.config is None and args.preset is None and not has_model:
-        raise UserError(
-            f"give a run's CONFIG or --preset NAME; presets are {', '.join(PRESETS)}"
-        )
+        raise UserError(f"give a run's CONFIG or --preset NAME; presets are {', '.join(PRESETS)}")
 
 
 def as_overrides(args: argparse.Namespace) -> tuple[str, ...]:

@@ -7,14 +7,10 @@ processes. Each process is `python -m triax.launcher.train`, as under torchrun.
 from __future__ import annotations
 
 import argparse
-import os
-import signal
-import sys
-from typing import NoReturn
 
 from triax.launcher.arguments import positive_int
 from triax.launcher.checks import load_checked
-from triax.launcher.elastic import launch
+from triax.launcher.elastic import become_worker, launch
 from triax.launcher.environment import discover
 
 WORKER = "triax.launcher.train"
@@ -67,15 +63,3 @@ def run(args: argparse.Namespace) -> int:
     if args.num_processes is None:
         become_worker(WORKER, argv)
     return launch(args.num_processes, WORKER, argv)
-
-
-def become_worker(module: str, argv: list[str]) -> NoReturn:
-    """Go on as `python -m module argv...`: one process is its own worker, so signals and the exit
-    code need no passing on.
-
-    Its imports take seconds, and Ctrl-C in one shows a traceback: `main` lets it through again.
-    """
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os.execv(sys.executable, [sys.executable, "-m", module, *argv])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention import SDPBackend, current_flash_attention_impl, sdpa_kernel
 
 from triax.common.errors import UserError
 from triax.models.config import ModelConfig
@@ -174,7 +174,8 @@ def _multiplications(
         yield from (_fp8_product(*shape, device) for shape in ((m, k, n), (m, n, k), (n, m, k)))
         return
     x_MK, weight_NK, grad_MN = (
-        torch.randn(shape, device=device, dtype=_DTYPES[compute]) for shape in ((m, k), (n, k), (m, n))
+        torch.randn(shape, device=device, dtype=_DTYPES[compute])
+        for shape in ((m, k), (n, k), (m, n))
     )
     yield lambda: x_MK @ weight_NK.T
     yield lambda: grad_MN @ weight_NK
@@ -217,8 +218,14 @@ def _attention_seconds(
                 if isinstance(error, torch.OutOfMemoryError):
                     raise
                 continue
-            yield backend.name.removesuffix("_ATTENTION").lower(), seconds
+            yield _shown(backend), seconds
             break
+
+
+def _shown(backend: SDPBackend) -> str:
+    name = backend.name.removesuffix("_ATTENTION").lower()
+    chosen = current_flash_attention_impl() if backend is SDPBackend.FLASH_ATTENTION else None
+    return f"{name} ({chosen})" if chosen else name
 
 
 def _attention(work: Work, is_grouped: bool, device: torch.device) -> Callable[[], object]:

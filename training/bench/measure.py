@@ -114,7 +114,7 @@ def _profiled(step: Step, first: int, device: torch.device, trace: Path | None) 
         path = trace or Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(path))
         opened = gzip.open if path.suffix == ".gz" else Path.open
-        with opened(path, "rt") as file:  # type: ignore[operator]
+        with opened(path, "rt") as file:
             return break_down(json.load(file))
 
 

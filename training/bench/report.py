@@ -225,9 +225,9 @@ def _checks(report: Report) -> Iterator[str]:
 
 
 def _kernels(report: Report, num_kernels: int) -> Iterator[str]:
-    yield f"{'kind':15}{'ms':>9}{'times':>8}  kernel"
+    yield f"{'kind':15}{'ms':>9}{'runs':>8}  kernel"
     for kernel in report.measured.breakdown.kernels[:num_kernels]:
-        row = f"{kernel.kind:15}{1e3 * kernel.seconds:9,.2f}{kernel.count:8,.0f}  {kernel.name}"
+        row = f"{kernel.kind:15}{1e3 * kernel.seconds:9,.2f}{kernel.num_runs:8,.0f}  {kernel.name}"
         yield row if len(row) <= WIDTH else f"{row[: WIDTH - 3]}..."
 
 

@@ -33,12 +33,12 @@ _NUM_KERNELS = 40
 
 
 class Kernel(NamedTuple):
-    """All runs of one kernel, or of one operation on a CPU, by the step."""
+    """All runs of one kernel in a step; on a CPU all stretches of one operation."""
 
     name: str
     kind: Kind
     seconds: float
-    count: float
+    num_runs: float
 
 
 @dataclass(frozen=True)
@@ -164,9 +164,7 @@ def _shares(
     return shares, hidden
 
 
-def _waits(
-    events: Iterable[Event], host: tuple[float, float], num_steps: int
-) -> dict[str, float]:
+def _waits(events: Iterable[Event], host: tuple[float, float], num_steps: int) -> dict[str, float]:
     counts = Counter(
         event["name"]
         for event in events

@@ -1,0 +1,190 @@
+"""`triax bench` as it is typed."""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_run import CONFIG, command
+
+from triax.launcher.bench_config import bench_config
+from triax.launcher.cli import main
+from triax.launcher.commands.bench import add_arguments, as_overrides, worker_arguments
+from triax.launcher.overrides import parse_arguments
+from triax.launcher.problems import ConfigError
+from triax.models.config import ModelConfig
+from triax.models.counts import flops_per_token
+
+TINY = (
+    "--model.num_layers=2", "--model.hidden_size=32", "--model.num_heads=2",
+    "--model.ffn_hidden_size=64", "--model.vocab_size=304", "--seq-len=32", "--steps=2",
+)  # fmt: skip
+KINDS = [
+    "gemm", "attention", "loss", "optimizer", "elementwise", "copies", "communication", "idle"
+]  # fmt: skip
+
+
+def bench(folder: Path, *argv: str, program: Sequence[str] = ("triax", "bench")) -> Any:
+    """Run it to its end."""
+    return subprocess.run(
+        [command(program[0]), *program[1:], *argv],
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def test_a_table_of_a_preset(tmp_path: Path) -> None:
+    argv = "--preset mini-10m --seq-len 16 --micro-batch-size 2 --precision bf16 --steps 1"
+    ended = bench(tmp_path, *argv.split(), "--kernels", "3", "--model.num_layers=1")
+    assert ended.returncode == 0, ended.stderr
+    lines = ended.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    shown = [line.split()[0] for line in lines if line]
+    begin = shown.index("where") + 1
+    assert shown[begin : begin + len(KINDS)] == KINDS
+    for name in ("tokens/s", "TFLOP/s", "MFU", "memory", "start", "limit", "ratio", "waits"):
+        assert name in shown
+    assert "2 x 16 tokens" in ended.stdout and "bf16" in ended.stdout
+    assert "the bf16 peak of cpu isn't known" in ended.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_json_is_one_object_that_adds_up(tmp_path: Path) -> None:
+    ended = bench(tmp_path, *TINY, "--json", "--trace", "trace.json.gz")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr == ""
+    found = json.loads(ended.stdout)
+    setup, step = found["setup"], found["step_seconds"]
+    assert (setup["seq_len"], setup["num_tokens"], len(step["all"])) == (32, 32, 2)
+    assert step["min"] <= step["median"] <= step["max"]
+    assert found["tokens_per_second"] == pytest.approx(32 / step["median"])
+    model = ModelConfig(num_layers=2, hidden_size=32, num_heads=2, num_kv_heads=2, head_dim=16,
+                        ffn_hidden_size=64, vocab_size=304)  # fmt: skip
+    flops = flops_per_token(model, 32)
+    assert setup["flops_per_token"] == flops
+    assert found["tflops_per_device"] == pytest.approx(found["tokens_per_second"] * flops / 1e12)
+    assert found["mfu"] is None
+    limit = found["limit"]
+    assert limit["total"] == pytest.approx(sum(limit[part] for part in KINDS if part in limit))
+    assert found["ratio"] == pytest.approx(limit["total"] / step["median"])
+    assert limit["gemm_flops"] == 32 * (flops - 12 * 2 * 32 * 32)
+    profile = found["profile"]
+    assert list(profile["seconds"]) == KINDS
+    assert sum(profile["seconds"].values()) == pytest.approx(profile["step_seconds"])
+    assert all(profile["seconds"][kind] > 0 for kind in KINDS[:5])
+    assert found["losses"][0] == pytest.approx(5.7, abs=0.5)  # about the logarithm of 304
+    assert found["num_skipped"] == 0
+    with gzip.open(tmp_path / "trace.json.gz") as file:
+        assert json.load(file)["traceEvents"]
+
+
+def test_several_processes_communicate(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(CONFIG.replace('"TOKENS"', "512").replace("EVERY", "1000"))
+    program = ("torchrun", "--nproc-per-node=2", "-m", "triax.launcher.bench")
+    argv = ("run.toml", "--steps=1", "--json", "--batch.micro_batch_size=2")
+    ended = bench(tmp_path, *argv, program=program)
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads(ended.stdout)
+    assert found["setup"]["num_processes"] == 2
+    # The config's global batch of 8 sequences: two micro-batches of 2 on each process.
+    assert (found["setup"]["num_micro_batches"], found["setup"]["num_tokens"]) == (2, 8 * 32)
+    assert found["tokens_per_second_per_device"] == pytest.approx(found["tokens_per_second"] / 2)
+    seconds = found["profile"]["seconds"]
+    assert seconds["communication"] > 0
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--preset", "llama9"], 'no preset is called "llama9"; did you mean'),
+        (["--preset", "llama3-405b"], "out of memory: weights, gradients and moments of 406B"),
+        (["--preset", "mini-10m", "--precision", "int8"], "precision.compute: expected"),
+        (["--preset", "mini-10m", "--trace", "trace.txt"], "expected a name that ends with .json"),
+        (["missing.toml"], "missing.toml: no such file"),
+    ],
+)
+def test_mistakes_are_told_without_a_traceback(
+    argv: list[str], message: str, tmp_path: Path
+) -> None:
+    ended = bench(tmp_path, *argv)
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    assert ended.stderr.startswith("triax: error: ")
+    assert message in " ".join(ended.stderr.split())
+    assert "Traceback" not in ended.stderr
+
+
+def test_memory_that_runs_out_says_what_to_change(tmp_path: Path) -> None:
+    code = """
+import sys, torch
+from triax.launcher import bench
+def no_memory(*_args, **_kwargs):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+bench.make_engine = no_memory
+sys.exit(bench.main(sys.argv[1:]))
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", code, *TINY], capture_output=True, text=True, check=False,
+        timeout=60, cwd=tmp_path,
+    )  # fmt: skip
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stderr.startswith("triax: error: out of memory: cpu has ")
+    assert "--micro-batch-size" in ended.stderr and "Traceback" not in ended.stderr
+
+
+def test_nothing_to_measure_is_said_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench"]) == 2
+    assert "give a run's CONFIG or --preset NAME; presets are mini-10m" in capsys.readouterr().err
+
+
+def parsed(*argv: str) -> Any:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return parse_arguments(parser, argv)
+
+
+def test_short_arguments_are_overrides_that_longer_ones_win_over() -> None:
+    args = parsed("--preset", "mini-10m", "--precision", "bf16", "--model.num_layers=2",
+                  "--seq-len=64", "--data.seq_len=128", "--json")  # fmt: skip
+    config = bench_config(None, as_overrides(args), "cuda", 1)
+    assert (config.model.preset, config.model.num_layers) == ("mini-10m", 2)
+    assert (config.data.seq_len, config.precision.compute) == (128, "bf16")
+    again = parsed(*worker_arguments(args))
+    assert as_overrides(again) == as_overrides(args)
+    assert (again.json, again.steps, again.trace) == (True, 10, None)
+
+
+def test_a_preset_takes_the_place_of_the_config_s_model(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(CONFIG.replace('"TOKENS"', "512").replace("EVERY", "1000"))
+    config = bench_config(str(path), as_overrides(parsed("x", "--preset=mini-30m")), "cpu", 1)
+    assert config.model == ModelConfig.model_validate({"preset": "mini-30m"})
+    assert config.optimizer.lr == 3e-3
+
+
+def test_without_a_config_settings_suit_the_device_and_the_processes() -> None:
+    overrides = as_overrides(parsed("--preset=mini-10m", "--micro-batch-size=3"))
+    config = bench_config(None, overrides, "cpu", 4)
+    assert (config.data.seq_len, config.precision.compute, config.parallel.compile) == (
+        256, "fp32", False,
+    )  # fmt: skip
+    assert config.batch.global_batch_size == 12
+    config = bench_config(None, (*overrides, "parallel.pipeline=2"), "cuda", 4)
+    assert (config.data.seq_len, config.precision.compute, config.parallel.compile) == (
+        8192, "bf16", True,
+    )  # fmt: skip
+    assert config.batch.global_batch_size == 12
+    with pytest.raises(ConfigError, match="start 3 or 6 processes"):
+        bench_config(None, (*overrides, "parallel.pipeline=3"), "cpu", 4)
