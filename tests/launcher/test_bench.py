@@ -7,14 +7,15 @@ import gzip
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from small_run import CONFIG, command
 
+from triax.launcher import bench as worker
 from triax.launcher.bench_config import bench_config
 from triax.launcher.cli import main
 from triax.launcher.commands.bench import add_arguments, as_overrides, worker_arguments
@@ -26,6 +27,11 @@ from triax.models.counts import flops_per_token
 TINY = (
     "--model.num_layers=2", "--model.hidden_size=32", "--model.num_heads=2",
     "--model.ffn_hidden_size=64", "--model.vocab_size=304", "--seq-len=32", "--steps=2",
+)  # fmt: skip
+FLOPS = flops_per_token(
+    ModelConfig(num_layers=2, hidden_size=32, num_heads=2, num_kv_heads=2, head_dim=16,
+                ffn_hidden_size=64, vocab_size=304),
+    seq_len=32,
 )  # fmt: skip
 KINDS = [
     "gemm", "attention", "loss", "optimizer", "elementwise", "copies", "communication", "idle"
@@ -61,87 +67,72 @@ def test_a_table_of_a_preset(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_json_is_one_object_that_adds_up(tmp_path: Path) -> None:
-    ended = bench(tmp_path, *TINY, "--json", "--trace", "trace.json.gz")
+def test_json_of_several_processes_is_one_object_that_adds_up(tmp_path: Path) -> None:
+    program = ("torchrun", "--nproc-per-node=2", "-m", "triax.launcher.bench")
+    argv = ("--json", "--trace=trace.json.gz", "--batch.global_batch_size=4")
+    ended = bench(tmp_path, *TINY, *argv, program=program)
     assert ended.returncode == 0, ended.stderr
-    assert ended.stderr == ""
     found = json.loads(ended.stdout)
     setup, step = found["setup"], found["step_seconds"]
-    assert (setup["seq_len"], setup["num_tokens"], len(step["all"])) == (32, 32, 2)
+    assert (setup["num_processes"], setup["num_micro_batches"]) == (2, 2)
+    assert (setup["seq_len"], setup["num_tokens"], len(step["all"])) == (32, 4 * 32, 2)
     assert step["min"] <= step["median"] <= step["max"]
-    assert found["tokens_per_second"] == pytest.approx(32 / step["median"])
-    model = ModelConfig(num_layers=2, hidden_size=32, num_heads=2, num_kv_heads=2, head_dim=16,
-                        ffn_hidden_size=64, vocab_size=304)  # fmt: skip
-    flops = flops_per_token(model, 32)
-    assert setup["flops_per_token"] == flops
-    assert found["tflops_per_device"] == pytest.approx(found["tokens_per_second"] * flops / 1e12)
+    assert found["tokens_per_second"] == pytest.approx(4 * 32 / step["median"])
+    per_device = found["tokens_per_second_per_device"]
+    assert per_device == pytest.approx(found["tokens_per_second"] / 2)
+    assert setup["flops_per_token"] == FLOPS
+    assert found["tflops_per_device"] == pytest.approx(per_device * FLOPS / 1e12)
     assert found["mfu"] is None
     limit = found["limit"]
     assert limit["total"] == pytest.approx(sum(limit[part] for part in KINDS if part in limit))
     assert found["ratio"] == pytest.approx(limit["total"] / step["median"])
-    assert limit["gemm_flops"] == 32 * (flops - 12 * 2 * 32 * 32)
+    assert limit["gemm_flops"] == 2 * 32 * (FLOPS - 12 * 2 * 32 * 32)  # of one process
     profile = found["profile"]
     assert list(profile["seconds"]) == KINDS
     assert sum(profile["seconds"].values()) == pytest.approx(profile["step_seconds"])
-    assert all(profile["seconds"][kind] > 0 for kind in KINDS[:5])
+    kinds = ("gemm", "attention", "loss", "optimizer", "elementwise", "communication")
+    assert all(profile["seconds"][kind] > 0 for kind in kinds)
     assert found["losses"][0] == pytest.approx(5.7, abs=0.5)  # about the logarithm of 304
     assert found["num_skipped"] == 0
     with gzip.open(tmp_path / "trace.json.gz") as file:
         assert json.load(file)["traceEvents"]
 
 
-def test_several_processes_communicate(tmp_path: Path) -> None:
-    (tmp_path / "run.toml").write_text(CONFIG.replace('"TOKENS"', "512").replace("EVERY", "1000"))
-    program = ("torchrun", "--nproc-per-node=2", "-m", "triax.launcher.bench")
-    argv = ("run.toml", "--steps=1", "--json", "--batch.micro_batch_size=2")
-    ended = bench(tmp_path, *argv, program=program)
-    assert ended.returncode == 0, ended.stderr
-    found = json.loads(ended.stdout)
-    assert found["setup"]["num_processes"] == 2
-    # The config's global batch of 8 sequences: two micro-batches of 2 on each process.
-    assert (found["setup"]["num_micro_batches"], found["setup"]["num_tokens"]) == (2, 8 * 32)
-    assert found["tokens_per_second_per_device"] == pytest.approx(found["tokens_per_second"] / 2)
-    seconds = found["profile"]["seconds"]
-    assert seconds["communication"] > 0
-
-
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--preset", "llama9"], 'no preset is called "llama9"; did you mean'),
-        (["--preset", "llama3-405b"], "out of memory: weights, gradients and moments of 406B"),
-        (["--preset", "mini-10m", "--precision", "int8"], "precision.compute: expected"),
-        (["--preset", "mini-10m", "--trace", "trace.txt"], "expected a name that ends with .json"),
+        (["--preset=llama9"], 'no preset is called "llama9"; did you mean'),
+        (["--preset=llama3-405b"], "out of memory: weights, gradients and moments of 406B"),
+        (["--preset=mini-10m", "--precision=int8"], "precision.compute: expected"),
+        (["--preset=mini-10m", "--parallel.tensor=5"], "is not a multiple of parallel.tensor = 5"),
+        (["--preset=mini-10m", "--trace=trace.txt"], "expected a name that ends with .json"),
+        (["--preset=mini-10m", "--trace=no/trace.json"], "no is no folder that can be written to"),
         (["missing.toml"], "missing.toml: no such file"),
     ],
 )
-def test_mistakes_are_told_without_a_traceback(
-    argv: list[str], message: str, tmp_path: Path
+def test_mistakes_are_told(
+    argv: list[str], message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert worker.main(argv) == 2
+    out, error = capfd.readouterr()
+    assert out == ""
+    assert error.startswith("triax: error: ")
+    assert message in " ".join(error.split())
+
+
+def test_memory_that_runs_out_says_what_to_change(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ended = bench(tmp_path, *argv)
-    assert ended.returncode == 2
-    assert ended.stdout == ""
-    assert ended.stderr.startswith("triax: error: ")
-    assert message in " ".join(ended.stderr.split())
-    assert "Traceback" not in ended.stderr
+    def no_memory(*_args: object) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
 
-
-def test_memory_that_runs_out_says_what_to_change(tmp_path: Path) -> None:
-    code = """
-import sys, torch
-from triax.launcher import bench
-def no_memory(*_args, **_kwargs):
-    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
-bench.make_engine = no_memory
-sys.exit(bench.main(sys.argv[1:]))
-"""
-    ended = subprocess.run(
-        [sys.executable, "-c", code, *TINY], capture_output=True, text=True, check=False,
-        timeout=60, cwd=tmp_path,
-    )  # fmt: skip
-    assert ended.returncode == 2, ended.stderr
-    assert ended.stderr.startswith("triax: error: out of memory: cpu has ")
-    assert "--micro-batch-size" in ended.stderr and "Traceback" not in ended.stderr
+    monkeypatch.setattr(worker, "make_engine", no_memory)
+    assert worker.main(["--preset=mini-10m"]) == 2
+    error = capfd.readouterr().err
+    assert error.startswith("triax: error: out of memory: cpu has ")
+    assert "--micro-batch-size" in error and "activation_checkpointing" in error
 
 
 def test_nothing_to_measure_is_said_at_once(capsys: pytest.CaptureFixture[str]) -> None:
