@@ -7,6 +7,7 @@ import gzip
 import json
 import os
 import subprocess
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ import pytest
 import torch
 from small_run import CONFIG, command
 
+from triax.common.errors import UserError
+from triax.launcher import assembly
 from triax.launcher import bench as worker
 from triax.launcher.bench_config import bench_config
 from triax.launcher.cli import main
@@ -133,6 +136,27 @@ def test_memory_that_runs_out_says_what_to_change(
     error = capfd.readouterr().err
     assert error.startswith("triax: error: out of memory: cpu has ")
     assert "--micro-batch-size" in error and "activation_checkpointing" in error
+
+
+def test_nothing_of_the_engine_is_left_when_its_limit_is_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The largest models leave no room beside them."""
+    made: list[weakref.ref[torch.Tensor]] = []
+
+    def make_engine(*args: Any) -> Any:
+        engine: Any = assembly.make_engine(*args)
+        made.extend(weakref.ref(weight) for weight in engine.parameters.values())
+        return engine
+
+    def measure_limit(*_args: object) -> Any:
+        assert len(made) == 21
+        assert [weight for weight in made if weight() is not None] == []
+        raise UserError("enough")
+
+    monkeypatch.setattr(worker, "make_engine", make_engine)
+    monkeypatch.setattr(worker, "measure_limit", measure_limit)
+    assert worker.main([*TINY, "--precision=bf16"]) == 2
 
 
 def test_nothing_to_measure_is_said_at_once(capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,6 +29,7 @@ _BY_NAME = (
         Kind.ATTENTION,
         re.compile(
             r"flash_?(fwd|bwd|fprop|bprop|attn|attention)|flash::|fmha|sdpa|flex_attention"
+            r"|cudnn::fusion::(compute_dot_do_o|convert_dq)"
             r"|^aten::_(scaled_dot_product|flash_attention|efficient_attention|cudnn_attention)"
         ),
     ),
@@ -43,7 +44,7 @@ _BY_NAME = (
 """What a name alone decides, in lower case; the first that matches."""
 _FUSED = re.compile(r"^triton_(poi|red|per|for)|at::native::(vectorized_|unrolled_)?elementwise")
 """Inductor names a kernel after all that it was fused from, attention and products too."""
-_MULTI_TENSOR = re.compile(r"multi_tensor_apply|fused_?adam|lpnorm|^aten::_(foreach|fused_adam)")
+_MULTI_TENSOR = re.compile(r"multi_tensor_apply|adam|lpnorm|^aten::_(foreach|fused_adam)")
 _RANGES = (
     (Kind.LOSS, re.compile(r"crossentropy|nllloss|logsoftmax")),
     (Kind.OPTIMIZER, re.compile(r"^optimizer\.(step|zerograd)")),
@@ -77,7 +78,9 @@ def kind_of_kernel(name: str, within: Kind | None) -> Kind:
         return by_name
     if within is not None:
         return within
-    return Kind.OPTIMIZER if is_multi_tensor(name) else Kind.ELEMENTWISE
+    if is_multi_tensor(name):
+        return Kind.OPTIMIZER
+    return Kind.LOSS if kind_of_range(name) is Kind.LOSS else Kind.ELEMENTWISE
 
 
 def is_multi_tensor(name: str) -> bool:

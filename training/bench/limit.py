@@ -6,6 +6,7 @@ micro-batch, T tokens of a sequence, H heads, G key/value heads, C head dimensio
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -212,7 +213,7 @@ def _attention_seconds(
             # Some kernels take equally many key/value heads only.
             try:
                 run = _attention(work, is_grouped, device)
-                with sdpa_kernel(backend):
+                with sdpa_kernel(backend), warnings.catch_warnings(action="ignore"):
                     seconds = seconds_of(run, device)
             except RuntimeError as error:
                 if isinstance(error, torch.OutOfMemoryError):

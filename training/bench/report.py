@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import textwrap
 from collections.abc import Iterator
@@ -83,7 +84,7 @@ class Report:
 
 
 def as_json(report: Report) -> dict[str, Any]:
-    """All figures under plain names; times in seconds."""
+    """All figures under plain names; times in seconds. A loss that isn't finite is None."""
     setup, measured = asdict(report.setup), asdict(report.measured)
     seconds = report.measured.step_seconds
     measured["step_seconds"] = {
@@ -99,6 +100,8 @@ def as_json(report: Report) -> dict[str, Any]:
         "tflops_per_device": report.flops / 1e12,
         "mfu": report.mfu,
         **measured,
+        "first_loss": _finite(report.measured.first_loss),
+        "losses": [_finite(loss) for loss in report.measured.losses],
         "limit": {
             **asdict(report.limit),
             "total": report.limit.total,
@@ -111,6 +114,10 @@ def as_json(report: Report) -> dict[str, Any]:
             "kernels": kernels,
         },
     }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None  # JSON has no NaN
 
 
 def as_table(report: Report, num_kernels: int = 0) -> str:

@@ -35,6 +35,8 @@ _MULTI_TENSOR = (
         (Kind.ATTENTION, "void cutlass::device_kernel<flash::enable_sm90<flash::FlashAttnFwd<>"),
         (Kind.ATTENTION, "cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_knob_7_..."),
         (Kind.ATTENTION, "cudnn_generated_fort_native_sdpa_sm90_flash_bprop_wgmma_f16_knob_3_..."),
+        (Kind.ATTENTION, "void cudnn::fusion::compute_dot_do_o_specialized<true, __nv_bfloat16>()"),
+        (Kind.LOSS, "triton_red_fused__log_softmax_nll_loss_forward_3"),
         (Kind.ATTENTION, "fmha_cutlassF_bf16_aligned_64x128_rf_sm80(PyTorchMemEffAttention::...)"),
         (Kind.ATTENTION, "triton_tem_fused_flex_attention_0"),
         (Kind.ATTENTION, "aten::_scaled_dot_product_flash_attention_for_cpu_backward"),
