@@ -89,11 +89,11 @@ def _opened(event: Event, end: float, has_others: bool, outer: _Open | None) -> 
     name = event["name"]
     within = kind_of_range(name) or (outer.within if outer else None)
     inherited = (outer.inherited if outer else None) or kind_by_name(name)
-    if inherited is None and is_multi_tensor(name):
+    is_operation = event["cat"] == "cpu_op"
+    if inherited is None and is_operation and is_multi_tensor(name):
         inherited = kind_of_kernel(name, within)
     kind = inherited
-    is_plain = event["cat"] == "cpu_op" and not has_others
-    if kind is None and (is_plain or _COMPILED.search(name)):
+    if kind is None and ((is_operation and not has_others) or _COMPILED.search(name)):
         kind = kind_of_kernel(name, within)
     return _Open(end, name, kind, inherited, within)
 
