@@ -77,6 +77,7 @@ def measure_rival(
 ) -> Row:
     """Build a rival, measure it, and leave nothing of it."""
     environment = discover()
+    release_memory()
     with joined(environment, timeout_seconds=600, save_seconds=600) as processes:
         device = processes.device
         if device.type == "cuda":
@@ -185,13 +186,19 @@ def main(argv: Sequence[str]) -> int:
     release_memory()
     rows = [Row("triax", report.measured)]
     for name in args.rivals:
+        _write(args.output, markdown(config, report, rows, argv))
         print(f"measuring {name} on {device_name(torch.device(device))}", file=sys.stderr)
         rows.append(measure_rival(name, RIVALS[name], config, args.steps))
     table = markdown(config, report, rows, argv)
+    _write(args.output, table)
     print(table)
-    if args.output is not None:
-        args.output.write_text(table, encoding="utf-8")
     return 0
+
+
+def _write(output: Path | None, table: str) -> None:
+    """Keep what there is after each row, should time run out."""
+    if output is not None:
+        output.write_text(table, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from triax.launcher.environment import Environment, discover
 from triax.launcher.exits import report_from_rank, run_to_exit_code
 from triax.launcher.network import prepare
 from triax.launcher.overrides import parse_arguments
-from triax.launcher.processes import Processes, joined, make_deterministic
+from triax.launcher.processes import Processes, end_with_launcher, joined, make_deterministic
 from triax.models.counts import flops_per_token, num_parameters
 from triax.parallel.layout import Layout
 from triax.training.bench.batches import RandomBatches
@@ -61,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _discover_and_bench(args: argparse.Namespace) -> int:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # `triax bench` blocks it
     environment = discover()
+    if environment.launcher != "single":
+        end_with_launcher()
     return run_to_exit_code(
         partial(_bench_and_print, args, environment), partial(report_from_rank, environment)
     )

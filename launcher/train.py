@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
 import os
 import signal
 import sys
@@ -18,8 +17,7 @@ from triax.launcher.messages import print_warning
 from triax.launcher.network import prepare
 from triax.launcher.overrides import parse_arguments
 from triax.launcher.problems import listed
-
-_PR_SET_PDEATHSIG = 1
+from triax.launcher.processes import end_with_launcher
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,7 +38,7 @@ def _discover_and_train(args: argparse.Namespace) -> int:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # `triax train` blocks it
     environment = discover()
     if environment.launcher != "single":
-        _end_with_launcher()
+        end_with_launcher()
     return run_to_exit_code(
         partial(_check_and_train, args, environment), partial(report_from_rank, environment)
     )
@@ -55,12 +53,6 @@ def _check_and_train(args: argparse.Namespace, environment: Environment) -> int:
     if environment.rank == 0:
         print(", ".join(part for part in (f"found    {environment}", network) if part), flush=True)
     return run(config, environment, preflight=args.preflight)
-
-
-def _end_with_launcher() -> None:
-    """Ask for SIGTERM when the launcher dies (Linux): nobody else would stop this process."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
 
 
 if __name__ == "__main__":
