@@ -19,11 +19,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from triax.models.config import ModelConfig
-from triax.parallel.config import ParallelConfig
+from triax.parallel.config import ParallelConfig, PrecisionConfig
 from triax.parallel.engines.native import NativeEngine
 from triax.parallel.layout import Layout
 from triax.parallel.mesh import build_mesh
-from triax.training.config import OptimizerConfig, PrecisionConfig
+from triax.training.config import OptimizerConfig
 from triax.training.optimizer import optimizer_maker
 from triax.training.precision import LossScaler
 from triax.training.stability.config import StabilityConfig
@@ -82,7 +82,7 @@ def main() -> None:
         model,
         build_mesh(Layout.of(parallel, 1), device.type),
         parallel,
-        compute="bf16" if device.type == "cuda" else "fp32",
+        precision=PrecisionConfig(compute="bf16" if device.type == "cuda" else "fp32"),
         seed=0,
         seq_len=args.seq_len,
         make_optimizer=optimizer_maker(OptimizerConfig()),

@@ -79,6 +79,7 @@ def make_validation(config: RunConfig, layout: Layout, processes: Processes) -> 
         dp_rank=layout.data_rank(processes.environment.rank),
         dp_size=layout.data_parallel,
         mask_documents=config.data.mask_documents,
+        pin_memory=processes.device.type == "cuda",
     )
     return list(batches)
 
@@ -91,10 +92,10 @@ def make_engine(config: RunConfig, layout: Layout, processes: Processes) -> Engi
         config.model,
         build_mesh(layout, processes.device.type),
         config.parallel,
-        compute=config.precision.compute,
+        precision=config.precision,
         seq_len=config.data.seq_len,
         seed=config.run.seed,
-        make_optimizer=optimizer_maker(config.optimizer),
+        make_optimizer=optimizer_maker(config.optimizer, config.precision),
     )
 
 
@@ -107,6 +108,7 @@ def make_plan(config: RunConfig, budget: Budget) -> Plan:
         save_every=config.checkpoint.every,
         evaluate_every=config.eval.every,
         log_every=config.metrics.every,
+        collect_garbage_every=config.run.collect_garbage_every,
     )
 
 

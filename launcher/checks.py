@@ -34,12 +34,15 @@ from triax.launcher.deepspeed_checks import (
     apex_is_nvidias,
     deepspeed_is_installed,
     deepspeed_runs_layout,
+    deepspeed_runs_precision,
     deepspeed_runs_zero_stage,
     offload_fits_engine,
 )
 from triax.launcher.loading import load_config
 from triax.launcher.parallel_checks import (
     batch_divides,
+    float8_fits_shapes,
+    gradients_are_summed_exactly,
     recomputation_fits_schedule,
     schedule_fits_batch,
     stages_fit_layers,
@@ -165,9 +168,11 @@ STEP_CHECKS: tuple[Check, ...] = (
     recomputation_fits_schedule,
     world_fits,
     batch_divides,
+    float8_fits_shapes,
     deepspeed_is_installed,
     deepspeed_runs_zero_stage,
     deepspeed_runs_layout,
+    deepspeed_runs_precision,
     offload_fits_engine,
     apex_is_nvidias,
 )
@@ -182,4 +187,4 @@ CHECKS: tuple[Check, ...] = (
     wandb_is_installed,
     run_dir_is_writable,
 )
-WARNINGS: tuple[Check, ...] = (budget_repeats_data,)
+WARNINGS: tuple[Check, ...] = (budget_repeats_data, gradients_are_summed_exactly)

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field, field_validator
+from pydantic import Field, PositiveInt, field_validator
 
 from triax.checkpoint.config import CheckpointConfig
 from triax.common.section import Section
 from triax.data.config import DataConfig
 from triax.models.config import ModelConfig
-from triax.parallel.config import ParallelConfig
+from triax.parallel.config import ParallelConfig, PrecisionConfig
 from triax.training.config import (
     BatchConfig,
     BudgetConfig,
     EvalConfig,
     MetricsConfig,
     OptimizerConfig,
-    PrecisionConfig,
     ScheduleConfig,
 )
 from triax.training.stability.config import FaultsConfig, StabilityConfig
@@ -31,6 +30,9 @@ class RunSection(Section):
     seed: int = Field(0, ge=0, lt=2**63)
     deterministic: bool = False
     """Bitwise repeatable on a GPU too, at a cost in speed. A CPU run always is."""
+    collect_garbage_every: PositiveInt | None = 50
+    """Steps between Python's garbage collections, the same on all ranks; none lets Python choose,
+    in the middle of a step and on each rank at another time."""
 
     @field_validator("name")
     @classmethod

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from triax.launcher.problems import Problem
-from triax.parallel.config import ParallelConfig
+from triax.parallel.config import ParallelConfig, PrecisionConfig
 from triax.training.config import OptimizerConfig
 
 _PACKAGES = {"deepspeed": "deepspeed", "megatron": "megatron-core"}
@@ -78,6 +78,30 @@ def deepspeed_runs_layout(parallel: ParallelConfig) -> Iterator[Problem]:
             "parallel.activation_checkpointing",
             "selective keeps results that megatron-core's sums overwrite, and gradients would be "
             'wrong: use full, or parallel.sequence_parallel = true, or engine = "native"',
+        )
+
+
+def deepspeed_runs_precision(
+    parallel: ParallelConfig, precision: PrecisionConfig, optimizer: OptimizerConfig
+) -> Iterator[Problem]:
+    """The precisions that DeepSpeed is run with."""
+    if parallel.engine != "deepspeed":
+        return
+    for path, dtype in (
+        ("precision.gradients", precision.gradients),
+        ("optimizer.state_dtype", optimizer.state_dtype),
+    ):
+        if dtype != "fp32":
+            yield Problem(
+                path,
+                f"DeepSpeed keeps its own buffers, in fp32: {dtype} needs "
+                'parallel.engine = "native"',
+            )
+    if precision.compute == "fp8":
+        yield Problem(
+            "precision.compute",
+            "fp8 replaces the layers that megatron-core's stand in for: use bf16, or "
+            'parallel.engine = "native"',
         )
 
 

@@ -42,6 +42,7 @@ from triax.launcher.resume import Origin, RecordKeeper
 from triax.launcher.summary import closing_summary, mesh_summary, opening_summary
 from triax.parallel.collectives import gather_objects, on_first_rank
 from triax.parallel.engines.protocol import Engine
+from triax.parallel.float8 import require_float8
 from triax.parallel.layout import Layout
 from triax.training.budget import resolve_budget
 from triax.training.console import Console
@@ -173,10 +174,13 @@ class Job:
         """Refuse processes that don't fit together, and with `preflight` bad machines.
 
         Raises:
-            UserError: it names the ranks, their hosts, and what is wrong.
+            UserError: it names the ranks, their hosts, and what is wrong; or a device has no fp8.
         """
         self.watchdog.beat("comparing the processes", 0)
         refuse_differences(common_facts(self.config), self.processes, self.config)
+        precision = self.config.precision
+        if precision.compute == "fp8":
+            self._together(partial(require_float8, self.processes.device, precision.fp8_recipe))
         if preflight:
             check_machines(self.processes, self.say)
 

@@ -9,7 +9,7 @@ from triax.common.errors import UserError
 from triax.data.config import DataConfig
 from triax.launcher.problems import Problem
 from triax.models.config import ModelConfig
-from triax.parallel.config import ParallelConfig
+from triax.parallel.config import ParallelConfig, PrecisionConfig
 from triax.parallel.stages import (
     SCHEDULES,
     SPLIT_BACKWARD_NEEDS_TORCH,
@@ -58,6 +58,25 @@ def _nearest_multiples(value: int, unit: int) -> str:
     return f"{below} or {below + unit}" if below else f"{unit}"
 
 
+def gradients_are_summed_exactly(
+    batch: BatchConfig,
+    parallel: ParallelConfig,
+    precision: PrecisionConfig,
+    world_size: int | None,
+) -> Iterator[Problem]:
+    """Many micro-batches' gradients are not added up in bf16."""
+    model_ranks = parallel.tensor * parallel.pipeline
+    per_pass = batch.micro_batch_size * max(1, (world_size or 1) // model_ranks)
+    count = batch.global_batch_size // per_pass
+    if precision.gradients == "bf16" and parallel.zero_stage >= 2 and count > 1:
+        yield Problem(
+            "precision.gradients",
+            f"at parallel.zero_stage = {parallel.zero_stage} the {count} micro-batches of a step "
+            "are added up in bf16, of whose 8 bits small gradients lose some: stages 0 and 1 add "
+            "in fp32, as does a larger batch.micro_batch_size",
+        )
+
+
 def tensor_divides_model(
     model: ModelConfig, data: DataConfig, parallel: ParallelConfig
 ) -> Iterator[Problem]:
@@ -77,6 +96,42 @@ def tensor_divides_model(
     for path, value in divided.items():
         if value % parallel.tensor:
             yield Problem(path, _not_divided(path, value, parallel.tensor))
+
+
+_FLOAT8_UNIT = 16
+"""What the sizes of fp8 products are multiples of."""
+
+
+def float8_fits_shapes(
+    model: ModelConfig,
+    data: DataConfig,
+    batch: BatchConfig,
+    parallel: ParallelConfig,
+    precision: PrecisionConfig,
+) -> Iterator[Problem]:
+    """The matrices that fp8 multiplies have sizes that the hardware takes."""
+    if precision.compute != "fp8":
+        return
+    sizes = {
+        "model.hidden_size": model.hidden_size,
+        "model.num_heads": model.num_heads * model.head_dim // parallel.tensor,
+        "model.num_kv_heads": model.num_kv_heads * model.head_dim // parallel.tensor,
+        "model.ffn_hidden_size": model.ffn_hidden_size // parallel.tensor,
+        "batch.micro_batch_size": batch.micro_batch_size * data.seq_len,
+    }
+    whats = {
+        "model.num_heads": " x model.head_dim",
+        "model.num_kv_heads": " x model.head_dim",
+        "batch.micro_batch_size": " x data.seq_len",
+    }
+    for path, size in sizes.items():
+        if size % _FLOAT8_UNIT:
+            share = " / parallel.tensor" if parallel.tensor > 1 and path[0] == "m" else ""
+            yield Problem(
+                path,
+                f"{path}{whats.get(path, '')}{share} = {size} is not a multiple of "
+                f'{_FLOAT8_UNIT}, as precision.compute = "fp8" needs: change it, or use bf16',
+            )
 
 
 def _not_divided(path: str, value: int, tensor: int) -> str:

@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from triax.models.config import ModelConfig, RopeScaling
 
@@ -67,6 +68,21 @@ def attention_mask(
     return visible_BTT[:, None]
 
 
+def attend(
+    q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, mask: Tensor | BlockMask | None
+) -> Tensor:
+    """Mix the values by softmax(q k^T / sqrt(K)); (B, H, T, K). Heads share G keys and values."""
+    has_groups = q_BHTK.shape[1] != k_BGTK.shape[1]
+    if isinstance(mask, BlockMask):
+        mixed: Tensor = flex_attention(
+            q_BHTK, k_BGTK, v_BGTK, block_mask=mask, enable_gqa=has_groups
+        )
+        return mixed
+    return F.scaled_dot_product_attention(
+        q_BHTK, k_BGTK, v_BGTK, attn_mask=mask, is_causal=mask is None, enable_gqa=has_groups
+    )
+
+
 class Attention(nn.Module):
     """Causal self-attention: query, key, value and output projections without biases.
 
@@ -84,18 +100,14 @@ class Attention(nn.Module):
         self.query_norm = nn.RMSNorm(head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
         self.key_norm = nn.RMSNorm(head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
 
-    def forward(self, x_BTD: Tensor, rotary: Tensor, mask: Tensor | None) -> Tensor:
-        """Attend over x (B, T, D); `rotary` from `rotary_table`, `mask` from `attention_mask`."""
+    def forward(self, x_BTD: Tensor, rotary: Tensor, mask: Tensor | BlockMask | None) -> Tensor:
+        """Attend over x (B, T, D); `rotary` from `rotary_table`, `mask` from `attention_mask` or
+        `block_mask`."""
         heads = (*x_BTD.shape[:2], -1, self.head_dim)
         q_BTHK = rotate(self.query_norm(self.query(x_BTD).view(heads)), rotary)
         k_BTGK = rotate(self.key_norm(self.key(x_BTD).view(heads)), rotary)
         v_BTGK = self.value(x_BTD).view(heads)
-        mixed_BHTK = F.scaled_dot_product_attention(
-            q_BTHK.transpose(1, 2),
-            k_BTGK.transpose(1, 2),
-            v_BTGK.transpose(1, 2),
-            attn_mask=mask,
-            is_causal=mask is None,
-            enable_gqa=q_BTHK.shape[2] != k_BTGK.shape[2],
+        mixed_BHTK = attend(
+            q_BTHK.transpose(1, 2), k_BTGK.transpose(1, 2), v_BTGK.transpose(1, 2), mask
         )
         return self.output(mixed_BHTK.transpose(1, 2).flatten(2))

@@ -5,6 +5,7 @@ Shape letters: N tokens of a micro-batch, C tokens of a chunk, V vocabulary, D h
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -54,6 +55,75 @@ class WholeVocabulary:
         return x_C
 
 
+class ChunkStatistics(NamedTuple):
+    """What the loss of a chunk needs of its logits, over the rows of the head that are here."""
+
+    logits_CV: Tensor
+    """In the compute dtype, before the soft-cap."""
+    highest_C: Tensor
+    sum_C: Tensor
+    """Of exp(logit - highest)."""
+    chosen_C: Tensor
+    """The target's logit; 0 where the target's row is elsewhere."""
+
+
+def _capped(logits_CV: Tensor, softcap: float | None) -> Tensor:
+    logits_CV = logits_CV.float()
+    return logits_CV if softcap is None else softcap * torch.tanh(logits_CV / softcap)
+
+
+def capped_logits(h_CD: Tensor, head_VD: Tensor, softcap: float | None) -> Tensor:
+    """Logits (C, V) in fp32, squashed to `cap * tanh(logits / cap)` (Gemma 2) if asked."""
+    return _capped(h_CD @ head_VD.T, softcap)
+
+
+def chunk_statistics(
+    h_CD: Tensor, head_VD: Tensor, rows_C: Tensor, softcap: float | None
+) -> ChunkStatistics:
+    """One pass over a chunk's logits.
+
+    Args:
+        h_CD, head_VD: in the compute dtype.
+        rows_C: int64 rows of the targets in `head_VD`; those out of its range are elsewhere.
+        softcap: as in `LossOptions`.
+    """
+    logits_CV = h_CD @ head_VD.T
+    capped_CV = _capped(logits_CV, softcap)
+    highest_C1 = capped_CV.amax(dim=-1, keepdim=True)
+    sum_C1 = (capped_CV - highest_C1).exp().sum(dim=-1, keepdim=True)
+    is_here_C = (rows_C >= 0) & (rows_C < head_VD.shape[0])
+    picked_C1 = rows_C.where(is_here_C, 0)[:, None]
+    chosen_C = _capped(logits_CV.gather(1, picked_C1), softcap)[:, 0] * is_here_C
+    return ChunkStatistics(logits_CV, highest_C1[:, 0], sum_C1[:, 0], chosen_C)
+
+
+def chunk_gradient(
+    logits_CV: Tensor,
+    rows_C: Tensor,
+    log_normaliser_C: Tensor,
+    weight_C: Tensor,
+    options: LossOptions,
+) -> Tensor:
+    """The objective's gradient by the logits before the soft-cap, in their dtype; one pass too.
+
+    Args:
+        logits_CV, rows_C: as in `chunk_statistics`.
+        log_normaliser_C: log sum exp over the whole vocabulary, fp32.
+        weight_C: fp32; what each token's objective is multiplied by.
+        options: z-loss and soft-cap.
+    """
+    capped_CV = _capped(logits_CV, options.softcap)
+    columns_V = torch.arange(logits_CV.shape[1], device=logits_CV.device)
+    by_normaliser_C = 1 + 2 * options.z_loss * log_normaliser_C
+    grad_CV = (capped_CV - log_normaliser_C[:, None]).exp_().mul_(by_normaliser_C[:, None])
+    # Not a scatter: the compiler could not make it part of the pass.
+    grad_CV = torch.where(columns_V == rows_C[:, None], grad_CV - 1, grad_CV)
+    if options.softcap is not None:
+        grad_CV *= 1 - (capped_CV / options.softcap).square()
+    # The weight goes in before the cast: fp16 would lose what the loss scale is to keep.
+    return (grad_CV * weight_C[:, None]).to(logits_CV.dtype)
+
+
 @dataclass(frozen=True)
 class LossOptions:
     """What the model adds to plain cross entropy (see `ModelConfig`), and who holds the head."""
@@ -61,18 +131,16 @@ class LossOptions:
     z_loss: float = 0.0
     softcap: float | None = None
     vocabulary: Vocabulary = field(default_factory=WholeVocabulary)
+    statistics: Callable[..., ChunkStatistics] = chunk_statistics
+    """This function, or a compiled one: the logits then are read once, not once an operation."""
+    gradient: Callable[..., Tensor] = chunk_gradient
+    """Likewise."""
 
 
-def capped_logits(h_CD: Tensor, head_VD: Tensor, softcap: float | None) -> Tensor:
-    """Logits (C, V) in fp32, squashed to `cap * tanh(logits / cap)` (Gemma 2) if asked."""
-    logits_CV = (h_CD @ head_VD.T).float()
-    return logits_CV if softcap is None else softcap * torch.tanh(logits_CV / softcap)
-
-
-def _log_normaliser(logits_CV: Tensor, vocabulary: Vocabulary) -> Tensor:
+def _log_normaliser(chunk: ChunkStatistics, vocabulary: Vocabulary) -> Tensor:
     """log sum exp over the whole vocabulary, (C,)."""
-    highest_C = vocabulary.max(logits_CV.amax(dim=-1))
-    return highest_C + vocabulary.sum((logits_CV - highest_C[:, None]).exp().sum(dim=-1)).log()
+    highest_C = vocabulary.max(chunk.highest_C.clone())
+    return highest_C + vocabulary.sum(chunk.sum_C * (chunk.highest_C - highest_C).exp()).log()
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -95,31 +163,21 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         head_grad_VD = torch.zeros_like(head_VD, dtype=torch.float32) if needs_gradient else None
         sums = torch.zeros(2, dtype=torch.float32, device=h_ND.device)
         for start in range(0, h_ND.shape[0], CHUNK_TOKENS):
-            chunk = slice(start, start + CHUNK_TOKENS)
-            h_CD, targets_C = h_ND[chunk], targets_N[chunk]
-            logits_CV = capped_logits(h_CD, head_VD, options.softcap)
-            is_target_C = targets_C != IGNORE_INDEX
-            picked_C1 = (targets_C - options.vocabulary.first)[:, None]
-            is_here_C1 = (picked_C1 >= 0) & (picked_C1 < logits_CV.shape[1])
-            picked_C1 = picked_C1.where(is_here_C1, 0)
-            log_normaliser_C = _log_normaliser(logits_CV, options.vocabulary)
-            chosen_C = options.vocabulary.sum((logits_CV.gather(1, picked_C1) * is_here_C1)[:, 0])
+            part = slice(start, start + CHUNK_TOKENS)
+            h_CD, rows_C = h_ND[part], targets_N[part] - options.vocabulary.first
+            is_target_C = targets_N[part] != IGNORE_INDEX
+            chunk = options.statistics(h_CD, head_VD, rows_C, options.softcap)
+            log_normaliser_C = _log_normaliser(chunk, options.vocabulary)
+            chosen_C = options.vocabulary.sum(chunk.chosen_C)
             z_loss_C = options.z_loss * log_normaliser_C.square()
             sums[0] += ((log_normaliser_C - chosen_C) * is_target_C).sum()
             sums[1] += (z_loss_C * is_target_C).sum()
             if h_grad_ND is None or head_grad_VD is None:
                 continue
-            squashed_CV = None if options.softcap is None else logits_CV / options.softcap
-            grad_CV = logits_CV.sub(log_normaliser_C[:, None]).exp_()
-            grad_CV *= (1 + 2 * options.z_loss * log_normaliser_C)[:, None]
-            grad_CV.scatter_add_(1, picked_C1, -is_here_C1.float())
-            if squashed_CV is not None:
-                grad_CV *= 1 - squashed_CV.square()
-            # The weight goes in before the cast: fp16 would lose what the loss scale is to keep.
-            grad_CV *= (is_target_C * weight)[:, None]
-            low_CV = grad_CV.to(h_ND.dtype)
-            torch.mm(low_CV, head_VD, out=h_grad_ND[chunk])
-            head_grad_VD += low_CV.T @ h_CD
+            weight_C = is_target_C * weight
+            grad_CV = options.gradient(chunk.logits_CV, rows_C, log_normaliser_C, weight_C, options)
+            torch.mm(grad_CV, head_VD, out=h_grad_ND[part])
+            head_grad_VD += grad_CV.T @ h_CD
         ctx.dtype = head_VD.dtype
         if h_grad_ND is not None and head_grad_VD is not None:
             ctx.save_for_backward(h_grad_ND, head_grad_VD)

@@ -5,9 +5,12 @@ Shape letters: B batch, T tokens, D hidden size, V vocabulary, N = B x T.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask
 
 from triax.models.attention import Attention, attention_mask, rotary_table
 from triax.models.config import ModelConfig
@@ -37,7 +40,7 @@ class Block(nn.Module):
         self.mlp_norm = nn.RMSNorm(config.hidden_size, config.norm_eps)
         self.mlp = FeedForward(config)
 
-    def forward(self, x_BTD: Tensor, rotary: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x_BTD: Tensor, rotary: Tensor, mask: Tensor | BlockMask | None) -> Tensor:
         x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotary, mask)
         return x_BTD + self.mlp(self.mlp_norm(x_BTD))
 
@@ -75,6 +78,8 @@ class Transformer(nn.Module):
     embedding: nn.Embedding | None
     norm: nn.RMSNorm | None
     head: Head | None
+    make_mask: Callable[..., Tensor | BlockMask | None] = staticmethod(attention_mask)
+    """`attention_mask`, or `block_mask`, which compiled blocks on a GPU are fast with."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -104,7 +109,7 @@ class Transformer(nn.Module):
             document_ids_BT: as in `forward`.
         """
         rotary = rotary_table(self.config, num_tokens, x.device)
-        mask = attention_mask(document_ids_BT, num_tokens, self.config.sliding_window, x.device)
+        mask = self.make_mask(document_ids_BT, num_tokens, self.config.sliding_window, x.device)
         h_BTD = x if self.embedding is None else self.embedding(x)
         for block in self.blocks.values():
             h_BTD = block(h_BTD, rotary, mask)

@@ -1,13 +1,16 @@
-"""The `[parallel]` section: how a model is spread over processes. Imports no torch."""
+"""The `[parallel]` and `[precision]` sections: how a model is spread over processes, and what it
+is computed in. Imports no torch."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from triax.common.quantities import Duration, DurationField, Unit
 from triax.common.section import Section
+
+AttentionKernel = Literal["cudnn", "flash", "efficient", "math"]
 
 
 class ParallelConfig(Section):
@@ -37,8 +40,29 @@ class ParallelConfig(Section):
     """What the backward pass computes again: nothing; all but matrix products and attention; all
     of a block."""
     compile: bool = False
-    """Compile each transformer block."""
+    """Compile each transformer block, and the loss."""
+    attention: Annotated[tuple[AttentionKernel, ...], Field(min_length=1)] = (
+        "cudnn", "flash", "efficient", "math",
+    )  # fmt: skip
+    """Kernels for attention without a mask in the order of preference, on CUDA: the first that
+    takes the shapes is used. Document masks have FlexAttention with `compile`, `efficient`
+    without."""
     offload: Literal["none", "cpu"] = "none"
     """`deepspeed` only: keep optimizer state, and weights at stage 3, in the machine's memory."""
     timeout: DurationField = Duration(600, Unit.SECONDS)
     """How long a collective may take before the job is ended."""
+
+
+class PrecisionConfig(Section):
+    """`[precision]`: what matrices are multiplied in; the optimizer updates fp32 weights."""
+
+    compute: Literal["fp32", "bf16", "fp16", "fp8"] = "fp32"
+    """fp8: the blocks' linear layers; all else as in bf16."""
+    fp8_recipe: Literal["tensorwise", "rowwise"] = "tensorwise"
+    """One scale a matrix, or one a row: slower, and closer to bf16 where outliers are."""
+    gradients: Literal["fp32", "bf16"] = "fp32"
+    """What reduced gradients are kept in until the update. From `parallel.zero_stage` 2 on they
+    are summed over micro-batches in it too."""
+    initial_loss_scale: float = Field(65536.0, ge=1)
+    """fp16 only; halved at each overflow, doubled after `loss_scale_window` clean steps."""
+    loss_scale_window: PositiveInt = 1000

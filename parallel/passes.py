@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from triax.common.tokens import IGNORE_INDEX
 from triax.models.loss import LossSums
@@ -38,6 +40,24 @@ def num_targets(micro_batches: Sequence[MicroBatch], device: torch.device) -> Te
     counts = [(batch.targets_BT != IGNORE_INDEX).sum() for batch in micro_batches]
     # A blocking copy would wait for all that the device still has to do.
     return torch.stack(counts).sum().to(device, non_blocking=True)
+
+
+_KERNELS = {
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "math": SDPBackend.MATH,
+}
+
+
+def attention_kernels(preferred: Sequence[str]) -> AbstractContextManager[None]:
+    """While it is entered, attention on CUDA takes the first of these kernels that can do it.
+
+    Blocks that are compiled meanwhile keep their choice.
+    """
+    kernels = [_KERNELS[name] for name in preferred]
+    context: AbstractContextManager[None] = sdpa_kernel(kernels, set_priority=True)
+    return context
 
 
 class Part(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,8 +16,12 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
+from triax.models.block_mask import block_mask
 from triax.models.config import ModelConfig
-from triax.parallel.config import ParallelConfig
+from triax.models.loss import chunk_gradient, chunk_statistics
+from triax.models.transformer import Head
+from triax.parallel.config import ParallelConfig, PrecisionConfig
+from triax.parallel.float8 import use_float8
 from triax.parallel.mesh import zero_mesh
 from triax.parallel.passes import Part
 from triax.parallel.pipeline import make_part
@@ -28,10 +33,12 @@ _EXPENSIVE = (
     torch.ops.aten.mm.default,
     torch.ops.aten.addmm.default,
     torch.ops.aten.bmm.default,
+    torch.ops.aten._scaled_mm.default,
     torch.ops.aten._scaled_dot_product_flash_attention.default,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
     torch.ops.aten._scaled_dot_product_efficient_attention.default,
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+    torch.ops.higher_order.flex_attention,
     torch.ops._c10d_functional.reduce_scatter_tensor.default,
     torch.ops._c10d_functional.all_gather_into_tensor.default,
     torch.ops._c10d_functional.all_reduce.default,
@@ -39,11 +46,20 @@ _EXPENSIVE = (
 """What selective checkpointing keeps: matrix products, attention, and what came from peers."""
 
 
+_FLEX_HEAD_DIM = 16
+"""FlexAttention's kernels take no smaller heads."""
+
+
 def spread(
-    model: ModelConfig, mesh: DeviceMesh, config: ParallelConfig, compute: str, seq_len: int
+    model: ModelConfig,
+    mesh: DeviceMesh,
+    config: ParallelConfig,
+    precision: PrecisionConfig,
+    seq_len: int,
 ) -> list[Part]:
     """This process's parts of the model, on the meta device: pipeline stages, then in each tensor
-    and sequence parallelism, activation checkpointing, compile per block, ZeRO.
+    and sequence parallelism, masks, fp8, activation checkpointing, compile per block and
+    of the loss, ZeRO.
 
     Parameters keep the names that they have in the whole model.
 
@@ -51,7 +67,7 @@ def spread(
         model: the transformer's shape.
         mesh: from `build_mesh`.
         config: the `[parallel]` section.
-        compute: `precision.compute`.
+        precision: the `[precision]` section.
         seq_len: tokens of a sequence, for balancing the stages.
     """
     if config.async_tensor:
@@ -62,9 +78,15 @@ def spread(
         if config.tensor > 1:
             split_tensors(part.module, mesh["tensor"], config.sequence_parallel)
             part.module.tie()  # or ZeRO would gather and reduce the tied weight twice
+        if config.compile and mesh.device_type == "cuda" and model.head_dim >= _FLEX_HEAD_DIM:
+            part.module.make_mask = block_mask  # uncompiled, it would be slower than a dense one
+        if precision.compute == "fp8":
+            use_float8(part.module, precision.fp8_recipe)
         for block in part.module.blocks.values():
             _checkpoint_and_compile(block, config)
-        shard(part.module, zero_mesh(mesh), config.zero_stage, compute)
+        if config.compile and part.module.head is not None:
+            compile_loss(part.module.head)
+        shard(part.module, zero_mesh(mesh), config.zero_stage, precision.compute)
     return parts
 
 
@@ -92,6 +114,15 @@ def checkpoint_activations(block: nn.Module, what: str) -> None:
     if what == "selective":
         options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _policy)
     block.forward = functools.partial(checkpoint, forward, **options)
+
+
+def compile_loss(head: Head) -> None:
+    """Compile what the loss does with a chunk's logits; sums over processes stay outside."""
+    head.options = replace(
+        head.options,
+        statistics=torch.compile(chunk_statistics),
+        gradient=torch.compile(chunk_gradient),
+    )
 
 
 def _policy(_context: Any, operation: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:

@@ -17,12 +17,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-COMPUTE_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+COMPUTE_DTYPES = {
+    "fp32": None,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp8": torch.bfloat16,
+}
 
 
 def shard(model: nn.Module, mesh: DeviceMesh, zero_stage: int, compute: str) -> None:
@@ -36,7 +41,7 @@ def shard(model: nn.Module, mesh: DeviceMesh, zero_stage: int, compute: str) -> 
         model: the transformer, on any device, meta too.
         mesh: from `zero_mesh`.
         zero_stage: 0 to 3.
-        compute: `precision.compute`; gradients are accumulated and reduced in fp32 always.
+        compute: `precision.compute`; gradients are reduced in fp32 always.
     """
     is_split = any(isinstance(parameter, DTensor) for parameter in model.parameters())
     if mesh.size() == 1 and compute == "fp32" and not is_split:
@@ -57,6 +62,22 @@ def shard(model: nn.Module, mesh: DeviceMesh, zero_stage: int, compute: str) -> 
         # Gloo has no pre-multiplied sum, hence the second call.
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
+
+
+def keep_gradients_in(model: nn.Module, dtype: torch.dtype) -> None:
+    """Cast each reduced gradient as soon as it is there, and add later ones to it in that dtype.
+
+    FSDP2 reduces in fp32 and gives the result the parameter's dtype; it calls these hooks right
+    after, group by group, so that fp32 gradients of the whole model never exist at once.
+    """
+
+    def cast(parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        parameter.grad = parameter.grad.to(dtype)
+
+    for parameter in model.parameters():
+        parameter.grad_dtype = None  # may differ from the parameter's
+        parameter.register_post_accumulate_grad_hook(cast)
 
 
 def sharded_modules(model: nn.Module) -> Iterator[FSDPModule]:

@@ -52,6 +52,8 @@ class OptimizerConfig(Section):
     )
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.1, ge=0)
+    state_dtype: Literal["fp32", "bf16"] = "fp32"
+    """Of the moments. bf16 ones take half the memory and are rounded by chance."""
     clip_norm: float | None = Field(1.0, gt=0)
     """The global gradient norm is scaled down to this; none clips nothing."""
 
@@ -71,15 +73,6 @@ class ScheduleConfig(Section):
         if self.warmup is not None and self.warmup.unit is Unit.SECONDS:
             raise ValueError("warmup is measured in steps or tokens, not in time")
         return self
-
-
-class PrecisionConfig(Section):
-    """`[precision]`: what matrices are multiplied in; weights and optimizer state stay fp32."""
-
-    compute: Literal["fp32", "bf16", "fp16"] = "fp32"
-    initial_loss_scale: float = Field(65536.0, ge=1)
-    """fp16 only; halved at each overflow, doubled after `loss_scale_window` clean steps."""
-    loss_scale_window: PositiveInt = 1000
 
 
 class EvalConfig(Section):

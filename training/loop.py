@@ -11,6 +11,7 @@ from triax.common.quantities import Duration
 from triax.data.loader import Batch, Loader
 from triax.training.control import STEPS_TO_AGREE, ControlLine, Requests, StopSignal, Timer
 from triax.training.evaluation import Evaluation, evaluate
+from triax.training.garbage import GarbageControl
 from triax.training.lookahead import Lookahead
 from triax.training.outlets import Outlets
 from triax.training.readback import Readback, StepFigures
@@ -31,6 +32,7 @@ class Plan:
     save_every: Duration | None
     evaluate_every: Duration | None
     log_every: int
+    collect_garbage_every: int | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ class TrainLoop:
         self.care = care
         self.outlets = outlets
         self.readback = Readback()
+        self.garbage = GarbageControl(plan.collect_garbage_every)
         self.save_timer = Timer(plan.save_every)
         self.evaluate_timer = Timer(plan.evaluate_every)
         self._seconds: list[float] = []
@@ -96,6 +99,10 @@ class TrainLoop:
 
     def run(self, state: TrainState) -> Outcome:
         """Train from `state`; the last step reached is saved before this returns."""
+        with self.garbage:
+            return self._run(state)
+
+    def _run(self, state: TrainState) -> Outcome:
         if state.step == 0:
             self._evaluate(state)
         ending: Ending | None = None
@@ -118,6 +125,7 @@ class TrainLoop:
             self.control.raise_together(batches.error)
             for micro_batches in batches:
                 before, state = state, self._step(state, micro_batches)
+                self.garbage.after_step(state.step)
                 self._data_error = batches.error
                 requests = self._agree(before, state)
                 if any(requests):

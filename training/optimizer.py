@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 
 from triax.common.errors import UserError
+from triax.parallel.config import PrecisionConfig
 from triax.parallel.engines.protocol import MakeOptimizer
+from triax.training.adamw import MixedAdamW
 from triax.training.apex import find_fused_adam
 from triax.training.config import OptimizerConfig
 
 
-def optimizer_maker(config: OptimizerConfig) -> MakeOptimizer:
+def optimizer_maker(
+    config: OptimizerConfig, precision: PrecisionConfig | None = None
+) -> MakeOptimizer:
     """A function that builds AdamW (Loshchilov and Hutter 2019) over the engine's parameters.
 
     Weight decay acts on matrices (the embedding among them) and not on norms. A fused kernel is
     used: torch's is there on CPU and CUDA, and skips an update by a flag on the device; apex's
-    takes plain tensors only, which the deepspeed engine has.
+    takes plain tensors only, which the deepspeed engine has. Where moments or gradients are bf16,
+    it is our own.
     """
+    state_dtype = torch.bfloat16 if config.state_dtype == "bf16" else torch.float32
+    has_fp32_gradients = precision is None or precision.gradients == "fp32"
 
     def make(parameters: Mapping[str, Tensor]) -> Optimizer:
         matrices = [parameter for parameter in parameters.values() if parameter.ndim >= 2]
@@ -29,10 +38,13 @@ def optimizer_maker(config: OptimizerConfig) -> MakeOptimizer:
             {"params": matrices, "weight_decay": config.weight_decay},
             {"params": vectors, "weight_decay": 0.0},
         ]
+        settings: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
+        if config.state_dtype != "fp32" or not has_fp32_gradients:
+            return MixedAdamW(groups, state_dtype=state_dtype, **settings)
         fused_adam = _apex_for(config, [*matrices, *vectors])
         if fused_adam is not None:
-            return fused_adam(groups, lr=config.lr, betas=config.betas, eps=config.eps)  # type: ignore[call-arg]
-        return AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+            return fused_adam(groups, **settings)
+        return AdamW(groups, fused=True, **settings)
 
     return make
 

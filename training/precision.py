@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from triax.training.config import PrecisionConfig
+from triax.parallel.config import PrecisionConfig
 
 
 class LossScaler:

@@ -29,7 +29,7 @@ from triax.models.config import ModelConfig
 from triax.models.init import initialise
 from triax.models.loss import LossSums
 from triax.models.transformer import Transformer
-from triax.parallel.config import ParallelConfig
+from triax.parallel.config import ParallelConfig, PrecisionConfig
 from triax.parallel.engines.deepspeed_pipeline import (
     DeepSpeedPipelinePasses,
     Stage,
@@ -63,7 +63,7 @@ class DeepSpeedEngine:
         mesh: DeviceMesh,
         config: ParallelConfig,
         *,
-        compute: str,
+        precision: PrecisionConfig,
         seq_len: int,
         seed: int,
         make_optimizer: MakeOptimizer,
@@ -75,8 +75,8 @@ class DeepSpeedEngine:
         self._part, self._blocks = _spread(model, mesh, config, seq_len)
         part = self._part
         # ZeRO-3 would silently compute in the dtype in which it is given the weights.
-        part.to(dtype=COMPUTE_DTYPES[compute])
-        settings = _settings(config, compute, self.device)
+        part.to(dtype=COMPUTE_DTYPES[precision.compute])
+        settings = _settings(config, precision.compute, self.device)
         with silence():
             _materialise(part, self.device, config, settings, mesh)
             self._tied = tied_head(model, mesh, config, [Part(0, part)])

@@ -14,15 +14,15 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from triax.models.config import ModelConfig
 from triax.models.init import initialise
-from triax.parallel.config import ParallelConfig
+from triax.parallel.config import ParallelConfig, PrecisionConfig
 from triax.parallel.engines.protocol import MakeOptimizer, MicroBatch, StepSums
 from triax.parallel.mesh import num_copies, num_readers
 from triax.parallel.nonfinite import NonFiniteFinder
-from triax.parallel.passes import DirectPasses, Inputs, Passes, num_targets
+from triax.parallel.passes import DirectPasses, Inputs, Passes, attention_kernels, num_targets
 from triax.parallel.pipeline import PipelinePasses
 from triax.parallel.spread import spread
 from triax.parallel.tied import tied_head
-from triax.parallel.zero import COMPUTE_DTYPES
+from triax.parallel.zero import COMPUTE_DTYPES, keep_gradients_in
 
 
 class NativeEngine:
@@ -32,7 +32,7 @@ class NativeEngine:
         model: the transformer's shape.
         mesh: from `build_mesh`; its device type is where the engine computes.
         config: the `[parallel]` section.
-        compute: `precision.compute`.
+        precision: the `[precision]` section.
         seq_len: tokens of a sequence.
         seed: of the initial weights.
         make_optimizer: builds the optimizer over the sharded parameters.
@@ -44,14 +44,16 @@ class NativeEngine:
         mesh: DeviceMesh,
         config: ParallelConfig,
         *,
-        compute: str,
+        precision: PrecisionConfig,
         seq_len: int,
         seed: int,
         make_optimizer: MakeOptimizer,
     ) -> None:
         self.device = torch.device(mesh.device_type)
-        self._mesh = mesh
-        self.parts = spread(model, mesh, config, compute, seq_len)
+        self._config = config
+        # Once: a part of a mesh is made anew each time it is asked for.
+        self._tensor_size, self._num_readers = mesh["tensor"].size(), num_readers(mesh)
+        self.parts = spread(model, mesh, config, precision, seq_len)
         for part in self.parts:
             part.module.to_empty(device=self.device)
             part.module.tie()
@@ -65,11 +67,15 @@ class NativeEngine:
         for name, parameter in self.parameters.items():
             local, offset = _local_part(parameter)
             initialise(local, name, offset, parameter.shape, model, seed)
+        self._gradient_dtype = COMPUTE_DTYPES[precision.gradients] or torch.float32
+        if self._gradient_dtype != torch.float32:
+            for part in self.parts:
+                keep_gradients_in(part.module, self._gradient_dtype)
         self._passes: Passes
         if config.pipeline == 1:
             self._passes = DirectPasses(self.parts[0].module, config.zero_stage)
         else:
-            dtype = COMPUTE_DTYPES[compute] or torch.float32
+            dtype = COMPUTE_DTYPES[precision.compute] or torch.float32
             self._passes = PipelinePasses(self.parts, mesh, config, model.hidden_size, dtype)
         copies = [num_copies(parameter, mesh) for parameter in self.parameters.values()]
         self._num_copies = torch.tensor(copies, device=self.device)
@@ -79,26 +85,29 @@ class NativeEngine:
     def count_targets(self, micro_batches: Sequence[MicroBatch]) -> Tensor:
         total = num_targets(micro_batches, self.device)
         dist.all_reduce(total)
-        return (total // num_readers(self._mesh)).float()
+        return (total // self._num_readers).float()
 
     def forward_backward(self, micro_batches: Sequence[MicroBatch], weight: Tensor) -> StepSums:
         if self._tied is not None:
             self._tied.follow()
         inputs = [Inputs.on(self.device, batch) for batch in micro_batches]
-        cross_entropy = self._passes.forward_backward(inputs, weight)
+        with attention_kernels(self._config.attention):
+            cross_entropy = self._passes.forward_backward(inputs, weight)
         if self._tied is not None:
             self._tied.give_gradient()
         own_finite = (torch.isfinite(cross_entropy) & torch.isfinite(weight)).float()
         return self._reduce(cross_entropy)._replace(own_finite=own_finite)
 
     def update(self, lr: float, gradient_factor: Tensor, skip: Tensor) -> None:
-        torch._foreach_mul_(self._local_gradients(), gradient_factor)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         if getattr(self.optimizer, "_step_supports_amp_scaling", False):
+            # Torch's fused optimizers divide, where they read the gradients anyway.
+            self.optimizer.grad_scale = 1 / gradient_factor  # type: ignore[attr-defined]
             self.optimizer.found_inf = skip  # type: ignore[attr-defined]
             self.optimizer.step()
         elif not bool(skip):
+            torch._foreach_mul_(self._local_gradients(), gradient_factor)
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -106,8 +115,9 @@ class NativeEngine:
         if self._tied is not None:
             self._tied.follow()
         inputs = [Inputs.on(self.device, batch) for batch in micro_batches]
-        cross_entropy = self._passes.forward(inputs) / self._mesh["tensor"].size()
-        targets = num_targets(micro_batches, self.device).double() / num_readers(self._mesh)
+        with attention_kernels(self._config.attention):
+            cross_entropy = self._passes.forward(inputs) / self._tensor_size
+        targets = num_targets(micro_batches, self.device).double() / self._num_readers
         totals = torch.stack((cross_entropy, targets))
         dist.all_reduce(totals)
         return totals[0], totals[1].round()
@@ -148,7 +158,7 @@ class NativeEngine:
         """One all-reduce over all processes, in which what several of them hold counts once."""
         norms = torch._foreach_norm(self._local_gradients(), 2, dtype=torch.float32)
         squared_norm = (torch.stack(norms).square() / self._num_copies).sum()
-        sums = torch.stack((cross_entropy / self._mesh["tensor"].size(), squared_norm))
+        sums = torch.stack((cross_entropy / self._tensor_size, squared_norm))
         dist.all_reduce(sums)
         return StepSums(sums[0], sums[1].sqrt())
 
@@ -159,7 +169,7 @@ class NativeEngine:
         and what it counted is set back.
         """
         for parameter in self.parameters.values():
-            parameter.grad = torch.zeros_like(parameter)
+            parameter.grad = torch.zeros_like(parameter, dtype=self._gradient_dtype)
         self.update(0.0, torch.ones((), device=self.device), torch.zeros((), device=self.device))
         for state in self.optimizer.state.values():
             for value in state.values():

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from parity import CAN_SPLIT_BACKWARD
 
-from triax.launcher.checks import find_problems
+from triax.launcher.checks import find_problems, find_warnings
 from triax.launcher.config import RunConfig
 
 BASE = """
@@ -85,3 +86,57 @@ def test_layouts_that_work(tmp_path: Path, parallel: str) -> None:
 def test_layouts_that_do_not(tmp_path: Path, parallel: str, path: str, words: str) -> None:
     found = problems(tmp_path, parallel, world_size=16)
     assert any(line.startswith(f"{path}: ") and words in line for line in found), found
+
+
+FP8 = 'compute = "fp8"\n'
+
+
+@pytest.mark.parametrize(
+    ("tables", "path", "words"),
+    [
+        ("[precision]\n" + FP8, None, ""),
+        ("[model]\nhidden_size = 72\nhead_dim = 8\n[precision]\n" + FP8, "model.hidden_size",
+         "= 72 is not a multiple of 16"),
+        ("[model]\nhead_dim = 6\n[precision]\n" + FP8, "model.num_kv_heads",
+         "model.num_kv_heads x model.head_dim = 24 is"),
+        ("[parallel]\ntensor = 4\n[precision]\n" + FP8, "model.num_kv_heads",
+         "model.num_kv_heads x model.head_dim / parallel.tensor = 8 is"),
+        ("[data]\nseq_len = 40\n[precision]\n" + FP8, "batch.micro_batch_size",
+         "x data.seq_len = 40 is"),
+        ('[parallel]\nengine = "deepspeed"\n[precision]\n' + FP8, "precision.compute", "use bf16"),
+        ('[parallel]\nengine = "deepspeed"\n[precision]\ngradients = "bf16"',
+         "precision.gradients", 'engine = "native"'),
+        ('[parallel]\nengine = "deepspeed"\n[optimizer]\nstate_dtype = "bf16"',
+         "optimizer.state_dtype", 'engine = "native"'),
+    ],
+)  # fmt: skip
+def test_precisions(tmp_path: Path, tables: str, path: str | None, words: str) -> None:
+    found = find_problems(sections(tmp_path, tables), 8)
+    lines = [f"{p.path}: {p.message}" for p in found if not p.path.startswith("data.sources")]
+    if path is None:
+        assert lines == []
+    else:
+        assert any(line.startswith(f"{path}: ") and words in line for line in lines), lines
+
+
+@pytest.mark.parametrize(
+    ("parallel", "num_processes", "is_warned"),
+    [("zero_stage = 2", 8, True), ("zero_stage = 1", 8, False), ("zero_stage = 3", 16, False)],
+)
+def test_adding_up_in_bf16_is_warned_of(
+    tmp_path: Path, parallel: str, num_processes: int, is_warned: bool
+) -> None:
+    table = f'[parallel]\n{parallel}\n[precision]\ngradients = "bf16"'
+    config = RunConfig(**sections(tmp_path, table))
+    warnings = [w for w in find_warnings(config, num_processes) if w.path != "budget.tokens"]
+    assert [w.path for w in warnings] == ["precision.gradients"] * is_warned
+
+
+def sections(tmp_path: Path, tables: str) -> dict[str, Any]:
+    """The sections of the base config with the tables' values over it."""
+    base = tomllib.loads(BASE)
+    for name, table in tomllib.loads(tables).items():
+        base[name] = base.get(name, {}) | table
+    base["run"]["dir"] = str(tmp_path)
+    config = RunConfig.model_validate_json(json.dumps(base))
+    return {name: getattr(config, name) for name in RunConfig.model_fields}

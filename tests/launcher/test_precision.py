@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from jobs import kills, read_events, read_rows, train
+import torch
+from jobs import curve, kills, read_events, read_rows, train
 
 
 @pytest.mark.parametrize("num_processes", [1, 2])
@@ -35,6 +36,35 @@ def test_fp16_finds_its_loss_scale_and_resumes_with_it(job: Path, num_processes:
     assert min(scales) * 2 in scales[scales.index(min(scales)) :], "the scale grew again"
     losses = [event["loss"] for event in read_events(job / "runs/job", "evaluation")]
     assert losses[-1] < losses[0] - 1
+
+
+def test_fp8_learns_as_bf16_does_and_resumes_bitwise(job: Path) -> None:
+    """The validation loss after 24 steps on real text; tokens and shapes are those of fp8."""
+    fp8 = ("--precision.compute=fp8", "--eval.every=none")
+    bf16 = ("--precision.compute=bf16", "--eval.every=none", "--run.name=bf16")
+    done = (train(job, *bf16), train(job, *fp8, "--run.name=straight"))
+    assert all(ended.code == 0 for ended in done), [ended.text for ended in done]
+    assert train(job, *fp8, kills(("after-update", 11, 0))).code == -9
+    assert train(job, *fp8).code == 0
+    assert curve(job / "runs/job") == curve(job / "runs/straight")
+    last = {
+        name: read_events(job / "runs" / name, "evaluation")[-1]["loss"]
+        for name in ("bf16", "straight")
+    }
+    assert 1e-5 < abs(last["straight"] / last["bf16"] - 1) < 0.02
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("compute", ["bf16", "fp8"])
+def test_a_compiled_run_on_a_gpu_resumes_bitwise(job: Path, compute: str) -> None:
+    fast = (f"--precision.compute={compute}", "--precision.gradients=bf16", "--eval.every=none")
+    fast += ("--optimizer.state_dtype=bf16", "--parallel.compile=true", "--run.deterministic=true")
+    ended = train(job, *fast, "--run.name=straight")
+    assert ended.code == 0, ended.text
+    assert train(job, *fast, kills(("after-update", 11, 0))).code == -9
+    assert train(job, *fast).code == 0
+    assert curve(job / "runs/job") == curve(job / "runs/straight")
 
 
 def test_bf16_learns(job: Path) -> None:

@@ -18,7 +18,7 @@ LAYOUT_TOLERANCE = 5e-3
 
 @functools.cache
 def one_process() -> Run:
-    [run] = run_fleet(1, engine_run, Case(compute="bf16"))
+    [run] = run_fleet(1, engine_run, Case(precision={"compute": "bf16"}))
     return run
 
 
@@ -39,6 +39,6 @@ def test_bf16_is_near_fp32_and_not_the_same() -> None:
 )
 def test_bf16_is_the_same_in_every_layout(num_processes: int, parallel: dict[str, object]) -> None:
     skip_unless_torch_can(str(parallel.get("pipeline_schedule", "1f1b")))
-    case = Case(compute="bf16", parallel=parallel)
+    case = Case(precision={"compute": "bf16"}, parallel=parallel)
     losses = merged(run_fleet(num_processes, engine_run, case)).losses
     assert furthest(losses, one_process().losses) < LAYOUT_TOLERANCE

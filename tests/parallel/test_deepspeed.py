@@ -55,8 +55,10 @@ def test_pipeline(num_processes: int, parallel: dict[str, Any]) -> None:
 )
 def test_bf16_rounds_as_the_native_engine_does(parallel: dict[str, Any]) -> None:
     """The first step to the last digits; later ones as far as sums in other orders allow."""
-    native = run_fleet(2, steps_of, Case(parallel=parallel, compute="bf16"))
-    found = run_fleet(2, steps_of, Case(parallel=deepspeed(parallel), compute="bf16"))
+    native = run_fleet(2, steps_of, Case(parallel=parallel, precision={"compute": "bf16"}))
+    found = run_fleet(
+        2, steps_of, Case(parallel=deepspeed(parallel), precision={"compute": "bf16"})
+    )
     in_fp32 = run_fleet(2, steps_of, Case(parallel=deepspeed(parallel)))
     torch.testing.assert_close(found[0][0], native[0][0], rtol=1e-6, atol=0)
     torch.testing.assert_close(found[0], native[0], rtol=5e-3, atol=0)
@@ -77,7 +79,7 @@ def test_bf16_rounds_as_the_native_engine_does(parallel: dict[str, Any]) -> None
 def test_a_refused_update_changes_nothing(parallel: dict[str, Any], compute: str) -> None:
     """Neither weights nor moments nor step counts, with finite gradients and without; and the
     gradients are dropped: the next update is as if the refused ones had never been."""
-    case = Case(parallel=deepspeed(parallel), compute=compute)
+    case = Case(parallel=deepspeed(parallel), precision={"compute": compute})
     for report in run_fleet(2, refused_update, case):
         assert report == []
 

@@ -24,6 +24,7 @@ PRELOAD = [
     "torch.distributed.fsdp",
     "torch.distributed.pipelining",
     "worlds",
+    "fast_paths",
     "triax.launcher.train",
     "triax.parallel.engines.native",
     "torch.utils.tensorboard",
@@ -39,8 +40,10 @@ def run_fleet(
     *args: Any,
     timeout: float = 120.0,
     may_fail: bool = False,
+    backend: str = "gloo",
 ) -> list[Any]:
-    """Call `function(*args)` in so many processes joined by gloo; returns their results by rank.
+    """Call `function(*args)` in so many processes joined by gloo, or by another backend; returns
+    their results by rank.
 
     A process's exception is raised here with its traceback; with `may_fail`, results of failed
     ranks are the exception's text, or None where a process died. Every wait is bounded.
@@ -50,7 +53,9 @@ def run_fleet(
     with tempfile.TemporaryDirectory() as folder:
         workers = [
             context.Process(
-                target=_work, args=(rank, num_processes, Path(folder), function, args), daemon=True
+                target=_work,
+                args=(rank, num_processes, Path(folder), backend, function, args),
+                daemon=True,
             )
             for rank in range(num_processes)
         ]
@@ -95,7 +100,12 @@ def _read(path: Path) -> tuple[bool, Any]:
 
 
 def _work(
-    rank: int, num_processes: int, folder: Path, function: Callable[..., Any], args: tuple[Any, ...]
+    rank: int,
+    num_processes: int,
+    folder: Path,
+    backend: str,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
 ) -> None:
     # Imported here: the test process itself needs none of it.
     import torch
@@ -106,7 +116,7 @@ def _work(
     logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
     try:
         dist.init_process_group(
-            "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=num_processes
+            backend, init_method=f"file://{folder}/rendezvous", rank=rank, world_size=num_processes
         )
         result = (True, function(*args))
         dist.barrier()

@@ -26,13 +26,13 @@ from triax.common.tokens import IGNORE_INDEX
 from triax.models.config import ModelConfig
 from triax.models.init import initialise
 from triax.models.transformer import Transformer
-from triax.parallel.config import ParallelConfig
+from triax.parallel.config import ParallelConfig, PrecisionConfig
 from triax.parallel.engines import ENGINES
 from triax.parallel.engines.native import NativeEngine
 from triax.parallel.layout import Layout
 from triax.parallel.mesh import build_mesh
 from triax.parallel.pieces import Pieces
-from triax.training.config import OptimizerConfig, PrecisionConfig
+from triax.training.config import OptimizerConfig
 from triax.training.optimizer import optimizer_maker
 from triax.training.precision import LossScaler
 from triax.training.stability.guard import Guard
@@ -57,7 +57,8 @@ class Case:
     micro_batch_size: int = 1
     num_steps: int = 10
     clip_norm: float | None = 3.5
-    compute: str = "fp32"
+    precision: dict[str, Any] = field(default_factory=dict)
+    device: str = "cpu"
     # Adam's first steps divide a gradient by its own size: with the usual eps, rounding decides
     # the sign of the update where the gradient is all but zero.
     optimizer: dict[str, Any] = field(default_factory=lambda: {"lr": 2e-3, "eps": 1e-5})
@@ -198,7 +199,10 @@ def _worst(differences: Sequence[float]) -> float:
 def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The full tensors of plain ones, DTensors and pieces; needs all processes."""
     full = {
-        name: (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
+        name: (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor)
+        .detach()
+        .cpu()
+        .clone()
         for name, tensor in tensors.items()
         if not isinstance(tensor, Pieces)
     }
@@ -257,11 +261,11 @@ def engine_class(case: Case) -> type:
 
 def make_engine(case: Case, kind: type | None = None) -> Any:
     """The case's engine on this process, or one of the given class."""
-    parallel = ParallelConfig(**case.parallel)
-    mesh = build_mesh(Layout.of(parallel, dist.get_world_size()), "cpu")
+    parallel, precision = ParallelConfig(**case.parallel), PrecisionConfig(**case.precision)
+    mesh = build_mesh(Layout.of(parallel, dist.get_world_size()), case.device)
     return (kind or engine_class(case))(
-        ModelConfig(**case.model), mesh, parallel, compute=case.compute, seq_len=SEQ_LEN, seed=SEED,
-        make_optimizer=optimizer_maker(OptimizerConfig(**case.optimizer)),
+        ModelConfig(**case.model), mesh, parallel, precision=precision, seq_len=SEQ_LEN, seed=SEED,
+        make_optimizer=optimizer_maker(OptimizerConfig(**case.optimizer), precision),
     )  # fmt: skip
 
 
@@ -279,8 +283,10 @@ def micro_batches(case: Case, step: int) -> list[Rows]:
 
 def make_context(case: Case, engine: Any) -> StepContext:
     """What the case's steps work with."""
-    precision = PrecisionConfig(compute=case.compute, initial_loss_scale=1024.0)  # type: ignore[arg-type]
-    return StepContext(engine, LossScaler(precision, engine.device), Guard(), case.clip_norm)
+    precision = PrecisionConfig(**{"initial_loss_scale": 1024.0, **case.precision})
+    return StepContext(
+        engine, LossScaler(precision, engine.device), Guard(device=engine.device), case.clip_norm
+    )
 
 
 def engine_run(case: Case) -> Run:
@@ -308,6 +314,22 @@ def live_bytes() -> int:
             storage = local.untyped_storage()
             storages[storage._cdata] = storage.nbytes()
     return sum(storages.values())
+
+
+def live_bytes_of_a_step(case: Case) -> float:
+    """What lives when a step's gradients are ready, in bytes for each weight."""
+    before = live_bytes()
+    weights: list[float] = []
+
+    class WeighingEngine(NativeEngine):
+        def update(self, lr: float, gradient_factor: Tensor, skip: Tensor) -> None:
+            gradients = [parameter.grad for parameter in self.parameters.values()]
+            count = sum(gradient.numel() for gradient in gradients if gradient is not None)
+            weights.append((live_bytes() - before) / count)
+            super().update(lr, gradient_factor, skip)
+
+    train_step(make_context(case, make_engine(case, WeighingEngine)), micro_batches(case, 0), 1e-3)
+    return weights[-1]
 
 
 class CollectiveCounter(TorchDispatchMode):

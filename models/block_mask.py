@@ -1,0 +1,69 @@
+"""Attention masks in blocks, for FlexAttention (Dong et al. 2024): what nobody sees is never read.
+
+A dense mask is T x T numbers to read for every head, and rules out the fast kernels. Here the mask
+is a function of two positions, and per block of positions whether it is to be looked at.
+
+Shape letters: B batch, T tokens, Q blocks of queries, S blocks of keys.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
+
+BLOCK_TOKENS = 128
+"""Tokens of a block; FlexAttention's own size."""
+
+
+def block_mask(
+    document_ids_BT: Tensor | None,
+    num_tokens: int,
+    sliding_window: int | None,
+    device: torch.device,
+) -> BlockMask | None:
+    """The mask of `attention_mask`, in blocks; None for plain causal. Waits for nothing.
+
+    A block is left out only if its documents' ranges of ids don't meet, so any ids are right, and
+    rising ones, as packed documents have, are fast.
+    """
+    window = sliding_window if sliding_window is not None and sliding_window < num_tokens else None
+    if document_ids_BT is None and window is None:
+        return None
+
+    def is_visible(row: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        visible = query >= key
+        if window is not None:
+            visible = visible & (query - key < window)
+        if document_ids_BT is not None:
+            visible = visible & (document_ids_BT[row, query] == document_ids_BT[row, key])
+        return visible
+
+    count = -(-num_tokens // BLOCK_TOKENS)
+    number = torch.arange(count, device=device)
+    distance_QS = number[:, None] - number[None, :]
+    some_BQS, all_BQS = (distance_QS >= 0)[None], (distance_QS > 0)[None]
+    if window is not None:
+        some_BQS = some_BQS & (distance_QS * BLOCK_TOKENS - (BLOCK_TOKENS - 1) < window)
+        all_BQS = all_BQS & (distance_QS * BLOCK_TOKENS + (BLOCK_TOKENS - 1) < window)
+    if document_ids_BT is not None:
+        places = torch.arange(count * BLOCK_TOKENS, device=device).clamp(max=num_tokens - 1)
+        blocks = document_ids_BT[:, places].unflatten(1, (count, BLOCK_TOKENS))
+        lowest, highest = blocks.amin(-1), blocks.amax(-1)
+        meets = (lowest[:, :, None] <= highest[:, None]) & (highest[:, :, None] >= lowest[:, None])
+        is_one = (lowest[:, :, None] == highest[:, None]) & (highest[:, :, None] == lowest[:, None])
+        some_BQS, all_BQS = some_BQS & meets, all_BQS & is_one
+    return BlockMask.from_kv_blocks(
+        *_listed(some_BQS & ~all_BQS),
+        *_listed(all_BQS),
+        BLOCK_SIZE=BLOCK_TOKENS,
+        mask_mod=is_visible,
+        seq_lengths=(num_tokens, num_tokens),
+    )
+
+
+def _listed(is_chosen_BQS: Tensor) -> tuple[Tensor, Tensor]:
+    """How many blocks each row of blocks has, and their numbers first; int32, a head axis of 1."""
+    chosen = is_chosen_BQS[:, None].to(torch.int32)
+    numbers = chosen.argsort(dim=-1, descending=True, stable=True)
+    return chosen.sum(-1, dtype=torch.int32), numbers.to(torch.int32)

@@ -1,0 +1,137 @@
+"""Attention and loss as they run on a GPU, forward and backward, against float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fast_paths import EACH_DEVICE, ON_GPU, Operations, error
+from torch import Tensor
+
+from triax.common.tokens import IGNORE_INDEX
+from triax.models.attention import attend, attention_mask
+from triax.models.block_mask import block_mask
+from triax.models.loss import (
+    LossOptions,
+    chunk_gradient,
+    chunk_statistics,
+    chunked_cross_entropy,
+)
+from triax.parallel.passes import attention_kernels
+
+BF16_TOLERANCE = 1e-2
+"""Relative, by norm."""
+
+
+def heads(device: str, num_tokens: int, num_groups: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(num_tokens)
+    return [
+        torch.randn(2, count, num_tokens, 64, generator=generator)
+        .bfloat16()
+        .to(device)
+        .requires_grad_()
+        for count in (8, num_groups, num_groups)
+    ]
+
+
+def check_attention(found: Tensor, inputs: list[Tensor], mask: Tensor) -> None:
+    """Value and gradients against float64 on the CPU, groups written out."""
+    q, k, v = (tensor.detach().cpu().double().requires_grad_() for tensor in inputs)
+    repeats = q.shape[1] // k.shape[1]
+    wide = [tensor.repeat_interleave(repeats, dim=1) for tensor in (k, v)]
+    scores = (q @ wide[0].mT / 8).masked_fill(~mask.cpu(), -torch.inf)
+    expected = scores.softmax(-1) @ wide[1]
+    generator = torch.Generator().manual_seed(0)
+    above = torch.randn(found.shape, generator=generator).bfloat16()
+    found.backward(above.to(found.device))
+    expected.backward(above.double())
+    assert error(found, expected) < BF16_TOLERANCE
+    for tensor, wanted in zip(inputs, (q, k, v), strict=True):
+        assert wanted.grad is not None
+        assert error(tensor.grad, wanted.grad) < BF16_TOLERANCE
+
+
+@ON_GPU
+@pytest.mark.parametrize(
+    ("kernel", "num_groups"),
+    [("cudnn", 8), ("cudnn", 2), ("flash", 8), ("flash", 2), ("efficient", 8), ("math", 2)],
+)
+def test_the_preferred_attention_kernel_runs_and_is_right(
+    device: str, kernel: str, num_groups: int
+) -> None:
+    inputs = heads(device, 256, num_groups)
+    with attention_kernels([kernel, "math"]), Operations() as operations:
+        found = attend(*inputs, None)
+    if kernel != "math":
+        assert f"_scaled_dot_product_{kernel}_attention" in operations.names
+    check_attention(found, inputs, torch.ones(256, 256, dtype=torch.bool).tril())
+
+
+@EACH_DEVICE
+def test_any_order_of_kernels_gives_the_same(device: str) -> None:
+    inputs = heads(device, 64, 2)
+    with attention_kernels(["cudnn", "flash", "efficient", "math"]):
+        found = attend(*inputs, None)
+    check_attention(found, inputs, torch.ones(64, 64, dtype=torch.bool).tril())
+
+
+@ON_GPU
+@pytest.mark.parametrize("window", [None, 130])
+@pytest.mark.parametrize("num_tokens", [256, 200])
+def test_compiled_block_masks_are_right(device: str, num_tokens: int, window: int | None) -> None:
+    ids = (torch.rand(2, num_tokens, generator=torch.Generator().manual_seed(1)) < 0.03).cumsum(1)
+    inputs = heads(device, num_tokens, 2)
+    mask = block_mask(ids.int().to(device), num_tokens, window, torch.device(device))
+    found = torch.compile(attend)(*inputs, mask)
+    dense = attention_mask(ids.int(), num_tokens, window, torch.device("cpu"))
+    assert dense is not None
+    check_attention(found, inputs, dense)
+
+
+def compiled_options() -> LossOptions:
+    return LossOptions(
+        1e-3, 30.0,
+        statistics=torch.compile(chunk_statistics), gradient=torch.compile(chunk_gradient),
+    )  # fmt: skip
+
+
+@ON_GPU
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, BF16_TOLERANCE)]
+)
+def test_the_compiled_loss_is_right(device: str, dtype: torch.dtype, tolerance: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    h, head = (torch.randn(n, 64, generator=generator).to(dtype) for n in (2500, 1000))
+    targets = torch.randint(0, 1000, (2500,), generator=generator)
+    targets[::3] = IGNORE_INDEX
+    h64, head64 = h.double().requires_grad_(), head.double().requires_grad_()
+    logits = 30 * torch.tanh(h64 @ head64.T / 30)
+    cross_entropy = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+    normaliser = logits.logsumexp(-1)[targets != IGNORE_INDEX]
+    expected = 0.01 * (cross_entropy + 1e-3 * normaliser.square().sum())
+    expected.backward()
+
+    h, head = (tensor.to(device).requires_grad_() for tensor in (h, head))
+    weight = torch.tensor(0.01, device=device)
+    sums = chunked_cross_entropy(h, head, targets.to(device), weight, compiled_options())
+    sums.objective.backward()
+    assert h64.grad is not None and head64.grad is not None
+    assert error(sums.objective, expected) < tolerance
+    assert error(h.grad, h64.grad) < tolerance
+    assert error(head.grad, head64.grad) < tolerance
+
+
+@ON_GPU
+def test_the_compiled_loss_never_has_fp32_logits_nor_all_of_them(device: str) -> None:
+    num_tokens, vocab_size, width = 8192, 32768, 256
+    h = torch.randn(num_tokens, width, dtype=torch.bfloat16, device=device, requires_grad=True)
+    head = torch.randn(vocab_size, width, dtype=torch.bfloat16, device=device, requires_grad=True)
+    targets = torch.randint(0, vocab_size, (num_tokens,), device=device)
+    weight, options = torch.ones((), device=device), compiled_options()
+    chunked_cross_entropy(h, head, targets, weight, options).objective.backward()
+    h.grad = head.grad = None
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    chunked_cross_entropy(h, head, targets, weight, options).objective.backward()
+    chunk = 1024 * vocab_size * 2
+    gradients = num_tokens * width * 2 * 2 + vocab_size * width * (4 + 4 + 2 + 2)
+    assert torch.cuda.max_memory_allocated() - before < 2.5 * chunk + gradients
