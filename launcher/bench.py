@@ -28,19 +28,20 @@ from triax.launcher.network import prepare
 from triax.launcher.overrides import parse_arguments
 from triax.launcher.processes import Processes, end_with_launcher, joined, make_deterministic
 from triax.models.counts import flops_per_token, num_parameters
+from triax.parallel.float8 import require_float8
 from triax.parallel.layout import Layout
 from triax.training.bench.batches import RandomBatches
 from triax.training.bench.limit import Work, measure_limit, optimizer_bytes
 from triax.training.bench.measure import Measured, measure, release_memory
 from triax.training.bench.report import Report, Setup, as_json, as_table
 from triax.training.bench.timing import Step
+from triax.training.garbage import GarbageControl
 from triax.training.hardware import device_name, memory_bytes, peak_flops
 from triax.training.precision import LossScaler
 from triax.training.stability.guard import Guard
-from triax.training.step import StepContext, train_step
+from triax.training.step import StepContext, StepResult, train_step
 
-_STATE_BYTES = 16
-"""Of one parameter: fp32 weight, gradient and two moments."""
+_BYTES = {"fp32": 4, "bf16": 2}
 _ADVICE = (
     "lower --micro-batch-size or --seq-len, compute activations again "
     "(--parallel.activation_checkpointing=selective, or full), or use more processes"
@@ -103,6 +104,8 @@ def bench(
     ) as processes:
         layout = Layout.of(config.parallel, environment.world_size)
         _refuse_hopeless(config, layout, processes)
+        if config.precision.compute == "fp8":
+            require_float8(processes.device, config.precision.fp8_recipe)
         if config.run.deterministic:
             make_deterministic(processes.device)
         with _out_of_memory_is_told(processes.device):
@@ -133,7 +136,7 @@ def make_step(config: RunConfig, layout: Layout, processes: Processes) -> tuple[
         mask_documents=config.data.mask_documents,
         pin_memory=processes.device.type == "cuda",
     )
-    moved = optimizer_bytes(engine.state(), config.precision.compute)
+    moved = optimizer_bytes(engine.state(), config.precision)
     return lambda number: train_step(context, batches.of_step(number), config.optimizer.lr), moved
 
 
@@ -144,7 +147,15 @@ def _measure_step(
     bytes of an update. Nothing of the engine is left after it."""
     step, moved = make_step(config, layout, processes)
     built = _seconds_since_process_start()
-    measured = measure(step, processes.device, num_steps=num_steps, trace=trace)
+    garbage = GarbageControl(config.run.collect_garbage_every)
+
+    def step_as_in_a_run(number: int) -> StepResult:
+        result = step(number)
+        garbage.after_step(number + 1)
+        return result
+
+    with garbage:
+        measured = measure(step_as_in_a_run, processes.device, num_steps=num_steps, trace=trace)
     return measured, built + measured.first_step_seconds, moved
 
 
@@ -186,6 +197,8 @@ def _setup(config: RunConfig, layout: Layout, processes: Processes, start_second
             "ZeRO": parallel.zero_stage,
             "tensor": parallel.tensor,
             "pipeline": parallel.pipeline,
+            "gradients": config.precision.gradients,
+            "moments": config.optimizer.state_dtype,
             "compile": str(parallel.compile).lower(),
             "activation_checkpointing": parallel.activation_checkpointing,
             "mask_documents": str(config.data.mask_documents).lower(),
@@ -211,7 +224,10 @@ def _refuse_hopeless(config: RunConfig, layout: Layout, processes: Processes) ->
     num_weights = num_parameters(config.model)
     num_parts = layout.tensor * layout.pipeline * layout.shard
     num_here = processes.environment.local_world_size
-    needed = _STATE_BYTES * num_weights * num_here / num_parts
+    bytes_a_weight = (
+        4 + _BYTES[config.precision.gradients] + 2 * _BYTES[config.optimizer.state_dtype]
+    )
+    needed = bytes_a_weight * num_weights * num_here / num_parts
     there = memory_bytes(processes.device)
     if needed > there:
         raise UserError(

@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, current_flash_attention_impl, sdpa_ke
 
 from triax.common.errors import UserError
 from triax.models.config import ModelConfig
+from triax.parallel.config import PrecisionConfig
 from triax.training.bench.timing import seconds_of
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -115,24 +116,24 @@ def products(work: Work) -> list[Product]:
     ]  # fmt: skip
 
 
-def optimizer_bytes(state: Mapping[str, Tensor], compute: str) -> int:
+def optimizer_bytes(state: Mapping[str, Tensor], precision: PrecisionConfig) -> int:
     """What an update moves at least, in bytes: it reads weights, gradients and moments, and writes
     weights and moments, and the weights once more in the compute dtype where that is another.
 
     Args:
         state: `Engine.state()`; each process counts its own part.
-        compute: `precision.compute`.
+        precision: the `[precision]` section.
     """
     local = {
         name: tensor.to_local() if isinstance(tensor, DTensor) else tensor
         for name, tensor in state.items()
     }
-    weights = [tensor for name, tensor in local.items() if name.startswith("model.")]
-    moved = sum(2 * tensor.nbytes for tensor in local.values())
-    moved += sum(tensor.nbytes for tensor in weights)
-    if compute != "fp32":
-        moved += sum(2 * tensor.numel() for tensor in weights)
-    return moved
+    num_weights = sum(tensor.numel() for name, tensor in local.items() if name.startswith("model."))
+    gradient_bytes = 4 if precision.gradients == "fp32" else 2
+    copy_bytes = 0 if precision.compute == "fp32" else 2
+    return sum(2 * tensor.nbytes for tensor in local.values()) + num_weights * (
+        gradient_bytes + copy_bytes
+    )
 
 
 def measure_limit(work: Work, device: torch.device) -> Limit:

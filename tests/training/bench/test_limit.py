@@ -10,6 +10,7 @@ import torch
 from triax.models.config import ModelConfig
 from triax.models.counts import flops_per_token
 from triax.models.transformer import Transformer
+from triax.parallel.config import PrecisionConfig
 from triax.training.bench import limit
 from triax.training.bench.limit import Work, measure_limit, optimizer_bytes, products
 
@@ -53,8 +54,10 @@ def test_an_update_moves_each_state_twice_and_gradients_once() -> None:
     state = {f"model.{name}": weight for name, weight in weights.items()}
     state |= {f"optimizer.{name}.exp_avg": weight for name, weight in weights.items()}
     half = {f"optimizer.{name}.exp_avg_sq": w.to(torch.bfloat16) for name, w in weights.items()}
-    assert optimizer_bytes(state | half, "fp32") == num * (4 + 4 + 4 + 4 + 4 + 2 + 2)
-    assert optimizer_bytes(state | half, "bf16") == num * (24 + 2)
+    assert optimizer_bytes(state | half, PrecisionConfig()) == num * (4 + 4 + 4 + 4 + 4 + 2 + 2)
+    assert optimizer_bytes(state | half, PrecisionConfig(compute="bf16")) == num * (24 + 2)
+    small = PrecisionConfig(compute="bf16", gradients="bf16")
+    assert optimizer_bytes(state | half, small) == num * (24 - 2 + 2)
 
 
 @pytest.mark.parametrize("compute", ["fp32", "bf16"])
