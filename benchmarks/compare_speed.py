@@ -32,6 +32,7 @@ from pathlib import Path
 import torch
 from rivals import RIVALS, Loop
 
+from triax.common.errors import UserError
 from triax.launcher.bench import bench
 from triax.launcher.bench_config import bench_config
 from triax.launcher.config import RunConfig
@@ -86,6 +87,8 @@ def measure_rival(
             return Row(name, _measured(make, config, device, num_steps))
         except ImportError as error:
             return Row(name, None, f"not installed ({error.name})")
+        except UserError as error:
+            return Row(name, None, str(error))
         except torch.OutOfMemoryError:
             return Row(name, None, "out of memory")
         finally:

@@ -21,6 +21,7 @@ from torch.optim import AdamW
 
 from triax.checkpoint.huggingface import huggingface_names
 from triax.checkpoint.huggingface_config import to_huggingface
+from triax.common.errors import UserError
 from triax.launcher.config import RunConfig
 from triax.models.init import initialise
 from triax.models.transformer import Transformer
@@ -72,6 +73,8 @@ def transformers(config: RunConfig, device: torch.device) -> Loop:
     """Hugging Face's Llama, compiled as a whole, with autocast's mixed precision."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    if config.precision.compute == "fp8":
+        raise UserError("has no fp8")
     fields = to_huggingface(
         config.model, dtype="float32", seq_len=config.data.seq_len, special_tokens={}
     )
