@@ -24,6 +24,7 @@ import os
 import shlex
 import statistics
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -91,6 +92,10 @@ def measure_rival(
             return Row(name, None, str(error))
         except torch.OutOfMemoryError:
             return Row(name, None, "out of memory")
+        except Exception as error:
+            # Other people's code on whatever machine this is: the other rows are still worth it.
+            traceback.print_exc()
+            return Row(name, None, f"failed: {type(error).__name__}")
         finally:
             torch._dynamo.reset()
             release_memory()
