@@ -115,7 +115,13 @@ def _measured(
         loss = loop(_on(device, batch.tokens_BT), _on(device, batch.targets_BT))
         return StepResult(loss.detach().float(), *[nothing] * (len(StepResult._fields) - 1))
 
-    return measure(step, device, num_steps=num_steps)
+    # Garbage is collected as in a run of triax, and in torchtitan's trainer.
+    return measure(
+        step,
+        device,
+        num_steps=num_steps,
+        collect_garbage_every=config.run.collect_garbage_every,
+    )
 
 
 def _on(device: torch.device, tensor: torch.Tensor) -> torch.Tensor:

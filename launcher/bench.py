@@ -35,11 +35,10 @@ from triax.training.bench.limit import Work, measure_limit, optimizer_bytes
 from triax.training.bench.measure import Measured, measure, release_memory
 from triax.training.bench.report import Report, Setup, as_json, as_table
 from triax.training.bench.timing import Step
-from triax.training.garbage import GarbageControl
 from triax.training.hardware import device_name, memory_bytes, peak_flops
 from triax.training.precision import LossScaler
 from triax.training.stability.guard import Guard
-from triax.training.step import StepContext, StepResult, train_step
+from triax.training.step import StepContext, train_step
 
 _BYTES = {"fp32": 4, "bf16": 2}
 _ADVICE = (
@@ -147,15 +146,13 @@ def _measure_step(
     bytes of an update. Nothing of the engine is left after it."""
     step, moved = make_step(config, layout, processes)
     built = _seconds_since_process_start()
-    garbage = GarbageControl(config.run.collect_garbage_every)
-
-    def step_as_in_a_run(number: int) -> StepResult:
-        result = step(number)
-        garbage.after_step(number + 1)
-        return result
-
-    with garbage:
-        measured = measure(step_as_in_a_run, processes.device, num_steps=num_steps, trace=trace)
+    measured = measure(
+        step,
+        processes.device,
+        num_steps=num_steps,
+        collect_garbage_every=config.run.collect_garbage_every,
+        trace=trace,
+    )
     return measured, built + measured.first_step_seconds, moved
 
 

@@ -15,6 +15,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from triax.training.bench.timing import Laps, Step, run_laps
 from triax.training.bench.trace import STEP_RANGE, Breakdown, break_down
+from triax.training.garbage import GarbageControl
 from triax.training.hardware import memory_bytes, peak_memory_gib
 from triax.training.step import StepResult
 
@@ -64,7 +65,12 @@ class Measured:
 
 
 def measure(
-    step: Step, device: torch.device, *, num_steps: int, trace: Path | None = None
+    step: Step,
+    device: torch.device,
+    *,
+    num_steps: int,
+    collect_garbage_every: int | None,
+    trace: Path | None = None,
 ) -> Measured:
     """Take one first step, a few to warm up, the timed ones, and a few under a profiler.
 
@@ -72,8 +78,21 @@ def measure(
         step: takes one.
         device: where it computes.
         num_steps: the timed ones.
+        collect_garbage_every: as `run.collect_garbage_every` does in training.
         trace: keep the profiler's trace here; gzipped where the name ends so.
     """
+    garbage = GarbageControl(collect_garbage_every)
+
+    def step_and_collect(number: int) -> StepResult:
+        result = step(number)
+        garbage.after_step(number + 1)
+        return result
+
+    with garbage:
+        return _measure(step_and_collect, device, num_steps, trace)
+
+
+def _measure(step: Step, device: torch.device, num_steps: int, trace: Path | None) -> Measured:
     begin = time.perf_counter()
     first = run_laps(step, 0, 1, device)
     first_step_seconds = time.perf_counter() - begin
