@@ -65,15 +65,16 @@ def gradients_are_summed_exactly(
     world_size: int | None,
 ) -> Iterator[Problem]:
     """Many micro-batches' gradients are not added up in bf16."""
-    model_ranks = parallel.tensor * parallel.pipeline
-    per_pass = batch.micro_batch_size * max(1, (world_size or 1) // model_ranks)
-    count = batch.global_batch_size // per_pass
-    if precision.gradients == "bf16" and parallel.zero_stage >= 2 and count > 1:
+    data_ranks = max(1, (world_size or 1) // (parallel.tensor * parallel.pipeline))
+    count = batch.global_batch_size // (batch.micro_batch_size * data_ranks)
+    is_in_bf16 = parallel.zero_stage >= 2 or (data_ranks == 1 and parallel.tensor == 1)
+    if precision.gradients == "bf16" and is_in_bf16 and count > 1:
+        where = f"at parallel.zero_stage = {parallel.zero_stage}" if data_ranks > 1 else "here"
         yield Problem(
             "precision.gradients",
-            f"at parallel.zero_stage = {parallel.zero_stage} the {count} micro-batches of a step "
-            "are added up in bf16, of whose 8 bits small gradients lose some: stages 0 and 1 add "
-            "in fp32, as does a larger batch.micro_batch_size",
+            f"{where} the {count} micro-batches of a step are added up in bf16, of whose 8 bits "
+            "small gradients lose some: raise batch.micro_batch_size, or on several data-parallel "
+            "processes use parallel.zero_stage 0 or 1",
         )
 
 

@@ -33,9 +33,11 @@ COMPUTE_DTYPES = {
 def shard(model: nn.Module, mesh: DeviceMesh, zero_stage: int, compute: str) -> None:
     """Shard each block of `model.blocks` and the rest of the model, in place.
 
-    Where there is one data-parallel process, fp32 and no tensor parallelism, there is nothing to
-    share, to cast or to bring together: the model is left as it is, which saves copies of all
-    weights and gradients. (With tensor parallelism it is FSDP2 that sums the partial gradients.)
+    Where there is one data-parallel process and no tensor parallelism, there is nothing to share or
+    to bring together: the model only gets the compute dtype, and `Masters` keeps fp32 weights.
+    That saves copies of all weights and gradients. Stage 3 is left to FSDP2 even so, which holds no
+    more of the cast weights than a block's. (With tensor parallelism it is FSDP2 that sums the
+    partial gradients.)
 
     Args:
         model: the transformer, on any device, meta too.
@@ -44,12 +46,14 @@ def shard(model: nn.Module, mesh: DeviceMesh, zero_stage: int, compute: str) -> 
         compute: `precision.compute`; gradients are reduced in fp32 always.
     """
     is_split = any(isinstance(parameter, DTensor) for parameter in model.parameters())
-    if mesh.size() == 1 and compute == "fp32" and not is_split:
+    dtype = COMPUTE_DTYPES[compute]
+    if mesh.size() == 1 and not is_split and (dtype is None or zero_stage < 3):
+        model.to(dtype)
         return
     # Inputs aren't cast: hidden states come out of the embedding in the compute dtype, and
     # rotary angles and loss weights must stay fp32.
     policy = MixedPrecisionPolicy(
-        param_dtype=COMPUTE_DTYPES[compute], reduce_dtype=torch.float32, cast_forward_inputs=False
+        param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
     reshard = zero_stage == 3
     assert isinstance(model.blocks, nn.ModuleDict)

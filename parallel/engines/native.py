@@ -16,6 +16,7 @@ from triax.models.config import ModelConfig
 from triax.models.init import initialise
 from triax.parallel.config import ParallelConfig, PrecisionConfig
 from triax.parallel.engines.protocol import MakeOptimizer, MicroBatch, StepSums
+from triax.parallel.masters import Masters
 from triax.parallel.mesh import num_copies, num_readers
 from triax.parallel.nonfinite import NonFiniteFinder
 from triax.parallel.passes import DirectPasses, Inputs, Passes, attention_kernels, num_targets
@@ -58,19 +59,21 @@ class NativeEngine:
             part.module.to_empty(device=self.device)
             part.module.tie()
         self._tied = tied_head(model, mesh, config, self.parts)
-        self.parameters = {
-            name: parameter
-            for part in self.parts
-            for name, parameter in part.module.named_parameters()
-            if not (self._tied is not None and name == "head.weight")
-        }
+        weights = {n: p for part in self.parts for n, p in part.module.named_parameters()}
+        followers = [] if self._tied is None else [weights.pop("head.weight", None)]
+        self.parameters: dict[str, Tensor] = dict(weights)
+        self._gradient_dtype = COMPUTE_DTYPES[precision.gradients] or torch.float32
+        self._masters: Masters | None = None
+        if any(weight.dtype != torch.float32 for weight in weights.values()):
+            others = [weight for weight in followers if weight is not None]
+            self._masters = Masters(weights, others, self._gradient_dtype)
+            self.parameters = self._masters.parameters
+        elif self._gradient_dtype != torch.float32:
+            for part in self.parts:
+                keep_gradients_in(part.module, self._gradient_dtype)
         for name, parameter in self.parameters.items():
             local, offset = _local_part(parameter)
             initialise(local, name, offset, parameter.shape, model, seed)
-        self._gradient_dtype = COMPUTE_DTYPES[precision.gradients] or torch.float32
-        if self._gradient_dtype != torch.float32:
-            for part in self.parts:
-                keep_gradients_in(part.module, self._gradient_dtype)
         self._passes: Passes
         if config.pipeline == 1:
             self._passes = DirectPasses(self.parts[0].module, config.zero_stage)
@@ -88,13 +91,14 @@ class NativeEngine:
         return (total // self._num_readers).float()
 
     def forward_backward(self, micro_batches: Sequence[MicroBatch], weight: Tensor) -> StepSums:
-        if self._tied is not None:
-            self._tied.follow()
+        self._publish()
         inputs = [Inputs.on(self.device, batch) for batch in micro_batches]
         with attention_kernels(self._config.attention):
             cross_entropy = self._passes.forward_backward(inputs, weight)
         if self._tied is not None:
             self._tied.give_gradient()
+        if self._masters is not None:
+            self._masters.take_gradients()
         own_finite = (torch.isfinite(cross_entropy) & torch.isfinite(weight)).float()
         return self._reduce(cross_entropy)._replace(own_finite=own_finite)
 
@@ -112,8 +116,7 @@ class NativeEngine:
         self.optimizer.zero_grad(set_to_none=True)
 
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> tuple[Tensor, Tensor]:
-        if self._tied is not None:
-            self._tied.follow()
+        self._publish()
         inputs = [Inputs.on(self.device, batch) for batch in micro_batches]
         with attention_kernels(self._config.attention):
             cross_entropy = self._passes.forward(inputs) / self._tensor_size
@@ -143,6 +146,13 @@ class NativeEngine:
             for key, value in self.optimizer.state[parameter].items():
                 tensors[f"optimizer.{name}.{key}"] = value
         return tensors
+
+    def _publish(self) -> None:
+        """Let the model compute with the weights that the optimizer, or a checkpoint, has made."""
+        if self._masters is not None:
+            self._masters.publish()
+        if self._tied is not None:
+            self._tied.follow()
 
     def _local_gradients(self) -> list[Tensor]:
         gradients = []

@@ -121,7 +121,12 @@ def test_precisions(tmp_path: Path, tables: str, path: str | None, words: str) -
 
 @pytest.mark.parametrize(
     ("parallel", "num_processes", "is_warned"),
-    [("zero_stage = 2", 8, True), ("zero_stage = 1", 8, False), ("zero_stage = 3", 16, False)],
+    [
+        ("zero_stage = 2", 8, True),
+        ("zero_stage = 1", 8, False),
+        ("zero_stage = 3", 16, False),
+        ("zero_stage = 1", 1, True),
+    ],
 )
 def test_adding_up_in_bf16_is_warned_of(
     tmp_path: Path, parallel: str, num_processes: int, is_warned: bool

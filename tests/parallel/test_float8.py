@@ -148,6 +148,20 @@ def check_not_finite(
     assert is_finite == [where == 2, where == 0, where == 1]
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_the_scale_itself_tells_of_it(bad: float) -> None:
+    """A cast may turn infinity into the largest number, as compiled ones do."""
+    x = torch.ones(16, 16)
+    x[3, 5] = bad
+    for turned in (False, True):
+        tensor, rows = (
+            to_float8(x, torch.float8_e4m3fn, RECIPES[recipe], turned)
+            for recipe in ("tensorwise", "rowwise")
+        )
+        assert tensor.unit.isnan() and tensor.values.float().isnan().all()
+        assert rows.unit.isnan().nonzero().item() == (5 if turned else 3)
+
+
 @EACH_RECIPE
 def test_zeros_are_zeros(recipe: str) -> None:
     x, w, dy = factors(0)

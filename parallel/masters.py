@@ -1,0 +1,52 @@
+"""fp32 weights behind a model that computes in fewer bits, on a process that shares none of them.
+
+FSDP2 would do: it gathers from itself, casts, and reduces to itself, which moves every weight and
+gradient several times a step for nothing. Here weights are cast once a step, and gradients stay
+where autograd puts them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+class Masters:
+    """What the optimizer updates, and checkpoints hold, instead of the model's own weights.
+
+    Args:
+        weights: the model's, by name, in the compute dtype, on the device.
+        followers: weights that have gradients and no master: a tied head on another stage.
+        gradient_dtype: what gradients are kept, and added up over micro-batches, in.
+
+    Attributes:
+        parameters: fp32, by the same names; not initialised.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, Tensor],
+        followers: Iterable[Tensor],
+        gradient_dtype: torch.dtype,
+    ) -> None:
+        self._weights = weights
+        for weight in (*weights.values(), *followers):
+            weight.grad_dtype = gradient_dtype
+        self.parameters: dict[str, Tensor] = {
+            name: nn.Parameter(torch.empty_like(weight, dtype=torch.float32))
+            for name, weight in weights.items()
+        }
+        for parameter in self.parameters.values():
+            parameter.grad_dtype = None  # may differ from fp32
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """Give the model the masters' present values."""
+        torch._foreach_copy_(list(self._weights.values()), list(self.parameters.values()))
+
+    def take_gradients(self) -> None:
+        """Move the model's gradients to the masters."""
+        for name, weight in self._weights.items():
+            self.parameters[name].grad, weight.grad = weight.grad, None
