@@ -146,11 +146,12 @@ def test_nothing_of_the_engine_is_left_when_its_limit_is_measured(
 
     def make_engine(*args: Any) -> Any:
         engine: Any = assembly.make_engine(*args)
-        made.extend(weakref.ref(weight) for weight in engine.parameters.values())
+        weights = [weight for part in engine.parts for weight in part.module.parameters()]
+        made.extend(map(weakref.ref, (*weights, *engine.parameters.values())))
         return engine
 
     def measure_limit(*_args: object) -> Any:
-        assert len(made) == 21
+        assert len(made) == 2 * 21
         assert [weight for weight in made if weight() is not None] == []
         raise UserError("enough")
 
