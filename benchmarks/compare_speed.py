@@ -34,8 +34,8 @@ import torch
 from rivals import RIVALS, Loop
 
 from triax.common.errors import UserError
-from triax.launcher.bench import bench
 from triax.launcher.bench_config import bench_config
+from triax.launcher.bench_job import bench
 from triax.launcher.config import RunConfig
 from triax.launcher.environment import Environment, discover
 from triax.launcher.processes import joined

@@ -17,7 +17,7 @@ import torch
 from small_run import CONFIG, command
 
 from triax.common.errors import UserError
-from triax.launcher import assembly
+from triax.launcher import assembly, bench_job
 from triax.launcher import bench as worker
 from triax.launcher.bench_config import bench_config
 from triax.launcher.cli import main
@@ -131,7 +131,7 @@ def test_memory_that_runs_out_says_what_to_change(
     def no_memory(*_args: object) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
 
-    monkeypatch.setattr(worker, "make_engine", no_memory)
+    monkeypatch.setattr(bench_job, "make_engine", no_memory)
     assert worker.main(["--preset=mini-10m"]) == 2
     error = capfd.readouterr().err
     assert error.startswith("triax: error: out of memory: cpu has ")
@@ -146,16 +146,17 @@ def test_nothing_of_the_engine_is_left_when_its_limit_is_measured(
 
     def make_engine(*args: Any) -> Any:
         engine: Any = assembly.make_engine(*args)
-        made.extend(weakref.ref(weight) for weight in engine.parameters.values())
+        weights = [weight for part in engine.parts for weight in part.module.parameters()]
+        made.extend(map(weakref.ref, (*weights, *engine.parameters.values())))
         return engine
 
     def measure_limit(*_args: object) -> Any:
-        assert len(made) == 21
+        assert len(made) == 2 * 21
         assert [weight for weight in made if weight() is not None] == []
         raise UserError("enough")
 
-    monkeypatch.setattr(worker, "make_engine", make_engine)
-    monkeypatch.setattr(worker, "measure_limit", measure_limit)
+    monkeypatch.setattr(bench_job, "make_engine", make_engine)
+    monkeypatch.setattr(bench_job, "measure_limit", measure_limit)
     assert worker.main([*TINY, "--precision=bf16"]) == 2
 
 
