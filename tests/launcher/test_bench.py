@@ -101,6 +101,27 @@ def test_json_of_several_processes_is_one_object_that_adds_up(tmp_path: Path) ->
         assert json.load(file)["traceEvents"]
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_nothing_waits_or_grows_and_kernels_are_known(tmp_path: Path) -> None:
+    argv = "--preset mini-50m --seq-len 1024 --micro-batch-size 8 --steps 10 --json"
+    ended = bench(tmp_path, *argv.split())
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads(ended.stdout)
+    profile, memory = found["profile"], found["memory"]
+    assert profile["num_stream_waits"] == 0, profile["waits"]
+    assert profile["waits"].get("aten::_local_scalar_dense", 0) == 0
+    assert (memory["growth_bytes"], memory["num_retries"]) == (0, 0)
+    assert 0 < memory["peak_gib"] <= memory["reserved_gib"] < memory["total_gib"]
+    for kind in ("gemm", "attention", "loss", "optimizer", "elementwise"):
+        assert profile["seconds"][kind] > 0, profile["kernels"]
+    assert sum(profile["seconds"].values()) == pytest.approx(profile["step_seconds"])
+    assert 0 < found["ratio"] < 1
+    assert found["limit"]["attention_backend"] != "math"
+    if any(name in found["setup"]["device"] for name in ("A100", "H100", "H200", "B200")):
+        assert 0 < found["mfu"] < 1
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [

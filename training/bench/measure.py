@@ -134,7 +134,7 @@ def _profiled(step: Step, first: int, device: torch.device, trace: Path | None) 
         profiler.export_chrome_trace(str(path))
         opened = gzip.open if path.suffix == ".gz" else Path.open
         with opened(path, "rt") as file:
-            return break_down(json.load(file))
+            return break_down(json.load(file), device.type == "cuda")
 
 
 def _allocator(device: torch.device) -> dict[str, int]:

@@ -209,6 +209,8 @@ def _times(report: Report) -> Iterator[str]:
 
 def _checks(report: Report) -> Iterator[str]:
     breakdown, memory = report.measured.breakdown, report.measured.memory
+    if breakdown.seconds[Kind.IDLE] == breakdown.step_seconds:
+        yield from _wrapped("note", "the profiler saw no kernel: it may not look at this device")
     waits = ", ".join(f"{count:g} {name}" for name, count in breakdown.waits.items()) or "none"
     yield from _wrapped(
         "waits",

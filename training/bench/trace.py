@@ -67,10 +67,13 @@ class Breakdown:
         return sum(count for name, count in self.waits.items() if name in _STREAM_WAITS)
 
 
-def break_down(trace: Mapping[str, Any]) -> Breakdown:
+def break_down(trace: Mapping[str, Any], is_gpu: bool) -> Breakdown:
     """Where the time of a trace's steps went, without the first, in which the host isn't ahead yet.
 
-    Each of them, at least two, is in a range called `STEP_RANGE`.
+    Args:
+        trace: with at least two steps, each in a range called `STEP_RANGE`.
+        is_gpu: whether kernels count, or the host's operations. A profiler that may not look at
+            the GPU leaves a trace without kernels: all is idle then.
     """
     events = [event for event in trace["traceEvents"] if event.get("ph") == "X"]
     steps = sorted(
@@ -80,13 +83,13 @@ def break_down(trace: Mapping[str, Any]) -> Breakdown:
     )[1:]
     assert steps, f"the trace has no two ranges called {STEP_RANGE}"
     start, end = host = steps[0][0], steps[-1][1]
-    launched = list(_device_segments(events))
-    segments = [segment for segment, _ in launched]
-    if launched:
+    if is_gpu:
+        launched = list(_device_segments(events))
+        segments = [segment for segment, _ in launched]
         # The device's own time of these steps: it runs behind the host.
-        of_steps = [each for each, time in launched if host[0] <= time <= host[1]]
-        start = min(each.start for each in of_steps)
-        end = max(each.end for each in of_steps)
+        of_steps = [each for each, time in launched if start <= time <= end]
+        start = min((each.start for each in of_steps), default=start)
+        end = max((each.end for each in of_steps), default=end)
     else:
         segments = own_times(event for event in events if event.get("cat") in _HOST_CATEGORIES)
     segments = [

@@ -52,9 +52,9 @@ class Trace:
              "args": args | {"device": 0, "stream": stream}}
         )  # fmt: skip
 
-    def broken_down(self) -> Any:
-        """The breakdown, with seconds as whole microseconds."""
-        return break_down({"traceEvents": self.events})
+    def broken_down(self, is_gpu: bool = True) -> Any:
+        """Where its time went."""
+        return break_down({"traceEvents": self.events}, is_gpu)
 
 
 def shares(breakdown: Any) -> dict[str, int]:
@@ -146,7 +146,7 @@ def test_an_operation_counts_where_no_other_is_in_it(cpu: Trace) -> None:
     cpu.host("aten::t", 202, 205)
     cpu.host("aten::mm", 210, 240)
     cpu.host("aten::resolve_conj", 212, 214)
-    assert shares(cpu.broken_down()) == {"gemm": 30, "elementwise": 3, "idle": 67}
+    assert shares(cpu.broken_down(is_gpu=False)) == {"gemm": 30, "elementwise": 3, "idle": 67}
 
 
 def test_what_is_in_a_range_is_for_it(cpu: Trace) -> None:
@@ -155,19 +155,29 @@ def test_what_is_in_a_range_is_for_it(cpu: Trace) -> None:
     cpu.host("aten::mm", 220, 230)
     cpu.host("Optimizer.step#AdamW.step", 250, 290, "user_annotation")
     cpu.host("aten::_fused_adamw_", 255, 285)
-    assert shares(cpu.broken_down()) == {"loss": 10, "gemm": 10, "optimizer": 30, "idle": 50}
+    assert shares(cpu.broken_down(is_gpu=False)) == {
+        "loss": 10,
+        "gemm": 10,
+        "optimizer": 30,
+        "idle": 50,
+    }
 
 
 def test_a_compiled_region_is_a_fused_loop_but_for_its_products(cpu: Trace) -> None:
     cpu.host("Torch-Compiled Region: 0/0", 200, 260)
     cpu.host("## Call CompiledFxGraph abc ##", 210, 250, "user_annotation")
     cpu.host("aten::mm", 220, 240)
-    assert shares(cpu.broken_down()) == {"elementwise": 40, "gemm": 20, "idle": 40}
+    assert shares(cpu.broken_down(is_gpu=False)) == {"elementwise": 40, "gemm": 20, "idle": 40}
 
 
 def test_threads_are_nested_apart(cpu: Trace) -> None:
     cpu.host("aten::mul", 200, 220)
     cpu.host("gloo:all_reduce", 210, 230, "user_annotation", tid=AUTOGRAD)
-    breakdown = cpu.broken_down()
+    breakdown = cpu.broken_down(is_gpu=False)
     assert shares(breakdown) == {"elementwise": 20, "communication": 10, "idle": 70}
     assert round(1e6 * breakdown.hidden_communication) == 10
+
+
+def test_a_gpu_whose_kernels_are_not_seen_is_idle(cpu: Trace) -> None:
+    cpu.host("aten::mm", 200, 240)
+    assert shares(cpu.broken_down(is_gpu=True)) == {"idle": 100}
