@@ -97,6 +97,12 @@ def deepspeed_runs_precision(
                 f"DeepSpeed keeps its own buffers, in fp32: {dtype} needs "
                 'parallel.engine = "native"',
             )
+    if optimizer.implementation == "compiled":
+        yield Problem(
+            "optimizer.implementation",
+            'DeepSpeed steps by host flags, through buffers of its own: use "auto" or "torch", or '
+            'parallel.engine = "native"',
+        )
     if precision.compute == "fp8":
         yield Problem(
             "precision.compute",

@@ -15,7 +15,7 @@ from torch import Tensor
 from triax.common.tokens import IGNORE_INDEX
 
 CHUNK_TOKENS = 1024
-"""Tokens whose logits exist at the same time."""
+"""Tokens whose logits exist at the same time, unless `LossOptions` say otherwise."""
 
 
 class LossSums(NamedTuple):
@@ -131,6 +131,7 @@ class LossOptions:
     z_loss: float = 0.0
     softcap: float | None = None
     vocabulary: Vocabulary = field(default_factory=WholeVocabulary)
+    chunk_tokens: int = CHUNK_TOKENS
     statistics: Callable[..., ChunkStatistics] = chunk_statistics
     """This function, or a compiled one: the logits then are read once, not once an operation."""
     gradient: Callable[..., Tensor] = chunk_gradient
@@ -162,8 +163,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         h_grad_ND = torch.empty_like(h_ND) if needs_gradient else None
         head_grad_VD = torch.zeros_like(head_VD, dtype=torch.float32) if needs_gradient else None
         sums = torch.zeros(2, dtype=torch.float32, device=h_ND.device)
-        for start in range(0, h_ND.shape[0], CHUNK_TOKENS):
-            part = slice(start, start + CHUNK_TOKENS)
+        for start in range(0, h_ND.shape[0], options.chunk_tokens):
+            part = slice(start, start + options.chunk_tokens)
             h_CD, rows_C = h_ND[part], targets_N[part] - options.vocabulary.first
             is_target_C = targets_N[part] != IGNORE_INDEX
             chunk = options.statistics(h_CD, head_VD, rows_C, options.softcap)
@@ -205,7 +206,7 @@ def chunked_cross_entropy(
     """Cross entropy of `softmax(h @ head^T)` against the targets, summed over target tokens.
 
     Adds PaLM's z-loss, `z_loss * log(Z)^2` for each target token (Chowdhery et al. 2022, section
-    5). At most `CHUNK_TOKENS` x V logits exist at a time.
+    5). At most `options.chunk_tokens` x V logits exist at a time.
 
     Args:
         h_ND: hidden states in the compute dtype.

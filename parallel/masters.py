@@ -41,6 +41,11 @@ class Masters:
         for parameter in self.parameters.values():
             parameter.grad_dtype = None  # may differ from fp32
 
+    @property
+    def copies(self) -> dict[Tensor, Tensor]:
+        """The model's weights by their masters, for an optimizer that writes both."""
+        return {self.parameters[name]: weight.detach() for name, weight in self._weights.items()}
+
     @torch.no_grad()
     def publish(self) -> None:
         """Give the model the masters' present values."""

@@ -1,4 +1,5 @@
-"""AdamW over fp32 weights whose moments or gradients may be bf16, which torch's kernels don't take.
+"""AdamW over fp32 weights whose moments or gradients may be bf16, which torch's kernels don't take,
+and which writes the bf16 weights that the model computes with, which they don't.
 
 The update of a stretch of elements is one function of plain tensors. On CUDA it is compiled into
 one kernel, which reads and writes everything once; elsewhere it runs as it stands.
@@ -8,7 +9,8 @@ Shape letter: E elements of a stretch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -25,6 +27,7 @@ class MixedAdamW(Optimizer):
 
     Like torch's fused optimizers it reads two attributes, scalars on the device: `grad_scale`,
     which gradients are divided by, and `found_inf`, which leaves all as it is where it isn't 0.
+    A third, `copies`, are tensors by parameter that are given its new values in their own dtype.
     The state of a parameter has torch's names: `step`, `exp_avg`, `exp_avg_sq`.
 
     Moments in bf16 are rounded up or down by chance, in proportion to how near each is. Rounded to
@@ -42,6 +45,7 @@ class MixedAdamW(Optimizer):
     _step_supports_amp_scaling = True
     grad_scale: Tensor | None = None
     found_inf: Tensor | None = None
+    copies: Mapping[Tensor, Tensor] = MappingProxyType({})
 
     def __init__(
         self,
@@ -78,7 +82,9 @@ class MixedAdamW(Optimizer):
         state["step"] += 1 - skip
         assert parameter.grad is not None
         tensors = (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"])
-        stretches = [_local(tensor).view(-1).split(_STRETCH) for tensor in tensors]
+        stretches: list[Sequence[Tensor | None]] = [_stretches(tensor) for tensor in tensors]
+        copy = self.copies.get(parameter)
+        stretches.append([None] * len(stretches[0]) if copy is None else _stretches(copy))
         lr = torch.full((), group["lr"], device=device)  # a number would compile anew when it moves
         for place, stretch in enumerate(zip(*stretches, strict=True)):
             chance = torch.full((), number * 1009 + place, dtype=torch.int32, device=device)
@@ -93,6 +99,7 @@ def update_stretch(
     gradient_E: Tensor,
     first_E: Tensor,
     second_E: Tensor,
+    copy_E: Tensor | None,
     step: Tensor,
     lr: Tensor,
     scale: Tensor,
@@ -109,6 +116,7 @@ def update_stretch(
         weight_E: fp32.
         gradient_E: any floating point dtype; divided by `scale`.
         first_E, second_E: the moments; bf16 ones are rounded by chance.
+        copy_E: gets the new weights in its dtype.
         step, lr, scale, skip: fp32 scalars; the step is counted already, 1 in `skip` skips.
         chance: int32 scalar, another one for every stretch of a step.
     """
@@ -122,7 +130,10 @@ def update_stretch(
     bits = random_bits(weight_E.numel(), step, chance)
     _store(first_E, first, bits & 0xFFFF, skip)
     _store(second_E, second, (bits >> 16) & 0xFFFF, skip)
-    weight_E.copy_(torch.where(skip > 0, weight_E, weight))
+    weight = torch.where(skip > 0, weight_E, weight)
+    if copy_E is not None:
+        copy_E.copy_(weight)
+    weight_E.copy_(weight)
 
 
 def _store(target_E: Tensor, values_E: Tensor, low_bits_E: Tensor, skip: Tensor) -> None:
@@ -151,5 +162,7 @@ def random_bits(count: int, step: Tensor, chance: Tensor) -> Tensor:
     return bits
 
 
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+def _stretches(tensor: Tensor) -> Sequence[Tensor]:
+    """This process's part of a tensor, as views of so many elements."""
+    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return local.view(-1).split(_STRETCH)

@@ -26,7 +26,7 @@ def optimizer_maker(
     Weight decay acts on matrices (the embedding among them) and not on norms. A fused kernel is
     used: torch's is there on CPU and CUDA, and skips an update by a flag on the device; apex's
     takes plain tensors only, which the deepspeed engine has. Where moments or gradients are bf16,
-    it is our own.
+    or on request, it is our own.
     """
     state_dtype = torch.bfloat16 if config.state_dtype == "bf16" else torch.float32
     has_fp32_gradients = precision is None or precision.gradients == "fp32"
@@ -39,7 +39,8 @@ def optimizer_maker(
             {"params": vectors, "weight_decay": 0.0},
         ]
         settings: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
-        if config.state_dtype != "fp32" or not has_fp32_gradients:
+        is_mixed = config.state_dtype != "fp32" or not has_fp32_gradients
+        if is_mixed or config.implementation == "compiled":
             return MixedAdamW(groups, state_dtype=state_dtype, **settings)
         fused_adam = _apex_for(config, [*matrices, *vectors])
         if fused_adam is not None:

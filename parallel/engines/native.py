@@ -83,6 +83,10 @@ class NativeEngine:
         copies = [num_copies(parameter, mesh) for parameter in self.parameters.values()]
         self._num_copies = torch.tensor(copies, device=self.device)
         self.optimizer = make_optimizer(self.parameters)
+        self._writes_copies = self._masters is not None and hasattr(self.optimizer, "copies")
+        if self._masters is not None and self._writes_copies:
+            self.optimizer.copies = self._masters.copies  # type: ignore[attr-defined]
+        self._is_published = False
         self._fill_in_optimizer_state()
 
     def count_targets(self, micro_batches: Sequence[MicroBatch]) -> Tensor:
@@ -114,6 +118,7 @@ class NativeEngine:
             torch._foreach_mul_(self._local_gradients(), gradient_factor)
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self._is_published = self._is_published and self._writes_copies
 
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> tuple[Tensor, Tensor]:
         self._publish()
@@ -139,6 +144,7 @@ class NativeEngine:
         return next(broken, None) or next((f.first for f in finders if f.first is not None), None)
 
     def state(self) -> dict[str, Tensor]:
+        self._is_published = False  # the caller may write into it
         tensors = {
             f"model.{name}": parameter.detach() for name, parameter in self.parameters.items()
         }
@@ -149,8 +155,9 @@ class NativeEngine:
 
     def _publish(self) -> None:
         """Let the model compute with the weights that the optimizer, or a checkpoint, has made."""
-        if self._masters is not None:
+        if self._masters is not None and not self._is_published:
             self._masters.publish()
+            self._is_published = True
         if self._tied is not None:
             self._tied.follow()
 

@@ -108,6 +108,8 @@ FP8 = 'compute = "fp8"\n'
          "precision.gradients", 'engine = "native"'),
         ('[parallel]\nengine = "deepspeed"\n[optimizer]\nstate_dtype = "bf16"',
          "optimizer.state_dtype", 'engine = "native"'),
+        ('[parallel]\nengine = "deepspeed"\n[optimizer]\nimplementation = "compiled"',
+         "optimizer.implementation", 'use "auto"'),
     ],
 )  # fmt: skip
 def test_precisions(tmp_path: Path, tables: str, path: str | None, words: str) -> None:

@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from triax.common.tokens import IGNORE_INDEX
-from triax.models import loss
 from triax.models.loss import LossOptions, chunked_cross_entropy
 
 N, D, V = 50, 12, 31
@@ -44,11 +43,8 @@ def inputs(seed: int) -> tuple[Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("chunk_tokens", [1, 7, 50, 1000])
 @pytest.mark.parametrize("z_loss", [0.0, 0.01])
 @pytest.mark.parametrize("softcap", [None, 5.0])
-def test_value_and_gradients(
-    monkeypatch: pytest.MonkeyPatch, chunk_tokens: int, z_loss: float, softcap: float | None
-) -> None:
-    monkeypatch.setattr(loss, "CHUNK_TOKENS", chunk_tokens)
-    options = LossOptions(z_loss, softcap)
+def test_value_and_gradients(chunk_tokens: int, z_loss: float, softcap: float | None) -> None:
+    options = LossOptions(z_loss, softcap, chunk_tokens=chunk_tokens)
     h, head, targets = inputs(chunk_tokens)
     weight = torch.tensor(0.37)
     h32, head32 = h.clone().requires_grad_(), head.clone().requires_grad_()
@@ -101,15 +97,14 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-def test_the_whole_batchs_logits_never_exist(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loss, "CHUNK_TOKENS", 16)
+def test_the_whole_batchs_logits_never_exist() -> None:
     num_tokens, vocab_size = 256, 500
     h = torch.randn(num_tokens, 8, requires_grad=True)
     head = torch.randn(vocab_size, 8, requires_grad=True)
     targets = torch.randint(0, vocab_size, (num_tokens,))
     with LargestTensor() as record:
         chunked_cross_entropy(
-            h, head, targets, torch.tensor(1.0), LossOptions(0.1, 30.0)
+            h, head, targets, torch.tensor(1.0), LossOptions(0.1, 30.0, chunk_tokens=16)
         ).objective.backward()
     assert record.largest == 16 * vocab_size
 

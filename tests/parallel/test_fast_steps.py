@@ -66,9 +66,10 @@ def test_low_precision_is_near_fp32(
     ("precision", "optimizer"),
     [
         ({"compute": "bf16"}, {"lr": 1e-3}),
+        ({"compute": "bf16"}, {"lr": 1e-3, "implementation": "compiled"}),
         ({"compute": "fp8", "gradients": "bf16"}, BF16_STATES),
     ],
-    ids=["bf16", "fp8-bf16-states"],
+    ids=["bf16", "bf16-compiled", "fp8-bf16-states"],
 )
 def test_a_steady_step_waits_for_nothing(
     device: str, precision: dict[str, str], optimizer: dict[str, Any]

@@ -316,6 +316,30 @@ def live_bytes() -> int:
     return sum(storages.values())
 
 
+def differing_weights(case: Case) -> list[list[str]]:
+    """After each of a few updates, the second of them skipped, and after writing into the state as
+    a checkpoint does: the weights that the model computes with that aren't the masters', cast."""
+    engine = make_engine(case)
+    context = make_context(case, engine)
+
+    def differing() -> list[str]:
+        engine._publish()
+        weights = dict(engine.parts[0].module.named_parameters())
+        masters = engine.parameters
+        return [n for n, w in weights.items() if not torch.equal(w, masters[n].to(w.dtype))]
+
+    found = [differing()]
+    for step in range(4):
+        rows = micro_batches(case, step)
+        sums = engine.forward_backward(rows, torch.tensor(torch.nan if step == 1 else 1e-2))
+        context.guard.judge(sums.cross_entropy, sums.grad_norm)
+        engine.update(1e-2, torch.ones(()), torch.tensor(float(step == 1)))
+        found.append(differing())
+    for tensor in engine.state().values():
+        tensor.mul_(1.25)
+    return [*found, differing()]
+
+
 def live_bytes_of_a_step(case: Case) -> float:
     """What lives when a step's gradients are ready, in bytes for each weight."""
     before = live_bytes()

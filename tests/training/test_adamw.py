@@ -12,7 +12,15 @@ from fleet import run_fleet
 from parity import label, reference
 from torch import Tensor
 from torch.optim import AdamW
-from worlds import Case, difference, engine_run, live_bytes_of_a_step, merged, run_leg
+from worlds import (
+    Case,
+    difference,
+    differing_weights,
+    engine_run,
+    live_bytes_of_a_step,
+    merged,
+    run_leg,
+)
 
 from triax.training.adamw import MixedAdamW, random_bits, round_by_chance
 
@@ -142,6 +150,24 @@ def test_bf16_gradients_and_moments_in_every_layout(
     assert 1e-6 < found.losses < TOLERANCE, found
     dtypes = {gradient.dtype for gradient in run.gradients.values()}
     assert dtypes == ({torch.bfloat16} if "precision" in what else {torch.float32})
+
+
+@pytest.mark.parametrize("implementation", ["torch", "compiled"])
+def test_the_model_computes_with_the_masters_values(implementation: str) -> None:
+    optimizer = {"lr": 1e-2, "implementation": implementation}
+    case = Case(precision={"compute": "bf16"}, optimizer=optimizer)
+    [found] = run_fleet(1, differing_weights, case)
+    assert found == [[]] * 6
+
+
+def test_our_own_optimizer_gives_torchs_losses_on_masters() -> None:
+    options = {"lr": 2e-3, "eps": 1e-5}
+    bf16 = {"compute": "bf16"}
+    [expected] = run_fleet(1, engine_run, Case(precision=bf16, optimizer=options))
+    compiled = options | {"implementation": "compiled"}
+    [found] = run_fleet(1, engine_run, Case(precision=bf16, optimizer=compiled))
+    assert difference(found, expected).losses < 1e-3
+    assert found.losses != expected.losses
 
 
 def test_tied_gradients_of_two_stages_meet_in_bf16() -> None:
