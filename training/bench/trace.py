@@ -26,6 +26,8 @@ _STREAM_WAITS = (
     "cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaMemcpy", "cuStreamSynchronize",
     "cuCtxSynchronize", "hipStreamSynchronize", "hipDeviceSynchronize", "hipMemcpy",
 )  # fmt: skip
+_BLOCKING_COPY = "Memcpy DtoH (Device -> Pageable)"
+"""The host waits in it, whatever was asked for: only page-locked memory is filled behind its back."""
 _OTHER_WAITS = ("cudaEventSynchronize", "hipEventSynchronize", "aten::_local_scalar_dense")
 """The training loop waits for one event a step, that of the step before. `.item()` is a wait for
 the stream too if its tensor is on the device."""
@@ -63,8 +65,12 @@ class Breakdown:
 
     @property
     def num_stream_waits(self) -> float:
-        """Times a step that the host waits for all that the device has to do."""
-        return sum(count for name, count in self.waits.items() if name in _STREAM_WAITS)
+        """Times a step that the host waits for all that the device has to do.
+
+        A blocking copy has such a call of its own, usually but not always.
+        """
+        calls = sum(count for name, count in self.waits.items() if name in _STREAM_WAITS)
+        return max(calls, self.waits.get(_BLOCKING_COPY, 0))
 
 
 def break_down(trace: Mapping[str, Any], is_gpu: bool) -> Breakdown:
@@ -168,10 +174,11 @@ def _shares(
 
 
 def _waits(events: Iterable[Event], host: tuple[float, float], num_steps: int) -> dict[str, float]:
+    names = {*_STREAM_WAITS, _BLOCKING_COPY, *_OTHER_WAITS}
     counts = Counter(
         event["name"]
         for event in events
-        if event["name"] in (*_STREAM_WAITS, *_OTHER_WAITS) and host[0] <= event["ts"] <= host[1]
+        if event["name"] in names and host[0] <= event["ts"] <= host[1]
     )
     return {name: count / num_steps for name, count in counts.most_common()}
 

@@ -131,6 +131,13 @@ def test_waits_of_the_steps_are_counted(gpu: Trace) -> None:
     assert breakdown.num_stream_waits == 1
 
 
+def test_a_copy_to_pageable_memory_is_a_wait_of_its_own(gpu: Trace) -> None:
+    gpu.kernel("Memcpy DtoH (Device -> Pageable)", 270, 272, 274, cat="gpu_memcpy")
+    assert gpu.broken_down().num_stream_waits == 1
+    gpu.host("cudaStreamSynchronize", 271, 275, "cuda_runtime")
+    assert gpu.broken_down().num_stream_waits == 1
+
+
 @pytest.fixture
 def cpu() -> Trace:
     """A step from 200 to 300 in which operations are nested."""
