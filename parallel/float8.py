@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -59,15 +58,16 @@ RECIPES = {
 
 
 def use_float8(model: nn.Module, recipe: str) -> None:
-    """Let the blocks' linear layers multiply in fp8; parameters, names and hooks stay.
+    """Let the blocks' linear layers multiply in fp8; parameters and their names stay.
 
     Args:
-        model: the transformer or a stage of it, split over the tensor axis or not.
+        model: the transformer or a stage of it; it may be split over the tensor axis later.
         recipe: `precision.fp8_recipe`.
     """
-    for name, module in model.named_modules():
+    for name, module in list(model.named_modules()):
         if role_of(name) in (Role.COLUMN, Role.ROW):
-            module.forward = partial(_linear, module, RECIPES[recipe])
+            assert isinstance(module, nn.Linear)
+            model.set_submodule(name, Float8Linear(module.weight, RECIPES[recipe]))
 
 
 def require_float8(device: torch.device, recipe: str) -> None:
@@ -173,14 +173,25 @@ def float8_linear(x: Tensor, w_FD: Tensor, recipe: Recipe) -> Tensor:
     return y_NF.unflatten(0, x.shape[:-1])
 
 
-def _linear(module: nn.Linear, recipe: Recipe, x: Tensor) -> Tensor:
-    """`nn.Linear.forward`; on the tensor axis each process multiplies and scales its own part."""
-    weight = module.weight
-    if not isinstance(weight, DTensor):
-        return float8_linear(x, weight, recipe)
-    assert isinstance(x, DTensor)
-    is_column = weight.placements[0].is_shard(0)
-    x_grad: Sequence[Placement] = [Partial()] if is_column else [Shard(x.ndim - 1)]
-    own = float8_linear(x.to_local(grad_placements=x_grad), weight.to_local(), recipe)
-    y: Sequence[Placement] = [Shard(own.ndim - 1)] if is_column else [Partial()]
-    return DTensor.from_local(own, weight.device_mesh, y, run_check=False)
+class Float8Linear(nn.Linear):
+    """A linear layer around a weight; on the tensor axis each process scales its own part.
+
+    A class, and not another `forward` for each module: the compiler takes all blocks for one then,
+    as it takes plain ones, and not for so many that it gives up on them.
+    """
+
+    def __init__(self, weight: Tensor, recipe: Recipe) -> None:
+        super().__init__(weight.shape[1], weight.shape[0], bias=False, device="meta")
+        self.weight = weight
+        self.recipe = recipe
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight
+        if not isinstance(weight, DTensor):
+            return float8_linear(x, weight, self.recipe)
+        assert isinstance(x, DTensor)
+        is_column = weight.placements[0].is_shard(0)
+        x_grad: Sequence[Placement] = [Partial()] if is_column else [Shard(x.ndim - 1)]
+        own = float8_linear(x.to_local(grad_placements=x_grad), weight.to_local(), self.recipe)
+        y: Sequence[Placement] = [Shard(own.ndim - 1)] if is_column else [Partial()]
+        return DTensor.from_local(own, weight.device_mesh, y, run_check=False)

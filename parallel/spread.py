@@ -16,7 +16,7 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-from triax.models.block_mask import block_mask
+from triax.models.block_mask import BLOCK_TOKENS, block_mask
 from triax.models.config import ModelConfig
 from triax.models.loss import CHUNK_TOKENS, chunk_gradient, chunk_statistics
 from triax.models.transformer import Head
@@ -46,8 +46,13 @@ _EXPENSIVE = (
 """What selective checkpointing keeps: matrix products, attention, and what came from peers."""
 
 
-_FLEX_HEAD_DIM = 16
-"""FlexAttention's kernels take no smaller heads."""
+def masks_in_blocks(
+    model: ModelConfig, config: ParallelConfig, device_type: str, seq_len: int
+) -> bool:
+    """Whether FlexAttention masks: uncompiled it would be slower than a dense mask, its kernels
+    take no heads of less than 16 dimensions, and one block has nothing to leave out."""
+    can = config.compile and device_type == "cuda" and model.head_dim >= 16
+    return can and seq_len > BLOCK_TOKENS
 
 
 def spread(
@@ -57,9 +62,9 @@ def spread(
     precision: PrecisionConfig,
     seq_len: int,
 ) -> list[Part]:
-    """This process's parts of the model, on the meta device: pipeline stages, then in each tensor
-    and sequence parallelism, masks, fp8, activation checkpointing, compile per block and
-    of the loss, ZeRO.
+    """This process's parts of the model, on the meta device: pipeline stages, then in each fp8,
+    tensor and sequence parallelism, masks, activation checkpointing, compile per block and of the
+    loss, ZeRO.
 
     Parameters keep the names that they have in the whole model.
 
@@ -75,13 +80,13 @@ def spread(
     stages = stages_of_rank(mesh["pipeline"].get_local_rank(), config)
     parts = [make_part(model, config, stage, seq_len) for stage in stages]
     for part in parts:
+        if precision.compute == "fp8":
+            use_float8(part.module, precision.fp8_recipe)
         if config.tensor > 1:
             split_tensors(part.module, mesh["tensor"], config.sequence_parallel)
             part.module.tie()  # or ZeRO would gather and reduce the tied weight twice
-        if config.compile and mesh.device_type == "cuda" and model.head_dim >= _FLEX_HEAD_DIM:
-            part.module.make_mask = block_mask  # uncompiled, it would be slower than a dense one
-        if precision.compute == "fp8":
-            use_float8(part.module, precision.fp8_recipe)
+        if masks_in_blocks(model, config, mesh.device_type, seq_len):
+            part.module.make_mask = block_mask
         for block in part.module.blocks.values():
             _checkpoint_and_compile(block, config)
         if config.compile and part.module.head is not None:

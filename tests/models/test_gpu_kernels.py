@@ -18,7 +18,7 @@ from triax.models.loss import (
 )
 from triax.parallel.passes import attention_kernels
 
-BF16_TOLERANCE = 1e-2
+BF16_TOLERANCE = 2e-2
 """Relative, by norm."""
 
 
@@ -87,20 +87,26 @@ def test_compiled_block_masks_are_right(device: str, num_tokens: int, window: in
     check_attention(found, inputs, dense)
 
 
-def compiled_options() -> LossOptions:
+def fast_options(device: str) -> LossOptions:
+    """Compiled on a GPU."""
+    if device == "cpu":
+        return LossOptions(1e-3, 30.0)
     return LossOptions(
         1e-3, 30.0,
         statistics=torch.compile(chunk_statistics), gradient=torch.compile(chunk_gradient),
     )  # fmt: skip
 
 
-@ON_GPU
+@EACH_DEVICE
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, BF16_TOLERANCE)]
 )
-def test_the_compiled_loss_is_right(device: str, dtype: torch.dtype, tolerance: float) -> None:
+def test_the_loss_is_right(device: str, dtype: torch.dtype, tolerance: float) -> None:
     generator = torch.Generator().manual_seed(0)
-    h, head = (torch.randn(n, 64, generator=generator).to(dtype) for n in (2500, 1000))
+    h, head = (
+        (torch.randn(n, 64, generator=generator) * size).to(dtype)
+        for n, size in ((2500, 1.0), (1000, 0.2))
+    )
     targets = torch.randint(0, 1000, (2500,), generator=generator)
     targets[::3] = IGNORE_INDEX
     h64, head64 = h.double().requires_grad_(), head.double().requires_grad_()
@@ -112,7 +118,7 @@ def test_the_compiled_loss_is_right(device: str, dtype: torch.dtype, tolerance: 
 
     h, head = (tensor.to(device).requires_grad_() for tensor in (h, head))
     weight = torch.tensor(0.01, device=device)
-    sums = chunked_cross_entropy(h, head, targets.to(device), weight, compiled_options())
+    sums = chunked_cross_entropy(h, head, targets.to(device), weight, fast_options(device))
     sums.objective.backward()
     assert h64.grad is not None and head64.grad is not None
     assert error(sums.objective, expected) < tolerance
@@ -126,7 +132,7 @@ def test_the_compiled_loss_never_has_fp32_logits_nor_all_of_them(device: str) ->
     h = torch.randn(num_tokens, width, dtype=torch.bfloat16, device=device, requires_grad=True)
     head = torch.randn(vocab_size, width, dtype=torch.bfloat16, device=device, requires_grad=True)
     targets = torch.randint(0, vocab_size, (num_tokens,), device=device)
-    weight, options = torch.ones((), device=device), compiled_options()
+    weight, options = torch.ones((), device=device), fast_options(device)
     chunked_cross_entropy(h, head, targets, weight, options).objective.backward()
     h.grad = head.grad = None
     before = torch.cuda.memory_allocated()

@@ -201,6 +201,18 @@ def test_compiled_equal_casts_are_one_and_weights_are_not_kept() -> None:
     assert all(128 in tensor.shape for tensor in in_fp8), "an input has 128 tokens"
 
 
+def test_all_blocks_are_one_to_the_compiler() -> None:
+    """Otherwise it gives up on the ninth."""
+    model = Transformer(ModelConfig(**SHAPE | {"num_layers": 3})).bfloat16()
+    use_float8(model, "tensorwise")
+    x = torch.randn(2, 16, 32, dtype=torch.bfloat16, requires_grad=True)
+    for number, block in enumerate(model.blocks.values()):
+        forward = torch.compile(block.forward, backend="aot_eager", fullgraph=True)
+        with torch._dynamo.config.patch(error_on_recompile=number > 0):
+            x = forward(x, rotary_table(model.config, 16, CPU), None)
+    assert x.isfinite().all()
+
+
 def test_a_device_that_cannot_is_refused_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_args: Any, **_options: Any) -> None:
         raise RuntimeError("only on devices that can")

@@ -59,6 +59,7 @@ class Case:
     clip_norm: float | None = 3.5
     precision: dict[str, Any] = field(default_factory=dict)
     device: str = "cpu"
+    seq_len: int = SEQ_LEN
     # Adam's first steps divide a gradient by its own size: with the usual eps, rounding decides
     # the sign of the update where the gradient is all but zero.
     optimizer: dict[str, Any] = field(default_factory=lambda: {"lr": 2e-3, "eps": 1e-5})
@@ -85,15 +86,15 @@ class Rows:
     document_ids_BT: Tensor | None
 
 
-def sequences(first: int, count: int, vocab_size: int) -> Rows:
+def sequences(first: int, count: int, vocab_size: int, seq_len: int = SEQ_LEN) -> Rows:
     """Sequences by number: rising tokens, packed documents, unequal numbers of targets."""
     tokens, targets, documents = [], [], []
     for number in range(first, first + count):
         generator = torch.Generator().manual_seed(1000 + number)
-        steps = torch.randint(0, 4, (SEQ_LEN + 1,), generator=generator)
+        steps = torch.randint(0, 4, (seq_len + 1,), generator=generator)
         row = (steps.cumsum(0) + number) % vocab_size
-        starts = torch.rand(SEQ_LEN, generator=generator) < 0.2
-        ignored = torch.rand(SEQ_LEN, generator=generator) < torch.rand((), generator=generator)
+        starts = torch.rand(seq_len, generator=generator) < 0.2
+        ignored = torch.rand(seq_len, generator=generator) < torch.rand((), generator=generator)
         tokens.append(row[:-1])
         targets.append(row[1:].masked_fill(ignored, IGNORE_INDEX))
         documents.append(starts.cumsum(0).int())
@@ -117,7 +118,8 @@ def plain_run(case: Case) -> Run:
     )  # fmt: skip
     run = Run([], [], {}, {})
     for step in range(case.num_steps):
-        rows = sequences(step * case.global_batch_size, case.global_batch_size, config.vocab_size)
+        first = step * case.global_batch_size
+        rows = sequences(first, case.global_batch_size, config.vocab_size, case.seq_len)
         logits = model.logits(rows.tokens_BT, rows.document_ids_BT)
         targets = rows.targets_BT
         loss = torch.nn.functional.cross_entropy(
@@ -264,7 +266,8 @@ def make_engine(case: Case, kind: type | None = None) -> Any:
     parallel, precision = ParallelConfig(**case.parallel), PrecisionConfig(**case.precision)
     mesh = build_mesh(Layout.of(parallel, dist.get_world_size()), case.device)
     return (kind or engine_class(case))(
-        ModelConfig(**case.model), mesh, parallel, precision=precision, seq_len=SEQ_LEN, seed=SEED,
+        ModelConfig(**case.model), mesh, parallel,
+        precision=precision, seq_len=case.seq_len, seed=SEED,
         make_optimizer=optimizer_maker(OptimizerConfig(**case.optimizer), precision),
     )  # fmt: skip
 
@@ -276,7 +279,7 @@ def micro_batches(case: Case, step: int) -> list[Rows]:
     first = step * case.global_batch_size + layout.data_rank(dist.get_rank()) * share
     vocab_size = ModelConfig(**case.model).vocab_size
     return [
-        sequences(start, case.micro_batch_size, vocab_size)
+        sequences(start, case.micro_batch_size, vocab_size, case.seq_len)
         for start in range(first, first + share, case.micro_batch_size)
     ]
 
