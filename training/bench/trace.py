@@ -27,7 +27,7 @@ _STREAM_WAITS = (
     "cuCtxSynchronize", "hipStreamSynchronize", "hipDeviceSynchronize", "hipMemcpy",
 )  # fmt: skip
 _BLOCKING_COPY = "Memcpy DtoH (Device -> Pageable)"
-"""The host waits in it, whatever was asked for: only page-locked memory is filled behind its back."""
+"""The host waits in it, whatever was asked for: only page-locked memory is filled meanwhile."""
 _OTHER_WAITS = ("cudaEventSynchronize", "hipEventSynchronize", "aten::_local_scalar_dense")
 """The training loop waits for one event a step, that of the step before. `.item()` is a wait for
 the stream too if its tensor is on the device."""
