@@ -83,6 +83,13 @@ def find_problems(
     return _run(CHECKS, {**sections, "world_size": world_size})
 
 
+def find_step_problems(
+    sections: Mapping[str, Section], world_size: int | None = None
+) -> Iterator[Problem]:
+    """What would keep a training step from being taken, whatever the data, budget and folders."""
+    return _run(STEP_CHECKS, {**sections, "world_size": world_size})
+
+
 def find_warnings(config: RunConfig, world_size: int | None = None) -> list[Problem]:
     """What a run can be started with, though it's likely not meant."""
     sections = {name: getattr(config, name) for name in RunConfig.model_fields}
@@ -155,7 +162,7 @@ def shown_path(path: Path) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-CHECKS: tuple[Check, ...] = (
+STEP_CHECKS: tuple[Check, ...] = (
     tensor_divides_model,
     stages_fit_layers,
     schedule_fits_batch,
@@ -170,6 +177,9 @@ CHECKS: tuple[Check, ...] = (
     deepspeed_recomputes,
     offload_fits_engine,
     apex_is_nvidias,
+)
+CHECKS: tuple[Check, ...] = (
+    *STEP_CHECKS,
     budget_fits,
     tokenizer_fits,
     inputs_are_there,

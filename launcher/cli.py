@@ -18,6 +18,10 @@ from triax.launcher.overrides import parse_arguments
 COMMANDS = {
     "check": ("triax.launcher.commands.check", "Say everything that is wrong with a config."),
     "train": ("triax.launcher.commands.train", "Train a model, or resume where a run stopped."),
+    "bench": (
+        "triax.launcher.commands.bench",
+        "Measure a training step, its limit, and where its time goes.",
+    ),
     "submit": ("triax.launcher.commands.submit", "Submit a run to SLURM as a batch job."),
     "tokenizer": ("triax.launcher.commands.tokenizer", "Train a tokenizer on text."),
     "data": ("triax.launcher.commands.data", "Turn text into token shards, or look into them."),

@@ -18,7 +18,7 @@ import types
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from triax.common.errors import ExitCode
 from triax.launcher.messages import print_error
@@ -101,6 +101,18 @@ def launch(num_processes: int, module: str, argv: Sequence[str]) -> int:
             for rank, failure in result.failures.items()
         ]
     )
+
+
+def become_worker(module: str, argv: list[str]) -> NoReturn:
+    """Go on as `python -m module argv...`: one process is its own worker, so signals and the exit
+    code need no passing on.
+
+    Its imports take seconds, and Ctrl-C in one shows a traceback: `main` lets it through again.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, "-m", module, *argv])
 
 
 def exit_code(failures: Sequence[Failure]) -> int:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import time
 from collections.abc import Callable
 
 from triax.common.errors import ExitCode, UserError
+from triax.launcher.environment import Environment
 from triax.launcher.messages import print_error
 
 INTERRUPTED = 130
 PIPE_CLOSED = 141
 """What a shell reports for a process that SIGINT or SIGPIPE ended."""
+_RANK_0_FIRST_SECONDS = 5
+"""Enough for rank 0 to end and for its launcher to notice; too short only repeats a message."""
 
 
 def run_to_exit_code(
@@ -35,3 +40,17 @@ def run_to_exit_code(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
     return code
+
+
+def report_from_rank(environment: Environment, error: UserError) -> None:
+    """Show what went wrong, here or everywhere: all ranks read the same config and files.
+
+    Rank 0 speaks first. Where it has the same to say its end makes the launcher end this
+    process meanwhile, and the message is shown once instead of on every rank.
+    """
+    if environment.rank == 0:
+        print_error(error)
+        return
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(_RANK_0_FIRST_SECONDS)
+    print_error(f"rank {environment.rank} on {environment.hostname}: {error}")

@@ -53,18 +53,33 @@ def load_config(
         ConfigError: with every problem of the file, the overrides and `check`.
         UserError: the file can't be read or is no TOML.
     """
-    text = _read(path)
-    tables, overridden, problems = apply_overrides(_parse(path, text), overrides)
+    return parse_config(str(path), read_config(path), overrides, check)
+
+
+def parse_config(
+    source: str, text: str, overrides: Sequence[str] = (), check: CrossCheck = no_checks
+) -> RunConfig:
+    """The config of a run from the text of a TOML file; else as `load_config`.
+
+    Args:
+        source: what errors call it.
+    """
+    tables, overridden, problems = apply_overrides(_parse(source, text), overrides)
     sections, section_problems = _validate(tables)
     problems += section_problems
     problems += check(sections)
     if problems:
         lines = {dotted(loc): line for loc, line in locate_keys(text).items()}
-        raise ConfigError(str(path), [_place(problem, lines, overridden) for problem in problems])
+        raise ConfigError(source, [_place(problem, lines, overridden) for problem in problems])
     return RunConfig(**sections)  # type: ignore[arg-type]
 
 
-def _read(path: str | Path) -> str:
+def read_config(path: str | Path) -> str:
+    """The text of a config file.
+
+    Raises:
+        UserError: it isn't there, or isn't text.
+    """
     try:
         return Path(path).read_bytes().decode("utf-8")
     except FileNotFoundError:
@@ -82,14 +97,14 @@ def _other_configs(path: Path) -> str:
     return did_you_mean(path.name, [other.name for other in path.parent.glob("*.toml")])
 
 
-def _parse(path: str | Path, text: str) -> dict[str, Any]:
+def _parse(source: str, text: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except RecursionError:
-        raise UserError(f"{path}: values are nested too deeply") from None
+        raise UserError(f"{source}: values are nested too deeply") from None
     except ValueError as error:
         # TOMLDecodeError says the line; int() of thousands of digits says none.
-        raise UserError(f"{path}: not valid TOML: {error}") from None
+        raise UserError(f"{source}: not valid TOML: {error}") from None
 
 
 def _validate(tables: Mapping[str, Any]) -> tuple[dict[str, Section], list[Problem]]:

@@ -7,7 +7,7 @@ import copy
 import json
 import re
 import types
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
@@ -23,16 +23,21 @@ _OVERRIDE = re.compile(r"--(?P<path>\w+(?:\.[\w-]*)*)(?:=(?P<value>.*))?", re.DO
 def parse_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
     """Parse a command's arguments; a parser with the default `overrides=()` takes overrides too.
 
-    They may stand anywhere. The namespace gets them as `overrides`, each as `a.b=value`.
+    They may stand anywhere. The namespace gets them as `overrides`, each as `a.b=value`. An option
+    of the command that is called like a section is the option.
     """
     if parser.get_default("overrides") is None:
         return parser.parse_args(argv)
-    arguments, overrides = split_overrides(argv)
+    options = {option for action in parser._actions for option in action.option_strings}
+    arguments, overrides = split_overrides(argv, options)
     return parser.parse_args(arguments, argparse.Namespace(overrides=overrides))
 
 
-def split_overrides(argv: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
-    """Part the overrides, `--a.b=value` or `--a.b value`, from a command's other arguments."""
+def split_overrides(
+    argv: Sequence[str], options: Container[str] = ()
+) -> tuple[list[str], tuple[str, ...]]:
+    """Part the overrides, `--a.b=value` or `--a.b value`, from a command's other arguments, among
+    them its own `options`."""
     arguments: list[str] = []
     overrides: list[str] = []
     rest = iter(argv)
@@ -40,7 +45,8 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
         if argument == "--":
             return [*arguments, *rest], tuple(overrides)
         match = _OVERRIDE.fullmatch(argument)
-        if match is None or not _is_config_path(match["path"]):
+        is_override = match is not None and f"--{match['path']}" not in options
+        if match is None or not is_override or not _is_config_path(match["path"]):
             arguments.append(argument)
         elif match["value"] is not None:
             overrides.append(argument.removeprefix("--"))

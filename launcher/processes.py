@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
+import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +21,8 @@ from torch.distributed.rendezvous import rendezvous
 from triax.common.errors import UserError
 from triax.launcher.environment import Environment
 from triax.launcher.network import SAME_MACHINE_SECONDS, are_loopback, loopback_error, resolve
+
+_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,12 @@ def _unmet(environment: Environment, error: Exception) -> str:
         f"meet the others at {environment.master_addr}:{environment.master_port}: {reason}. "
         "Did all processes start, is the port free, and do all nodes reach that address?"
     )
+
+
+def end_with_launcher() -> None:
+    """Ask for SIGTERM when the launcher dies (Linux): nobody else would stop this process."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
 
 
 def make_deterministic(device: torch.device) -> None:

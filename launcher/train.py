@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
 import os
 import signal
 import sys
-import time
 from collections.abc import Sequence
 from functools import partial
 
-from triax.common.errors import UserError
 from triax.launcher.checks import find_warnings, load_checked
 from triax.launcher.environment import Environment, discover
-from triax.launcher.exits import run_to_exit_code
+from triax.launcher.exits import report_from_rank, run_to_exit_code
 from triax.launcher.job import run
-from triax.launcher.messages import print_error, print_warning
+from triax.launcher.messages import print_warning
 from triax.launcher.network import prepare
 from triax.launcher.overrides import parse_arguments
 from triax.launcher.problems import listed
-
-_PR_SET_PDEATHSIG = 1
-_RANK_0_FIRST_SECONDS = 5
-"""Enough for rank 0 to end and for its launcher to notice; too short only repeats a message."""
+from triax.launcher.processes import end_with_launcher
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,9 +38,9 @@ def _discover_and_train(args: argparse.Namespace) -> int:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # `triax train` blocks it
     environment = discover()
     if environment.launcher != "single":
-        _end_with_launcher()
+        end_with_launcher()
     return run_to_exit_code(
-        partial(_check_and_train, args, environment), partial(_report_from_rank, environment)
+        partial(_check_and_train, args, environment), partial(report_from_rank, environment)
     )
 
 
@@ -59,26 +53,6 @@ def _check_and_train(args: argparse.Namespace, environment: Environment) -> int:
     if environment.rank == 0:
         print(", ".join(part for part in (f"found    {environment}", network) if part), flush=True)
     return run(config, environment, preflight=args.preflight)
-
-
-def _report_from_rank(environment: Environment, error: UserError) -> None:
-    """Show what went wrong, here or everywhere: all ranks read the same config and files.
-
-    Rank 0 speaks first. Where it has the same to say its end makes the launcher end this
-    process meanwhile, and the message is shown once instead of on every rank.
-    """
-    if environment.rank == 0:
-        print_error(error)
-        return
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    time.sleep(_RANK_0_FIRST_SECONDS)
-    print_error(f"rank {environment.rank} on {environment.hostname}: {error}")
-
-
-def _end_with_launcher() -> None:
-    """Ask for SIGTERM when the launcher dies (Linux): nobody else would stop this process."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
 
 
 if __name__ == "__main__":

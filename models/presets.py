@@ -2,6 +2,7 @@
 
 Llama shapes are those of the models' published config files. `gpt2-124m` has GPT-2's size
 in this architecture: a SwiGLU of width 2048 has as many weights as GPT-2's MLP of width 3072.
+The `-untied` ones have a head of their own: 1.5B and 3.6B parameters, for benchmarks.
 """
 
 from __future__ import annotations
@@ -45,6 +46,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     "llama3.2-3b": _shape(28, 3072, 24, 8, 8192)
     | _LLAMA3
     | {"tie_embeddings": True, "rope_scaling": _llama3_1_rope(32.0)},
+    "llama3.2-1b-untied": _shape(16, 2048, 32, 8, 8192)
+    | _LLAMA3
+    | {"rope_scaling": _llama3_1_rope(32.0)},
+    "llama3.2-3b-untied": _shape(28, 3072, 24, 8, 8192)
+    | _LLAMA3
+    | {"rope_scaling": _llama3_1_rope(32.0)},
     "llama3-8b": _shape(32, 4096, 32, 8, 14336) | _LLAMA3,
     "llama3-70b": _shape(80, 8192, 64, 8, 28672) | _LLAMA3,
     "llama3-405b": _shape(126, 16384, 128, 8, 53248)

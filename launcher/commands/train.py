@@ -7,14 +7,10 @@ processes. Each process is `python -m triax.launcher.train`, as under torchrun.
 from __future__ import annotations
 
 import argparse
-import os
-import signal
-import sys
-from typing import NoReturn
 
 from triax.launcher.arguments import positive_int
 from triax.launcher.checks import load_checked
-from triax.launcher.elastic import launch
+from triax.launcher.elastic import become_worker, launch
 from triax.launcher.environment import discover
 
 WORKER = "triax.launcher.train"
@@ -65,16 +61,5 @@ def run(args: argparse.Namespace) -> int:
     if args.preflight:
         argv.append("--preflight")
     if args.num_processes is None:
-        _become_worker(argv)
+        become_worker(WORKER, argv)
     return launch(args.num_processes, WORKER, argv)
-
-
-def _become_worker(argv: list[str]) -> NoReturn:
-    """One process is its own worker: signals and the exit code need no passing on.
-
-    Its imports take seconds, and Ctrl-C in one shows a traceback: `main` lets it through again.
-    """
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os.execv(sys.executable, [sys.executable, "-m", WORKER, *argv])

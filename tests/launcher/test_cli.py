@@ -47,7 +47,9 @@ def python(code: str, *argv: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["--version"], ["check", "CONFIG"]])
+@pytest.mark.parametrize(
+    "argv", [["--help"], ["--version"], ["check", "CONFIG"], ["bench", "--help"]]
+)
 def test_quick_commands_import_no_torch(argv: list[str], config: str) -> None:
     argv = [config if argument == "CONFIG" else argument for argument in argv]
     result = python(

@@ -15,6 +15,8 @@ from triax.models.transformer import Transformer
 PUBLISHED = {
     "llama3.2-1b": 1_235_814_400,
     "llama3.2-3b": 3_212_749_824,
+    "llama3.2-1b-untied": 1_498_482_688,
+    "llama3.2-3b-untied": 3_606_752_256,
     "llama3-8b": 8_030_261_248,
     "llama3-70b": 70_553_706_496,
     "llama3-405b": 405_853_388_800,

@@ -3,25 +3,64 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from triax.training.hardware import peak_flops
+from triax.training.hardware import PEAKS, peak_flops
 
 
 @pytest.mark.parametrize(
-    ("name", "tflops"),
+    ("name", "half", "fp8", "fp32"),
     [
-        ("NVIDIA H200", 989), ("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H100 PCIe", 756),
-        ("NVIDIA H100 NVL", 835), ("NVIDIA GH200 480GB", 989), ("NVIDIA B200", 2250),
-        ("NVIDIA A100-SXM4-80GB", 312), ("NVIDIA A10G", 70), ("NVIDIA L40S", 362),
-        ("NVIDIA L4", 121), ("Tesla V100-SXM2-16GB", 125), ("NVIDIA GeForce RTX 4090", 165),
+        ("NVIDIA H200", 989, 1979, 67),
+        ("NVIDIA H200 NVL", 836, 1671, 60),
+        ("NVIDIA GH200 480GB", 989, 1979, 67),
+        ("NVIDIA GH200 144G HBM3e", 989, 1979, 67),
+        ("NVIDIA H100 80GB HBM3", 989, 1979, 67),
+        ("NVIDIA H100 PCIe", 756, 1513, 51),
+        ("NVIDIA H100 NVL", 836, 1671, 60),
+        ("NVIDIA H20", 148, 296, 44),
+        ("NVIDIA B200", 2250, 4500, 75),
+        ("NVIDIA GB200", 2500, 5000, 80),
+        ("NVIDIA A100-SXM4-80GB", 312, None, 19.5),
+        ("NVIDIA A100-PCIE-40GB", 312, None, 19.5),
+        ("NVIDIA A100 80GB PCIe", 312, None, 19.5),
+        ("NVIDIA A10", 125, None, 31.2),
+        ("NVIDIA A10G", 70, None, 31.5),
+        ("NVIDIA L40S", 362, 733, 91.6),
+        ("NVIDIA L40", 181, 362, 90.5),
+        ("NVIDIA L4", 121, 242, 30.3),
+        ("Tesla V100-SXM2-16GB", 125, None, 15.7),
+        ("NVIDIA GeForce RTX 4090", 165, 330, 82.6),
+    ],
+)
+def test_a_device_has_its_own_peak(
+    name: str, half: float, fp8: float | None, fp32: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "highest")
+    assert peak_flops(name, "bf16") == peak_flops(name, "fp16") == half * 1e12
+    assert peak_flops(name, "fp8") == (None if fp8 is None else fp8 * 1e12)
+    assert peak_flops(name, "fp32") == fp32 * 1e12
+
+
+def test_fp32_that_is_multiplied_in_tf32_has_its_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
+    assert peak_flops("NVIDIA H200", "fp32") == 494e12
+    assert peak_flops("Tesla V100-SXM2-16GB", "fp32") is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cpu", "Some GPU", "AMD Instinct MI300X", "AMD Instinct MI250X / MI250", "NVIDIA H2000",
+        "Intel(R) Data Center GPU Max 1550", "NVIDIA H100 80GB HBM3 MIG 1g.10gb", "",
     ],
 )  # fmt: skip
-def test_a_device_has_its_own_peak(name: str, tflops: float) -> None:
-    assert peak_flops(name, "bf16") == tflops * 1e12
-
-
-@pytest.mark.parametrize(
-    ("name", "compute"), [("cpu", "bf16"), ("Some GPU", "bf16"), ("NVIDIA H200", "fp32")]
-)
+@pytest.mark.parametrize("compute", ["bf16", "fp8", "fp32"])
 def test_what_is_not_known_is_not_guessed(name: str, compute: str) -> None:
     assert peak_flops(name, compute) is None
+
+
+def test_every_entry_can_be_reached() -> None:
+    """One that stands behind a shorter name would never be found."""
+    for part, peak in PEAKS:
+        assert peak_flops(f"NVIDIA {part}", "bf16") == peak.half * 1e12, part

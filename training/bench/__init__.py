@@ -1,0 +1,1 @@
+"""How fast a training step is, how fast it could be, and where its time goes."""
