@@ -182,11 +182,14 @@ CHECKS: tuple[Check, ...] = (
     *STEP_CHECKS,
     budget_fits,
     tokenizer_fits,
-    inputs_are_there,
     shards_are_sane,
     made_with_this_tokenizer,
     init_from_exists,
     wandb_is_installed,
     run_dir_is_writable,
 )
-WARNINGS: tuple[Check, ...] = (budget_repeats_data, gradients_are_summed_exactly)
+WARNINGS: tuple[Check, ...] = (
+    inputs_are_there,
+    budget_repeats_data,
+    gradients_are_summed_exactly,
+)

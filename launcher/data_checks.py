@@ -70,7 +70,7 @@ def _vocabulary_size(tokenizer: dict[str, Any]) -> int:
 
 
 def inputs_are_there(data: DataConfig) -> Iterator[Problem]:
-    """What the run is about to prepare its data from can be found."""
+    """What the data is to be made from can't be found here; the job's machines may have it."""
     if data.prepare is None or exists(Path(data.prepare.output) / RECORD):
         return
     for number, text in enumerate(data.prepare.inputs):

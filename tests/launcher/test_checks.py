@@ -87,8 +87,6 @@ def test_a_config_that_is_ready_has_no_problems(tmp_path: Path, config: dict[str
         (["metrics.wandb_project=p"], None, "metrics.wandb_project", 'install "triax[wandb]"'),
         (['data.prepare={"inputs":["x"],"output":"o","vocab_size":301}'], None,
          "data.prepare.vocab_size", "301 is more than model.vocab_size, 300"),
-        (['data.prepare={"inputs":["x","y.txt"],"output":"o","vocab_size":300}'], None,
-         "data.prepare.inputs.1", "y.txt: no such file"),
     ],
 )  # fmt: skip
 def test_each_problem_has_its_place_and_its_mending(
@@ -208,6 +206,14 @@ def test_much_repeated_data_is_a_warning(tmp_path: Path, config: dict[str, Any])
     (warning,) = find_warnings(many)
     assert warning.path == "data.sources.0"
     assert "4.1 times" in warning.message
+
+
+def test_texts_that_are_not_here_are_a_warning(tmp_path: Path, config: dict[str, Any]) -> None:
+    prepare = 'data.prepare={"inputs":["a-dataset","y.txt"],"output":"o","vocab_size":300}'
+    assert problems(tmp_path, config, prepare) == []
+    (warning,) = find_warnings(load_checked(tmp_path / "run.toml", [prepare]))
+    assert warning.path == "data.prepare.inputs.1"
+    assert warning.message.startswith("y.txt: no such file")
 
 
 @settings(deadline=None)

@@ -14,9 +14,9 @@ from triax.launcher import parallel_checks
 from triax.launcher.checks import CHECKS
 from triax.launcher.problems import Problem
 from triax.models.config import ModelConfig
-from triax.parallel.config import ParallelConfig
+from triax.parallel.config import ParallelConfig, PrecisionConfig
 from triax.parallel.stages import SCHEDULES
-from triax.training.config import BatchConfig
+from triax.training.config import BatchConfig, OptimizerConfig
 
 LAYOUT_CHECKS = [check for check in CHECKS if check.__module__ == parallel_checks.__name__]
 
@@ -75,6 +75,8 @@ def problems(
         "data": DataConfig(sources=({"path": "any"},), seq_len=SEQ_LEN),
         "parallel": ParallelConfig(**parallel),
         "batch": BatchConfig(**batch),
+        "precision": PrecisionConfig(),
+        "optimizer": OptimizerConfig(),
         "world_size": num_processes,
     }
     return [
