@@ -45,8 +45,8 @@ class ParallelConfig(Section):
         "cudnn", "flash", "efficient", "math",
     )  # fmt: skip
     """Kernels for attention without a mask in the order of preference, on CUDA: the first that
-    takes the shapes is used. Document masks have FlexAttention with `compile`, and slow kernels
-    without."""
+    takes the shapes is used, `math` where none does. Document masks have FlexAttention with
+    `compile`, and slow kernels without."""
     offload: Literal["none", "cpu", "nvme"] = "none"
     """`deepspeed` only: keep optimizer state, and weights at stage 3, in the machine's memory; with
     `nvme` optimizer state on a drive."""

@@ -51,11 +51,12 @@ _KERNELS = {
 
 
 def attention_kernels(preferred: Sequence[str]) -> AbstractContextManager[None]:
-    """While it is entered, attention on CUDA takes the first of these kernels that can do it.
+    """While it is entered, attention takes the first of these kernels that can do it.
 
-    Blocks that are compiled meanwhile keep their choice.
+    The last resort is "math", which takes everything: not every kernel takes masks, or is there on
+    a CPU. Blocks that are compiled meanwhile keep their choice.
     """
-    kernels = [_KERNELS[name] for name in preferred]
+    kernels = [_KERNELS[name] for name in dict.fromkeys((*preferred, "math"))]
     context: AbstractContextManager[None] = sdpa_kernel(kernels, set_priority=True)
     return context
 

@@ -69,10 +69,11 @@ def shard(model: nn.Module, mesh: DeviceMesh, zero_stage: int, compute: str) -> 
 
 
 def keep_gradients_in(model: nn.Module, dtype: torch.dtype) -> None:
-    """Cast each reduced gradient as soon as it is there, and add later ones to it in that dtype.
+    """Cast each gradient as soon as it is there, and add later ones to it in that dtype.
 
     FSDP2 reduces in fp32 and gives the result the parameter's dtype; it calls these hooks right
-    after, group by group, so that fp32 gradients of the whole model never exist at once.
+    after, group by group, so that fp32 gradients of the whole model never exist at once. Without
+    it autograd casts, in a backward pass in two halves too, which calls no hooks.
     """
 
     def cast(parameter: Tensor) -> None:
@@ -80,6 +81,9 @@ def keep_gradients_in(model: nn.Module, dtype: torch.dtype) -> None:
         parameter.grad = parameter.grad.to(dtype)
 
     for parameter in model.parameters():
+        if not isinstance(model, FSDPModule):
+            parameter.grad_dtype = dtype
+            continue
         parameter.grad_dtype = None  # may differ from the parameter's
         parameter.register_post_accumulate_grad_hook(cast)
 

@@ -46,7 +46,7 @@ from triax.parallel.engines.protocol import MakeOptimizer, MicroBatch, RMSNorm, 
 from triax.parallel.engines.zero_shares import shares_of
 from triax.parallel.mesh import num_readers
 from triax.parallel.nonfinite import NonFiniteFinder
-from triax.parallel.passes import Inputs, Part, num_targets
+from triax.parallel.passes import Inputs, Part, attention_kernels, num_targets
 from triax.parallel.pieces import Block, Pieces
 from triax.parallel.pipeline import make_part
 from triax.parallel.spread import checkpoint_activations
@@ -84,6 +84,7 @@ class DeepSpeedEngine:
         self.device = torch.device(mesh.device_type)
         self._mesh = mesh
         self._tensor_group = mesh["tensor"].get_group()
+        self._attention = config.attention
         _join(mesh)
         self._part, self._blocks = _spread(model, mesh, config, seq_len, rms_norm or torch_rms_norm)
         part = self._part
@@ -122,9 +123,9 @@ class DeepSpeedEngine:
 
     def forward_backward(self, micro_batches: Sequence[MicroBatch], weight: Tensor) -> StepSums:
         self._publish()
-        cross_entropy = self._passes.forward_backward(
-            [Inputs.on(self.device, batch) for batch in micro_batches], weight
-        )
+        inputs = [Inputs.on(self.device, batch) for batch in micro_batches]
+        with attention_kernels(self._attention):
+            cross_entropy = self._passes.forward_backward(inputs, weight)
         squares = [
             gradient.float().square().sum().to(self.device) / self._num_copies(name)
             for name, gradient in self._zero.gradients()
@@ -147,7 +148,8 @@ class DeepSpeedEngine:
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> tuple[Tensor, Tensor]:
         self._publish()
         inputs = [Inputs.on(self.device, batch) for batch in micro_batches]
-        cross_entropy = self._passes.forward(inputs) / self._tensor_group.size()
+        with attention_kernels(self._attention):
+            cross_entropy = self._passes.forward(inputs) / self._tensor_group.size()
         targets = num_targets(micro_batches, self.device).double() / num_readers(self._mesh)
         totals = torch.stack((cross_entropy, targets))
         dist.all_reduce(totals)

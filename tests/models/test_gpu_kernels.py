@@ -67,11 +67,17 @@ def test_the_preferred_attention_kernel_runs_and_is_right(
 
 
 @EACH_DEVICE
-def test_any_order_of_kernels_gives_the_same(device: str) -> None:
-    inputs = heads(device, 64, 2)
-    with attention_kernels(["cudnn", "flash", "efficient", "math"]):
-        found = attend(*inputs, None)
-    check_attention(found, inputs, torch.ones(64, 64, dtype=torch.bool).tril())
+@pytest.mark.parametrize("is_masked", [False, True])
+@pytest.mark.parametrize(
+    "kernels", [["cudnn", "flash", "efficient", "math"], ["cudnn"], ["flash"], ["efficient"]]
+)
+def test_any_choice_of_kernels_gives_the_same(
+    device: str, kernels: list[str], is_masked: bool
+) -> None:
+    inputs, visible = heads(device, 64, 2), torch.ones(64, 64, dtype=torch.bool).tril()
+    with attention_kernels(kernels):
+        found = attend(*inputs, visible.to(device) if is_masked else None)
+    check_attention(found, inputs, visible)
 
 
 @ON_GPU

@@ -9,7 +9,7 @@ import pytest
 import torch
 from fast_paths import ON_GPU
 from fleet import run_fleet
-from parity import label, reference
+from parity import label, reference, skip_unless_torch_can
 from torch import Tensor
 from torch.optim import AdamW
 from worlds import (
@@ -168,11 +168,15 @@ def test_our_own_optimizer_gives_torchs_losses_on_masters() -> None:
     assert found.losses != expected.losses
 
 
-def test_tied_gradients_of_two_stages_meet_in_bf16() -> None:
+@pytest.mark.parametrize("schedule", ["1f1b", "interleaved-zero-bubble"])
+def test_tied_gradients_of_two_stages_meet_in_bf16(schedule: str) -> None:
+    skip_unless_torch_can(schedule)
     model = {**Case().model, "tie_embeddings": True}
-    case = Case(model=model, parallel={"pipeline": 2}, **BF16)
-    found = difference(merged(run_fleet(2, engine_run, case)), reference(tied=True))
+    case = Case(model=model, parallel={"pipeline": 2, "pipeline_schedule": schedule}, **BF16)
+    run = merged(run_fleet(2, engine_run, case))
+    found = difference(run, reference(tied=True))
     assert 1e-6 < found.losses < TOLERANCE, found
+    assert {gradient.dtype for gradient in run.gradients.values()} == {torch.bfloat16}
 
 
 def test_bf16_moments_come_back_exactly_in_another_layout(tmp_path: Path) -> None:

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, current_flash_attention_impl, sdpa_kernel
 
 from triax.common.errors import UserError
 from triax.models.config import ModelConfig
 from triax.parallel.config import PrecisionConfig
+from triax.parallel.pieces import local_parts
 from triax.training.bench.timing import seconds_of
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -124,16 +124,14 @@ def optimizer_bytes(state: Mapping[str, Tensor], precision: PrecisionConfig) -> 
         state: `Engine.state()`; each process counts its own part.
         precision: the `[precision]` section.
     """
-    local = {
-        name: tensor.to_local() if isinstance(tensor, DTensor) else tensor
-        for name, tensor in state.items()
-    }
-    num_weights = sum(tensor.numel() for name, tensor in local.items() if name.startswith("model."))
+    num_weights = num_state_bytes = 0
+    for name, tensor in state.items():
+        for part in local_parts(tensor):
+            num_state_bytes += part.nbytes
+            num_weights += part.numel() if name.startswith("model.") else 0
     gradient_bytes = 4 if precision.gradients == "fp32" else 2
     copy_bytes = 0 if precision.compute == "fp32" else 2
-    return sum(2 * tensor.nbytes for tensor in local.values()) + num_weights * (
-        gradient_bytes + copy_bytes
-    )
+    return 2 * num_state_bytes + num_weights * (gradient_bytes + copy_bytes)
 
 
 def measure_limit(work: Work, device: torch.device) -> Limit:

@@ -11,6 +11,7 @@ from triax.models.config import ModelConfig
 from triax.models.counts import flops_per_token
 from triax.models.transformer import Transformer
 from triax.parallel.config import PrecisionConfig
+from triax.parallel.pieces import Block, Pieces
 from triax.training.bench import limit
 from triax.training.bench.limit import Work, measure_limit, optimizer_bytes, products
 
@@ -58,6 +59,11 @@ def test_an_update_moves_each_state_twice_and_gradients_once() -> None:
     assert optimizer_bytes(state | half, PrecisionConfig(compute="bf16")) == num * (24 + 2)
     small = PrecisionConfig(compute="bf16", gradients="bf16")
     assert optimizer_bytes(state | half, small) == num * (24 - 2 + 2)
+
+
+def test_of_a_divided_state_only_the_part_that_is_here_counts() -> None:
+    quarter = Pieces(torch.zeros(16), 16, Block((0, 0), (8, 8), (8, 8)))
+    assert optimizer_bytes({"model.weight": quarter}, PrecisionConfig()) == 16 * (2 * 4 + 4)
 
 
 @pytest.mark.parametrize("compute", ["fp32", "bf16"])
