@@ -35,11 +35,14 @@ class LossScaler:
         self._num_clean = clean * (1 - grow)
 
     def state(self) -> dict[str, float]:
-        """For the checkpoint's record; waits for the device."""
+        """For the checkpoint's record; waits for the device. Empty in other precisions: a run
+        that changes to fp16 begins with the initial scale, not with a scale of 1."""
+        if not self.enabled:
+            return {}
         return {"scale": self.scale.item(), "num_clean": self._num_clean.item()}
 
     def load(self, state: dict[str, float]) -> None:
         """Go on from a saved state."""
-        if self.enabled:
+        if self.enabled and state:
             self.scale.fill_(state["scale"])
             self._num_clean.fill_(state["num_clean"])
