@@ -86,6 +86,8 @@ def _trace_path(given: str | None) -> Path | None:
     path = Path(given)
     if not path.name.endswith((".json", ".json.gz")):
         raise UserError(f"--trace {given}: expected a name that ends with .json or .json.gz")
+    if path.is_dir():
+        raise UserError(f"--trace {given}: is a folder; give a file in it")
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise UserError(f"--trace {given}: {path.parent} is no folder that can be written to")
     return path

@@ -142,10 +142,11 @@ def offload_fits_engine(parallel: ParallelConfig) -> Iterator[Problem]:
             'use parallel.pipeline = 1 with parallel.zero_stage = 3, or "none"',
         )
     elif parallel.zero_stage < 2:
+        stages = "2 (optimizer state leaves it) or 3 (weights too)"
         yield Problem(
             "parallel.offload",
             f"with parallel.zero_stage = {parallel.zero_stage} whole gradients would stay on the "
-            "device: use 2 (optimizer state leaves it) or 3 (weights too)",
+            f"device: use {'3' if parallel.offload == 'nvme' else stages}",
         )
     elif parallel.offload == "nvme" and parallel.zero_stage < 3:
         yield Problem(

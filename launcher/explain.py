@@ -22,6 +22,7 @@ _EXPECTED = {
     "int_type": "a whole number",
     "float_type": "a number",
     "string_type": "text in quotes",
+    "string_too_short": "a text that isn't empty, or leave it out",
     "bool_type": "true or false",
     "tuple_type": "a list",
     "list_type": "a list",

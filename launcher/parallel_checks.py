@@ -16,7 +16,7 @@ from triax.parallel.stages import (
     schedule_problem,
     split_layers,
 )
-from triax.training.config import BatchConfig
+from triax.training.config import BatchConfig, OptimizerConfig
 
 
 def world_fits(parallel: ParallelConfig, world_size: int | None) -> Iterator[Problem]:
@@ -49,7 +49,7 @@ def batch_divides(
     yield Problem(
         "batch.global_batch_size",
         f"{batch.global_batch_size} is not a multiple of {product}; "
-        f"the nearest that work are {_nearest_multiples(batch.global_batch_size, unit)}",
+        f"use {_nearest_multiples(batch.global_batch_size, unit)}",
     )
 
 
@@ -76,6 +76,23 @@ def gradients_are_summed_exactly(
             "small gradients lose some: raise batch.micro_batch_size, or on several data-parallel "
             "processes use parallel.zero_stage 0 or 1",
         )
+
+
+def optimizer_takes_dtypes(
+    optimizer: OptimizerConfig, parallel: ParallelConfig, precision: PrecisionConfig
+) -> Iterator[Problem]:
+    """torch's kernels update with fp32 gradients and moments only."""
+    if optimizer.implementation != "torch" or parallel.engine != "native":
+        return
+    for path, dtype in (
+        ("precision.gradients", precision.gradients),
+        ("optimizer.state_dtype", optimizer.state_dtype),
+    ):
+        if dtype != "fp32":
+            yield Problem(
+                "optimizer.implementation",
+                f'torch\'s kernels take no {dtype} here, as {path} says: use "auto" or "compiled"',
+            )
 
 
 def tensor_divides_model(

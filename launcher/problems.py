@@ -58,6 +58,11 @@ def listed(items: Iterable[object]) -> str:
     )
 
 
+def likely_not_meant(source: str, problems: Sequence[Problem]) -> str:
+    """What a warning says of problems that don't keep a run from starting."""
+    return f"{source}: this is likely not meant\n{listed(problems)}"
+
+
 def printable(text: str) -> str:
     """The text with what a terminal couldn't show, or would obey, escaped."""
     return "".join(

@@ -16,7 +16,7 @@ from triax.launcher.job import run
 from triax.launcher.messages import print_warning
 from triax.launcher.network import prepare
 from triax.launcher.overrides import parse_arguments
-from triax.launcher.problems import listed
+from triax.launcher.problems import likely_not_meant
 from triax.launcher.processes import end_with_launcher
 
 
@@ -49,7 +49,7 @@ def _check_and_train(args: argparse.Namespace, environment: Environment) -> int:
     os.environ.update(environment.variables())
     network = prepare(environment)
     if environment.rank == 0 and (warnings := find_warnings(config, environment.world_size)):
-        print_warning("\n" + listed(warnings))
+        print_warning(likely_not_meant(args.config, warnings))
     if environment.rank == 0:
         print(", ".join(part for part in (f"found    {environment}", network) if part), flush=True)
     return run(config, environment, preflight=args.preflight)

@@ -11,7 +11,7 @@ from triax.launcher.checks import find_warnings, load_checked
 from triax.launcher.config import RunConfig
 from triax.launcher.data_checks import tokens_per_step
 from triax.launcher.messages import print_warning
-from triax.launcher.problems import listed
+from triax.launcher.problems import likely_not_meant
 from triax.models.counts import flops_per_token, num_non_embedding_parameters, num_parameters
 from triax.training.budget import resolve_budget
 
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"{args.config}: no problems")
     print("\n".join(summary(config, args.world_size)))
     if warnings := find_warnings(config, args.world_size):
-        print_warning("\n" + listed(warnings))
+        print_warning(likely_not_meant(args.config, warnings))
     return ExitCode.DONE
 
 
@@ -68,12 +68,19 @@ def summary(config: RunConfig, world_size: int | None) -> list[str]:
         f"{budget.num_tokens / parameters:.3g} per parameter",
         "batch": f"{size:,} x {config.data.seq_len:,} = {per_step:,} tokens a step, "
         f"{micro} at a time per process",
-        "compute": f"{budget.num_tokens * flops:.3g} FLOPs, {flops:.3g} a token",
+        "compute": f"{budget.num_tokens * flops:.3g} FLOPs, {flops:.3g} a token, "
+        f"in {config.precision.compute}",
         "layout": f"{config.parallel.engine}, ZeRO stage {config.parallel.zero_stage}, "
-        + (f"{world_size} processes" if world_size else "any number of processes that divides"),
+        + _processes(world_size),
         "data": ", ".join(source.path for source in config.data.sources),
     }
     return [_row(label, text) for label, text in rows.items()]
+
+
+def _processes(world_size: int | None) -> str:
+    if world_size is None:
+        return "any number of processes that divides"
+    return "1 process" if world_size == 1 else f"{world_size} processes"
 
 
 def _row(label: str, text: str) -> str:

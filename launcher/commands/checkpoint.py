@@ -26,6 +26,7 @@ from triax.checkpoint.universal import export_universal, import_universal
 from triax.checkpoint.writing import write_checkpoint
 from triax.common.errors import ExitCode, UserError
 from triax.common.quantities import format_count, format_seconds
+from triax.launcher.arguments import positive_int
 from triax.models.config import ModelConfig
 
 _EXAMPLE = """\
@@ -64,7 +65,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     export.add_argument("--output", type=Path, required=True, metavar="DIR")
     export.add_argument("--dtype", choices=list(_DTYPES), help="of the weights (as they are)")
     export.add_argument("--tokenizer", type=Path, metavar="DIR", help="(the run's)")
-    export.add_argument("--seq-len", type=int, metavar="N", help="longest sequence (the run's)")
+    export.add_argument(
+        "--seq-len", type=positive_int, metavar="N", help="longest sequence (the run's)"
+    )
     import_ = add("import", "turn a local transformers folder into a checkpoint to start from")
     import_.add_argument("path", type=Path, metavar="HF_DIR", help="with safetensors files")
     import_.add_argument("--output", type=Path, required=True, metavar="CHECKPOINT_DIR")

@@ -10,6 +10,7 @@ from triax.common.errors import UserError
 from triax.common.tokens import IGNORE_INDEX
 from triax.data.loader import validation_batches
 from triax.data.source import Source
+from triax.launcher.arguments import positive_int
 from triax.launcher.inference import load_checkpoint
 from triax.training.evaluation import Evaluation
 
@@ -18,9 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a run's or a checkpoint's folder")
     parser.add_argument("--data", required=True, metavar="PREFIX", help="shards to evaluate on")
-    parser.add_argument("--seq-len", type=int, metavar="N", help="default: as in training")
-    parser.add_argument("--sequences", type=int, metavar="N", help="only the first so many")
-    parser.add_argument("--micro-batch-size", type=int, default=8, metavar="N")
+    parser.add_argument("--seq-len", type=positive_int, metavar="N", help="default: as in training")
+    parser.add_argument(
+        "--sequences", type=positive_int, metavar="N", help="only the first so many"
+    )
+    parser.add_argument("--micro-batch-size", type=positive_int, default=8, metavar="N")
     parser.add_argument(
         "--no-document-mask", action="store_true", help="let tokens see earlier documents"
     )
@@ -31,15 +34,12 @@ def run(args: argparse.Namespace) -> int:
     """Print loss and perplexity.
 
     Raises:
-        UserError: the checkpoint or the data can't be used, or an argument makes no sense.
+        UserError: the checkpoint or the data can't be used.
     """
     loaded = load_checkpoint(args.checkpoint)
     seq_len = args.seq_len or loaded.seq_len
     if seq_len is None:
         raise UserError(f"{loaded.path}: doesn't say how it was trained: give --seq-len N")
-    for name in ("seq_len", "sequences", "micro_batch_size"):
-        if (getattr(args, name) or 1) < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1")
     source = Source.open(args.data, seq_len, loaded.model.config.vocab_size)
     num_sequences = min(args.sequences or source.num_windows, source.num_windows)
     device = next(loaded.model.parameters()).device

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import math
 
 from triax.common.errors import UserError
 from triax.data.tokenizer import end_of_text_id
+from triax.launcher.arguments import count, positive_int
 from triax.launcher.inference import load_checkpoint
 from triax.training.generate import generate
 
@@ -16,9 +18,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a run's or a checkpoint's folder")
     parser.add_argument("--prompt", default="", metavar="TEXT", help="what the text begins with")
-    parser.add_argument("--max-tokens", type=int, default=200, metavar="N", help="at most so many")
+    parser.add_argument(
+        "--max-tokens", type=positive_int, default=200, metavar="N", help="at most so many"
+    )
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest")
-    parser.add_argument("--top-k", type=int, default=50, metavar="K", help="0 allows all tokens")
+    parser.add_argument("--top-k", type=count, default=50, metavar="K", help="0 allows all tokens")
     parser.add_argument("--seed", type=int, default=0, help="of the draws")
     parser.add_argument("--tokenizer", metavar="DIR", help="default: the one it was trained with")
     parser.epilog = 'example:\n  triax generate runs/quickstart --prompt "def main("\n'
@@ -30,8 +34,8 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: the checkpoint or its tokenizer can't be used, or an argument makes no sense.
     """
-    if args.temperature < 0 or args.top_k < 0 or args.max_tokens < 1:
-        raise UserError("--temperature and --top-k must be at least 0, --max-tokens at least 1")
+    if not 0 <= args.temperature < math.inf:
+        raise UserError(f"--temperature: expected a number of at least 0, got {args.temperature}")
     loaded = load_checkpoint(args.checkpoint)
     tokenizer = loaded.tokenizer(args.tokenizer)
     stop = end_of_text_id(tokenizer)

@@ -9,14 +9,15 @@ from triax.common.errors import ExitCode, UserError
 from triax.launcher.arguments import count, positive_int
 from triax.launcher.checks import find_warnings, load_checked
 from triax.launcher.messages import print_warning
-from triax.launcher.problems import listed
+from triax.launcher.problems import likely_not_meant
 from triax.launcher.slurm import BatchJob, read_template, submit
 
 EXAMPLE = """\
 examples:
-  triax submit run.toml --nodes 2 --gpus-per-node 8 --time 24:00:00 --partition gpu
-  triax submit run.toml --nodes 16 --gpus-per-node 8 --chain 5 --setup 'source env.sh'
-  triax submit run.toml --nodes 2 --gpus-per-node 0 --processes-per-node 4 --dry-run
+  triax submit run.toml --nodes 2 --gpus-per-node 8 --time 24:00:00
+  triax submit run.toml --nodes 16 --gpus-per-node 8 --setup 'source env.sh'
+  triax submit run.toml --nodes 2 --gpus-per-node 8 --chain 5 --dry-run
+  triax submit run.toml --nodes 2 --gpus-per-node 0 --processes-per-node 4
 
 The job saves before its time limit and when it is preempted, goes back into the
 queue by itself, and goes on with the nodes left after one has failed. See
@@ -74,7 +75,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the script, submit nothing")
     parser.set_defaults(overrides=())
     parser.usage = (
-        f"{parser.prog} CONFIG --nodes N --gpus-per-node G [OPTION ...] [--section.key=value ...]"
+        f"{parser.prog} CONFIG --nodes N --gpus-per-node G\n"
+        "       [OPTION ...] [--section.key=value ...]"
     )
     parser.epilog = EXAMPLE
 
@@ -121,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
     world_size = args.nodes * per_node
     config = load_checked(args.config, args.overrides, world_size)
     if warnings := find_warnings(config, world_size):
-        print_warning("\n" + listed(warnings))
+        print_warning(likely_not_meant(args.config, warnings))
     job = BatchJob(
         config=args.config,
         overrides=tuple(args.overrides),

@@ -10,8 +10,8 @@ from triax.common.errors import ExitCode
 from triax.data.tokenizer import load_tokenizer, train_tokenizer, vocabulary_size
 
 _EXAMPLE = """\
-INPUT is a file (text, .jsonl or .parquet, plain or compressed), a folder, a glob, a
-`datasets` name (NAME or NAME:CONFIG), or python-stdlib.
+INPUT is a file (text, .jsonl or .parquet, plain or compressed), a folder, a
+glob, a `datasets` name (NAME or NAME:CONFIG), or python-stdlib.
 
 example:
   triax tokenizer train corpus/*.jsonl --vocab-size 32000 --output tokenizer

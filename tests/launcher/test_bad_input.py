@@ -42,7 +42,7 @@ BEFORE_THE_START = {
     "vocabulary too small": (None, ["--model.vocab_size=299"], 1, "use at least 300"),
     "empty dataset": (empty_dataset, [], 1, "no such dataset"),
     "too little data": (None, ["--data.seq_len=30000"], 1, "too few tokens for one sample"),
-    "batch does not divide": (None, ["--batch.micro_batch_size=3"], 1, "the nearest that work"),
+    "batch does not divide": (None, ["--batch.micro_batch_size=3"], 1, "; use 6 or 9"),
     "batch of two processes": (None, ["--batch.micro_batch_size=8"], 2, "2 data-parallel proc"),
     "unknown stage": (None, ["--parallel.zero_stage=4"], 1, "expected 0, 1, 2 or 3, got 4"),
     "world does not fit": (None, ["--parallel.replicate=2"], 3, "processes, 3, is not a multiple"),

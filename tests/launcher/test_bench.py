@@ -130,6 +130,7 @@ def test_on_a_gpu_nothing_waits_or_grows_and_kernels_are_known(tmp_path: Path) -
         (["--preset=mini-10m", "--precision=int8"], "precision.compute: expected"),
         (["--preset=mini-10m", "--parallel.tensor=5"], "is not a multiple of parallel.tensor = 5"),
         (["--preset=mini-10m", "--trace=trace.txt"], "expected a name that ends with .json"),
+        (["--preset=mini-10m", "--trace=folder.json"], "is a folder; give a file in it"),
         (["--preset=mini-10m", "--trace=no/trace.json"], "no is no folder that can be written to"),
         (["missing.toml"], "missing.toml: no such file"),
     ],
@@ -138,6 +139,7 @@ def test_mistakes_are_told(
     argv: list[str], message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
+    (tmp_path / "folder.json").mkdir()
     monkeypatch.chdir(tmp_path)
     assert worker.main(argv) == 2
     out, error = capfd.readouterr()

@@ -70,7 +70,7 @@ def test_a_config_that_is_ready_has_no_problems(tmp_path: Path, config: dict[str
     [
         (["batch.global_batch_size=9"], None, "batch.global_batch_size", "8 or 10"),
         ([], 3, "batch.global_batch_size", "x 3 data-parallel processes = 6"),
-        ([], 8, "batch.global_batch_size", "the nearest that work are 16"),
+        ([], 8, "batch.global_batch_size", "use 16"),
         (["parallel.replicate=3"], 4, "parallel.replicate", "is not a multiple of pipeline 1"),
         (["budget.tokens=100"], None, "budget.tokens", "less than one step of 128 tokens"),
         (["budget.tokens_per_parameter=1e308", "budget.tokens=chinchilla"], None,
@@ -230,6 +230,6 @@ def test_the_layout_s_arithmetic(size: int, micro: int, replicate: int, world_si
     found = list(batch_divides(batch, parallel, world_size))
     assert bool(found) == (size % (micro * world_size) != 0)
     for problem in found:
-        sizes = [int(word) for word in problem.message.split("work are ")[1].split(" or ")]
+        sizes = [int(word) for word in problem.message.split("; use ")[1].split(" or ")]
         assert all(fit > 0 and fit % (micro * world_size) == 0 for fit in sizes)
         assert min(abs(fit - size) for fit in sizes) < micro * world_size

@@ -75,15 +75,18 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert max(map(len, shown.splitlines())) <= 80
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_s_help_has_an_example(
+@pytest.mark.parametrize(
+    "name", [*COMMANDS, "tokenizer train", "data prepare", "data inspect", "checkpoint export"]
+)
+def test_every_command_s_help_has_an_example_and_fits_a_terminal(
     name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    assert main([name, "--help"]) == 0
+    assert main([*name.split(), "--help"]) == 0
     shown = capsys.readouterr().out
     assert f"triax {name}" in shown
     assert "\nexample" in shown
+    assert max(map(len, shown.splitlines())) <= 80
 
 
 def test_unknown_commands_get_the_nearest_name(capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,9 +97,21 @@ def test_unknown_commands_get_the_nearest_name(capsys: pytest.CaptureFixture[str
     assert "there are check, train" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("argv", [["--nonsense"], ["check"], ["check", "a", "b"], ["check", "-x"]])
-def test_usage_errors_exit_with_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(argv) == 2
+@pytest.mark.parametrize(
+    "argv",
+    [
+        "--nonsense",
+        "check",
+        "check a b",
+        "check -x",
+        "eval run --data data --sequences 0",
+        "generate run --temperature nan",
+        "generate run --top-k -1",
+        "checkpoint export run --output out --seq-len 0",
+    ],
+)
+def test_usage_errors_exit_with_2(argv: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(argv.split()) == 2
     assert "error:" in capsys.readouterr().err
 
 
@@ -108,6 +123,8 @@ def test_check_shows_what_the_run_would_be(config: str, capsys: pytest.CaptureFi
     assert "10.1M parameters" in shown
     assert "999,936 tokens in 1,953 steps" in shown
     assert "8 x 64 = 512 tokens a step, 4 at a time" in shown
+    assert "a token, in fp32" in shown
+    assert "ZeRO stage 1, 2 processes" in shown
     assert max(map(len, shown.splitlines()[1:])) <= 80
 
 

@@ -61,6 +61,11 @@ def test_what_is_refused_says_why_and_what_else(fields: dict[str, Any], path: st
     assert problems(engine="native", **without_offload) == []
 
 
+def test_only_stages_that_work_are_advised() -> None:
+    [problem] = problems(engine="deepspeed", offload="nvme", offload_path="/drive", zero_stage=1)
+    assert problem.message.endswith("use 3")
+
+
 def test_offload_needs_the_engine() -> None:
     [problem] = problems(offload="cpu", zero_stage=3)
     assert str(problem.path) == "parallel.offload" and "deepspeed" in problem.message

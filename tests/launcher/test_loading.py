@@ -93,6 +93,7 @@ def test_a_good_config_is_loaded(tmp_path: Path) -> None:
         ("[checkpoint]\nkeep = 1.0", "checkpoint.keep", "expected a whole number, got 1.0"),
         ("[checkpoint]\nkeep = 99999999999999999999", "checkpoint.keep", "too large a number"),
         ("[checkpoint]\nevery = 5", "checkpoint.every", "expected a duration such as"),
+        ('[checkpoint]\ninit_from = ""', "checkpoint.init_from", "a text that isn't empty"),
         ("[checkpoint]\ninit_from = 5", "checkpoint.init_from", "expected text in quotes, got 5"),
         ("[budget]\ntokens = '20 bananas'", "budget.tokens", 'expected "chinchilla" or a count'),
         ("[schedule]\nwarmup = '1 h'", "schedule", "measured in steps or tokens"),

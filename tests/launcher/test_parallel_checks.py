@@ -110,6 +110,11 @@ FP8 = 'compute = "fp8"\n'
          "optimizer.state_dtype", 'engine = "native"'),
         ('[parallel]\nengine = "deepspeed"\n[optimizer]\nimplementation = "compiled"',
          "optimizer.implementation", 'use "auto"'),
+        ('[precision]\ngradients = "bf16"\n[optimizer]\nimplementation = "torch"',
+         "optimizer.implementation", "take no bf16 here, as precision.gradients says"),
+        ('[optimizer]\nstate_dtype = "bf16"\nimplementation = "torch"',
+         "optimizer.implementation", "as optimizer.state_dtype says"),
+        ('[precision]\ngradients = "bf16"\n[optimizer]\nstate_dtype = "bf16"', None, ""),
     ],
 )  # fmt: skip
 def test_precisions(tmp_path: Path, tables: str, path: str | None, words: str) -> None:

@@ -24,7 +24,7 @@ class Kind(StrEnum):
 
 
 _BY_NAME = (
-    (Kind.COMMUNICATION, re.compile(r"nccl|rccl|nvshmem|^gloo:|^c10d::")),
+    (Kind.COMMUNICATION, re.compile(r"nccl|rccl|nvshmem|^gloo:|^_?c10d(_functional)?::")),
     (
         Kind.ATTENTION,
         re.compile(

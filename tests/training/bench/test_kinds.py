@@ -42,6 +42,7 @@ _MULTI_TENSOR = (
         (Kind.ATTENTION, "aten::_scaled_dot_product_flash_attention_for_cpu_backward"),
         (Kind.COMMUNICATION, "ncclDevKernel_ReduceScatter_Sum_f32_RING_LL(ncclDevKernelArgs...)"),
         (Kind.COMMUNICATION, "gloo:all_reduce"),
+        (Kind.COMMUNICATION, "_c10d_functional::wait_tensor"),
         (Kind.OPTIMIZER, _MULTI_TENSOR.format("FusedAdamMathFunctor<float, 4, ...>")),
         (Kind.OPTIMIZER, _MULTI_TENSOR.format("LpNormFunctor<float, (NormType)1, float>")),
         (Kind.OPTIMIZER, "aten::_foreach_mul_"),
