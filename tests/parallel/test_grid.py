@@ -48,7 +48,7 @@ def row(num_processes: int, parallel: dict[str, Any], found: Difference) -> str:
     return f"| {num_processes} | {layout} | " + " | ".join(f"{x:.1e}" for x in figures) + " |"
 
 
-@pytest.mark.parametrize(("num_processes", "parallel"), layouts(), ids=label)
+@pytest.mark.parametrize(("num_processes", "parallel"), list(layouts()), ids=label)
 def test_layout(num_processes: int, parallel: dict[str, Any], table: list[str]) -> None:
     untied, tied = (
         measure(num_processes, parallel, tied=tied, wide=True) for tied in (False, True)
