@@ -56,7 +56,7 @@ def test_swapped_state_gives_the_losses_of_one_process(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("aio")
 def test_a_refused_update_changes_nothing(tmp_path: Path) -> None:
-    for report in run_fleet(2, refused_update, case(tmp_path, compute="bf16")):
+    for report in run_fleet(2, refused_update, case(tmp_path, precision={"compute": "bf16"})):
         assert report == []
 
 
