@@ -10,6 +10,7 @@ import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
+from triax.launcher.parallel_checks import reduced_dtypes
 from triax.launcher.problems import Problem
 from triax.parallel.config import ParallelConfig, PrecisionConfig
 from triax.training.config import OptimizerConfig
@@ -99,16 +100,11 @@ def deepspeed_runs_precision(
     """The precisions that DeepSpeed is run with."""
     if parallel.engine != "deepspeed":
         return
-    for path, dtype in (
-        ("precision.gradients", precision.gradients),
-        ("optimizer.state_dtype", optimizer.state_dtype),
-    ):
-        if dtype != "fp32":
-            yield Problem(
-                path,
-                f"DeepSpeed keeps its own buffers, in fp32: {dtype} needs "
-                'parallel.engine = "native"',
-            )
+    for path, dtype in reduced_dtypes(optimizer, precision):
+        yield Problem(
+            path,
+            f'DeepSpeed keeps its own buffers, in fp32: {dtype} needs parallel.engine = "native"',
+        )
     if optimizer.implementation == "compiled":
         yield Problem(
             "optimizer.implementation",

@@ -84,15 +84,21 @@ def optimizer_takes_dtypes(
     """torch's kernels update with fp32 gradients and moments only."""
     if optimizer.implementation != "torch" or parallel.engine != "native":
         return
-    for path, dtype in (
-        ("precision.gradients", precision.gradients),
-        ("optimizer.state_dtype", optimizer.state_dtype),
-    ):
-        if dtype != "fp32":
-            yield Problem(
-                "optimizer.implementation",
-                f'torch\'s kernels take no {dtype} here, as {path} says: use "auto" or "compiled"',
-            )
+    for path, dtype in reduced_dtypes(optimizer, precision):
+        yield Problem(
+            "optimizer.implementation",
+            f'torch\'s kernels take no {dtype} here, as {path} says: use "auto" or "compiled"',
+        )
+
+
+def reduced_dtypes(
+    optimizer: OptimizerConfig, precision: PrecisionConfig
+) -> Iterator[tuple[str, str]]:
+    """Config paths and dtypes of what the update reads in less than fp32."""
+    if precision.gradients != "fp32":
+        yield "precision.gradients", precision.gradients
+    if optimizer.state_dtype != "fp32":
+        yield "optimizer.state_dtype", optimizer.state_dtype
 
 
 def tensor_divides_model(

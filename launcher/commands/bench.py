@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 
 from triax.common.errors import UserError
-from triax.launcher.arguments import positive_int
+from triax.launcher.arguments import add_num_processes, positive_int
 from triax.launcher.elastic import become_worker, launch
 from triax.models.presets import PRESETS
 
@@ -50,14 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kernels", type=positive_int, metavar="N", help="also list the N longest kernels"
     )
-    parser.add_argument(
-        "--nproc-per-node",
-        "--nproc",
-        dest="num_processes",
-        type=positive_int,
-        metavar="N",
-        help="start N processes on this machine, one for each GPU (default: one process)",
-    )
+    add_num_processes(parser)
     parser.set_defaults(overrides=())
     parser.usage = f"{parser.prog} [CONFIG] [--preset NAME] [--section.key=value ...]"
     parser.epilog = EXAMPLE

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 
-from triax.launcher.arguments import positive_int
+from triax.launcher.arguments import add_num_processes
 from triax.launcher.checks import load_checked
 from triax.launcher.elastic import become_worker, launch
 from triax.launcher.environment import discover
@@ -30,14 +30,7 @@ saving (run it again).
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("config", metavar="CONFIG", help="the run's TOML file")
-    parser.add_argument(
-        "--nproc-per-node",
-        "--nproc",
-        dest="num_processes",
-        type=positive_int,
-        metavar="N",
-        help="start N processes on this machine, one for each GPU (default: one process)",
-    )
+    add_num_processes(parser)
     parser.add_argument(
         "--preflight",
         action="store_true",
