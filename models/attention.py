@@ -7,6 +7,7 @@ dimension. A tensor without letters has the shape that its docstring gives.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -83,11 +84,19 @@ def attend(
     )
 
 
+def project_apart(x_BTD: Tensor, linears: Sequence[nn.Linear]) -> list[Tensor]:
+    """Each layer's output for the same input."""
+    return [linear(x_BTD) for linear in linears]
+
+
 class Attention(nn.Module):
     """Causal self-attention: query, key, value and output projections without biases.
 
     With `qk_norm`, queries and keys are RMS-normalised over the head dimension before RoPE.
     """
+
+    project: Callable[..., Sequence[Tensor]] = staticmethod(project_apart)
+    """How queries, keys and values come about: by `project_apart`, or by one larger product."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -104,9 +113,10 @@ class Attention(nn.Module):
         """Attend over x (B, T, D); `rotary` from `rotary_table`, `mask` from `attention_mask` or
         `block_mask`."""
         heads = (*x_BTD.shape[:2], -1, self.head_dim)
-        q_BTHK = rotate(self.query_norm(self.query(x_BTD).view(heads)), rotary)
-        k_BTGK = rotate(self.key_norm(self.key(x_BTD).view(heads)), rotary)
-        v_BTGK = self.value(x_BTD).view(heads)
+        q_BTD, k_BTD, v_BTD = self.project(x_BTD, (self.query, self.key, self.value))
+        q_BTHK = rotate(self.query_norm(q_BTD.view(heads)), rotary)
+        k_BTGK = rotate(self.key_norm(k_BTD.view(heads)), rotary)
+        v_BTGK = v_BTD.view(heads)
         mixed_BHTK = attend(
             q_BTHK.transpose(1, 2), k_BTGK.transpose(1, 2), v_BTGK.transpose(1, 2), mask
         )

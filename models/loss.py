@@ -144,6 +144,16 @@ def _log_normaliser(chunk: ChunkStatistics, vocabulary: Vocabulary) -> Tensor:
     return highest_C + vocabulary.sum(chunk.sum_C * (chunk.highest_C - highest_C).exp()).log()
 
 
+def _plus_product(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
+    """`total + a @ b` in fp32, in place; a total of None is 0. On CUDA the product is added within
+    the matrix product's kernel, and never rounded to the factors' dtype."""
+    if not a.is_cuda or a.dtype == torch.float32:
+        return (a @ b).float() if total is None else total.add_(a @ b)
+    if total is None:
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+
+
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """The gradients are made in the forward pass, while a chunk's logits are at hand: keeping
     them would need the memory that chunking saves, and making them anew a second product."""
@@ -161,7 +171,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         # Evaluation: autograd asks for the gradients of weights even where it records nothing.
         needs_gradient = is_recording and any(ctx.needs_input_grad[:2])
         h_grad_ND = torch.empty_like(h_ND) if needs_gradient else None
-        head_grad_VD = torch.zeros_like(head_VD, dtype=torch.float32) if needs_gradient else None
+        head_grad_VD: Tensor | None = None
         sums = torch.zeros(2, dtype=torch.float32, device=h_ND.device)
         for start in range(0, h_ND.shape[0], options.chunk_tokens):
             part = slice(start, start + options.chunk_tokens)
@@ -173,12 +183,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             z_loss_C = options.z_loss * log_normaliser_C.square()
             sums[0] += ((log_normaliser_C - chosen_C) * is_target_C).sum()
             sums[1] += (z_loss_C * is_target_C).sum()
-            if h_grad_ND is None or head_grad_VD is None:
+            if h_grad_ND is None:
                 continue
             weight_C = is_target_C * weight
             grad_CV = options.gradient(chunk.logits_CV, rows_C, log_normaliser_C, weight_C, options)
             torch.mm(grad_CV, head_VD, out=h_grad_ND[part])
-            head_grad_VD += grad_CV.T @ h_CD
+            head_grad_VD = _plus_product(head_grad_VD, grad_CV.T, h_CD)
         ctx.dtype = head_VD.dtype
         if h_grad_ND is not None and head_grad_VD is not None:
             ctx.save_for_backward(h_grad_ND, head_grad_VD)
@@ -189,15 +199,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
         h_grad_ND, head_grad_VD = ctx.saved_tensors
-        scale = grads[0]
-        return (
-            h_grad_ND * scale.to(h_grad_ND.dtype),
-            (head_grad_VD * scale).to(ctx.dtype),
-            None,
-            None,
-            None,
-            None,
-        )
+        scaled = torch.empty_like(head_grad_VD, dtype=ctx.dtype)
+        torch.mul(head_grad_VD, grads[0], out=scaled)  # multiplies and casts in one pass
+        return h_grad_ND * grads[0].to(h_grad_ND.dtype), scaled, None, None, None, None
 
 
 def chunked_cross_entropy(

@@ -2,7 +2,7 @@
 
 FSDP2 would do: it gathers from itself, casts, and reduces to itself, which moves every weight and
 gradient several times a step for nothing. Here weights are cast once a step, and gradients stay
-where autograd puts them.
+where autograd puts them: in the compute dtype, if nothing is to be added to them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Masters:
     Args:
         weights: the model's, by name, in the compute dtype, on the device.
         followers: weights that have gradients and no master: a tied head on another stage.
-        gradient_dtype: what gradients are kept, and added up over micro-batches, in.
+        gradient_dtype: what gradients are added up over micro-batches in.
 
     Attributes:
         parameters: fp32, by the same names; not initialised.
@@ -32,8 +32,9 @@ class Masters:
         gradient_dtype: torch.dtype,
     ) -> None:
         self._weights = weights
-        for weight in (*weights.values(), *followers):
-            weight.grad_dtype = gradient_dtype
+        self._with_gradients = (*weights.values(), *followers)
+        self._sum_dtype = gradient_dtype
+        self._keep_gradients_in(gradient_dtype)
         self.parameters: dict[str, Tensor] = {
             name: nn.Parameter(torch.empty_like(weight, dtype=torch.float32))
             for name, weight in weights.items()
@@ -45,6 +46,21 @@ class Masters:
     def copies(self) -> dict[Tensor, Tensor]:
         """The model's weights by their masters, for an optimizer that writes both."""
         return {self.parameters[name]: weight.detach() for name, weight in self._weights.items()}
+
+    def expect(self, num_contributions: int) -> None:
+        """Say how many gradients will be added up into one.
+
+        A single one stays as autograd makes it: cast to fp32 it would say no more, and would be
+        written and read twice for it.
+        """
+        dtype = self._sum_dtype if num_contributions > 1 else self._with_gradients[0].dtype
+        if dtype != self._gradient_dtype:
+            self._keep_gradients_in(dtype)
+
+    def _keep_gradients_in(self, dtype: torch.dtype) -> None:
+        self._gradient_dtype = dtype
+        for weight in self._with_gradients:
+            weight.grad_dtype = dtype
 
     @torch.no_grad()
     def publish(self) -> None:

@@ -19,9 +19,10 @@ from torch.utils.checkpoint import (
 from triax.models.block_mask import BLOCK_TOKENS, block_mask
 from triax.models.config import ModelConfig
 from triax.models.loss import CHUNK_TOKENS, chunk_gradient, chunk_statistics
-from triax.models.transformer import Head
+from triax.models.transformer import Block, Head
 from triax.parallel.config import ParallelConfig, PrecisionConfig
 from triax.parallel.float8 import use_float8
+from triax.parallel.joint import project_as_one
 from triax.parallel.mesh import zero_mesh
 from triax.parallel.passes import Part
 from triax.parallel.pipeline import make_part
@@ -63,8 +64,8 @@ def spread(
     seq_len: int,
 ) -> list[Part]:
     """This process's parts of the model, on the meta device: pipeline stages, then in each fp8,
-    tensor and sequence parallelism, masks, activation checkpointing, compile per block and of the
-    loss, ZeRO.
+    tensor and sequence parallelism, masks, joint products, activation checkpointing, compile per
+    block and of the loss, ZeRO.
 
     Parameters keep the names that they have in the whole model.
 
@@ -88,6 +89,9 @@ def spread(
         if masks_in_blocks(model, config, mesh.device_type, seq_len):
             part.module.make_mask = block_mask
         for block in part.module.blocks.values():
+            assert isinstance(block, Block)
+            if config.compile and config.tensor == 1:
+                block.attention.project = project_as_one
             _checkpoint_and_compile(block, config)
         if config.compile and part.module.head is not None:
             compile_loss(part.module.head)

@@ -1,17 +1,17 @@
 """AdamW over fp32 weights whose moments or gradients may be bf16, which torch's kernels don't take,
 and which writes the bf16 weights that the model computes with, which they don't.
 
-The update of a stretch of elements is one function of plain tensors. On CUDA it is compiled into
-one kernel, which reads and writes everything once; elsewhere it runs as it stands.
+The update of one tensor is a function of plain tensors. On CUDA a whole group's is compiled, and
+reads and writes everything once; elsewhere it runs as it stands, a stretch of elements at a time.
 
-Shape letter: E elements of a stretch.
+Shape letters: E elements of a stretch, P parameters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +20,29 @@ from torch.optim import Optimizer
 
 _STRETCH = 1 << 24
 """Elements updated at a time: uncompiled, this bounds the memory of what lies between."""
+
+
+class Part(NamedTuple):
+    """What the update of one parameter, or of a stretch of it, reads and writes."""
+
+    weight_E: Tensor
+    """fp32."""
+    gradient_E: Tensor
+    """Any floating point dtype."""
+    first_E: Tensor
+    """A moment; bf16 is rounded by chance."""
+    second_E: Tensor
+    copy_E: Tensor | None
+    """Gets the new weights in its dtype."""
+    step: Tensor
+    """fp32 scalar, this update counted."""
+    first_share: Tensor
+    """fp32 scalar, 1 - beta^step: what the first moment is of an unbiased one."""
+    second_share: Tensor
+    chance: Tensor
+    """int32 scalar, another one for every parameter."""
+    begin: int
+    """Where in the parameter the stretch begins."""
 
 
 class MixedAdamW(Optimizer):
@@ -36,7 +59,8 @@ class MixedAdamW(Optimizer):
     and element, so a resumed run draws the same, and so do replicas.
 
     Args:
-        groups: dictionaries with `params` and `weight_decay`.
+        groups: dictionaries with `params` and `weight_decay`. A group is compiled as one, and once
+            for all groups of the same shapes.
         lr: learning rate.
         betas, eps: of Adam.
         state_dtype: of the moments.
@@ -57,83 +81,98 @@ class MixedAdamW(Optimizer):
     ) -> None:
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
         self._state_dtype = state_dtype
-        self._update: Callable[..., None] = update_stretch
-        if all(p.is_cuda for group in self.param_groups for p in group["params"]):
-            self._update = torch.compile(update_stretch, dynamic=True)
+        self._is_compiled = all(p.is_cuda for group in self.param_groups for p in group["params"])
+        self._update: Callable[..., None] = update_parts
+        if self._is_compiled:
+            self._update = torch.compile(update_parts, dynamic=False)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         assert closure is None
-        number = 0
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        device = parameters[0].device
+        # Filled on the device: nothing is copied, nobody waits. A plain number that changes would
+        # be compiled anew.
+        scale = torch.ones((), device=device) if self.grad_scale is None else self.grad_scale
+        skip = torch.zeros((), device=device) if self.found_inf is None else self.found_inf
+        whole = iter(self._whole_parts(parameters, 1 - skip))
         for group in self.param_groups:
-            for parameter in group["params"]:
-                self._step_one(parameter, group, number)
-                number += 1
-
-    def _step_one(self, parameter: Tensor, group: dict[str, Any], number: int) -> None:
-        state, device = self.state[parameter], parameter.device
-        if not state:
-            state["step"] = torch.zeros((), device=device)
-            for key in ("exp_avg", "exp_avg_sq"):
-                state[key] = torch.zeros_like(parameter, dtype=self._state_dtype)
-        one = torch.ones((), device=device)
-        scale = one if self.grad_scale is None else self.grad_scale
-        skip = one * 0 if self.found_inf is None else self.found_inf
-        state["step"] += 1 - skip
-        assert parameter.grad is not None
-        tensors = (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"])
-        stretches: list[Sequence[Tensor | None]] = [_stretches(tensor) for tensor in tensors]
-        copy = self.copies.get(parameter)
-        stretches.append([None] * len(stretches[0]) if copy is None else _stretches(copy))
-        lr = torch.full((), group["lr"], device=device)  # a number would compile anew when it moves
-        for place, stretch in enumerate(zip(*stretches, strict=True)):
-            chance = torch.full((), number * 1009 + place, dtype=torch.int32, device=device)
+            parts = [next(whole) for _ in group["params"]]
+            if not self._is_compiled:
+                parts = [stretch for part in parts for stretch in _stretches(part)]
             self._update(
-                *stretch, state["step"], lr, scale, skip, chance,
+                parts, torch.full((), group["lr"], device=device), scale, skip,
                 betas=group["betas"], eps=group["eps"], weight_decay=group["weight_decay"],
             )  # fmt: skip
 
+    @torch.no_grad()
+    def make_state(self) -> None:
+        """Make what the first step would make: zeros, so that a checkpoint can be read into it."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self._state_of(parameter)
 
-def update_stretch(
-    weight_E: Tensor,
-    gradient_E: Tensor,
-    first_E: Tensor,
-    second_E: Tensor,
-    copy_E: Tensor | None,
-    step: Tensor,
+    def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:
+        state: dict[str, Tensor] = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros((), device=parameter.device)
+            for key in ("exp_avg", "exp_avg_sq"):
+                state[key] = torch.zeros_like(parameter, dtype=self._state_dtype)
+        return state
+
+    def _whole_parts(self, parameters: Sequence[Tensor], counted: Tensor) -> Iterator[Part]:
+        """The parameters' own elements with all that belongs to them, this step counted."""
+        states = [self._state_of(parameter) for parameter in parameters]
+        steps = [state["step"] for state in states]
+        torch._foreach_add_(steps, [counted] * len(steps))
+        steps_P = torch.stack(steps)
+        first_P, second_P = (1 - beta**steps_P for beta in self.defaults["betas"])
+        chance_P = torch.arange(len(steps), dtype=torch.int32, device=counted.device)
+        scalars = zip(steps, first_P.unbind(), second_P.unbind(), chance_P.unbind(), strict=True)
+        for parameter, state, (step, first, second, chance) in zip(
+            parameters, states, scalars, strict=True
+        ):
+            assert parameter.grad is not None
+            copy = self.copies.get(parameter)
+            yield Part(
+                _flat(parameter), _flat(parameter.grad),
+                _flat(state["exp_avg"]), _flat(state["exp_avg_sq"]),
+                None if copy is None else _flat(copy), step, first, second, chance, 0,
+            )  # fmt: skip
+
+
+def update_parts(
+    parts: Sequence[Part],
     lr: Tensor,
     scale: Tensor,
     skip: Tensor,
-    chance: Tensor,
     *,
     betas: tuple[float, float],
     eps: float,
     weight_decay: float,
 ) -> None:
-    """AdamW's update of some elements, in place, computed in fp32.
+    """AdamW's update in place, computed in fp32.
 
     Args:
-        weight_E: fp32.
-        gradient_E: any floating point dtype; divided by `scale`.
-        first_E, second_E: the moments; bf16 ones are rounded by chance.
-        copy_E: gets the new weights in its dtype.
-        step, lr, scale, skip: fp32 scalars; the step is counted already, 1 in `skip` skips.
-        chance: int32 scalar, another one for every stretch of a step.
+        parts: what to update.
+        lr: fp32 scalar.
+        scale: fp32 scalar that gradients are divided by.
+        skip: fp32 scalar; nothing changes where it isn't 0.
     """
-    gradient = gradient_E.float() / scale
-    first = first_E.float().lerp(gradient, 1 - betas[0])
-    second = second_E.float().lerp(gradient.square(), 1 - betas[1])
-    first_unbiased = first / (1 - betas[0] ** step)
-    second_unbiased = second / (1 - betas[1] ** step)
-    decayed = weight_E * (1 - lr * weight_decay)
-    weight = decayed - lr * first_unbiased / (second_unbiased.sqrt() + eps)
-    bits = random_bits(weight_E.numel(), step, chance)
-    _store(first_E, first, bits & 0xFFFF, skip)
-    _store(second_E, second, (bits >> 16) & 0xFFFF, skip)
-    weight = torch.where(skip > 0, weight_E, weight)
-    if copy_E is not None:
-        copy_E.copy_(weight)
-    weight_E.copy_(weight)
+    for part in parts:
+        gradient = part.gradient_E.float() / scale
+        first = part.first_E.float().lerp(gradient, 1 - betas[0])
+        second = part.second_E.float().lerp(gradient.square(), 1 - betas[1])
+        decayed = part.weight_E * (1 - lr * weight_decay)
+        size = (second / part.second_share).sqrt() + eps
+        weight = decayed - lr * (first / part.first_share) / size
+        bits = random_bits(part.weight_E.numel(), part.step, part.chance, part.begin)
+        _store(part.first_E, first, bits & 0xFFFF, skip)
+        _store(part.second_E, second, (bits >> 16) & 0xFFFF, skip)
+        weight = torch.where(skip > 0, part.weight_E, weight)
+        if part.copy_E is not None:
+            part.copy_E.copy_(weight)
+        part.weight_E.copy_(weight)
 
 
 def _store(target_E: Tensor, values_E: Tensor, low_bits_E: Tensor, skip: Tensor) -> None:
@@ -148,12 +187,14 @@ def round_by_chance(values_E: Tensor, low_bits_E: Tensor) -> Tensor:
     Args:
         low_bits_E: int32 numbers from 0 to 65535, evenly drawn.
     """
-    return ((values_E.view(torch.int32) + low_bits_E) & -65536).view(torch.float32)
+    rounded_E = ((values_E.view(torch.int32) + low_bits_E) & -65536).view(torch.float32)
+    # A NaN of all bits would become a zero.
+    return torch.where(values_E.isnan(), values_E, rounded_E)
 
 
-def random_bits(count: int, step: Tensor, chance: Tensor) -> Tensor:
+def random_bits(count: int, step: Tensor, chance: Tensor, begin: int = 0) -> Tensor:
     """int32 numbers, a hash of (step, chance, place): Wellons' "lowbias32" (2018)."""
-    bits = torch.arange(count, dtype=torch.int32, device=step.device)
+    bits = torch.arange(begin, begin + count, dtype=torch.int32, device=step.device)
     for part in (chance, step.to(torch.int32)):
         bits = bits ^ (part * -1640531535)  # 2^32 / golden ratio: neighbours lie far apart
         bits = (bits ^ ((bits >> 16) & 0xFFFF)) * 0x7FEB352D
@@ -162,7 +203,25 @@ def random_bits(count: int, step: Tensor, chance: Tensor) -> Tensor:
     return bits
 
 
-def _stretches(tensor: Tensor) -> Sequence[Tensor]:
-    """This process's part of a tensor, as views of so many elements."""
+def _flat(tensor: Tensor) -> Tensor:
+    """This process's elements of a tensor.
+
+    Detached: a view of a parameter would lead the compiler to its gradient, of whatever dtype.
+    """
     local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-    return local.view(-1).split(_STRETCH)
+    return local.detach().view(-1)
+
+
+def _stretches(part: Part) -> Iterator[Part]:
+    """A whole parameter's part, divided."""
+    count = part.weight_E.numel()
+    for begin in range(0, count, _STRETCH):
+        here = slice(begin, begin + _STRETCH)
+        yield part._replace(
+            weight_E=part.weight_E[here],
+            gradient_E=part.gradient_E[here],
+            first_E=part.first_E[here],
+            second_E=part.second_E[here],
+            copy_E=None if part.copy_E is None else part.copy_E[here],
+            begin=begin,
+        )

@@ -43,10 +43,10 @@ class OptimizerConfig(Section):
     """`[optimizer]`: AdamW (Loshchilov and Hutter 2019), decay on matrices only."""
 
     implementation: Literal["auto", "torch", "apex", "compiled"] = "auto"
-    """Whose fused kernel: NVIDIA's apex (deepspeed engine only), torch's, or with `auto` apex's on
-    CUDA where it is installed; or our own, compiled (native engine only), which writes the bf16
-    weights of a single data-parallel process too. bf16 moments and gradients need it, and get it
-    with `auto`."""
+    """Whose fused kernel: NVIDIA's apex (deepspeed engine only), torch's, or our own, compiled
+    (native engine only), which writes the bf16 weights of a single data-parallel process too.
+    `auto` is the deepspeed engine's apex on CUDA where it is installed, our own for bf16 moments or
+    gradients and for a single data-parallel process on CUDA, and else torch's."""
     lr: float = Field(3e-4, gt=0)
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
         0.9,

@@ -99,6 +99,8 @@ class NativeEngine:
 
     def forward_backward(self, micro_batches: Sequence[MicroBatch], weight: Tensor) -> StepSums:
         self._publish()
+        if self._masters is not None and self._writes_copies and self._config.pipeline == 1:
+            self._masters.expect(len(micro_batches))
         inputs = [Inputs.on(self.device, batch) for batch in micro_batches]
         with attention_kernels(self._config.attention):
             cross_entropy = self._passes.forward_backward(inputs, weight)
@@ -185,9 +187,12 @@ class NativeEngine:
     def _fill_in_optimizer_state(self) -> None:
         """Let the optimizer make its state now, so that a checkpoint can be read into it.
 
-        Optimizers make it in their first step: one is taken with zero gradients at a rate of zero,
+        Torch's make it in their first step: one is taken with zero gradients at a rate of zero,
         and what it counted is set back.
         """
+        if hasattr(self.optimizer, "make_state"):
+            self.optimizer.make_state()
+            return
         for parameter in self.parameters.values():
             parameter.grad = torch.zeros_like(parameter, dtype=self._gradient_dtype)
         self.update(0.0, torch.ones((), device=self.device), torch.zeros((), device=self.device))

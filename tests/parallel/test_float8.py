@@ -277,4 +277,6 @@ def test_compiled_blocks_compute_the_same() -> None:
     compiled = case("fp8", "tensorwise", model=model, parallel=selective)
     [expected] = run_fleet(1, engine_run, plain)
     [run] = run_fleet(1, compiled_run, compiled, timeout=240)
-    assert run.losses == expected.losses
+    assert run.losses[0] == expected.losses[0]
+    # One product makes queries, keys and values then: its input's gradient is rounded once.
+    assert furthest(run.losses, expected.losses) < LAYOUT_TOLERANCE
