@@ -7,7 +7,7 @@ where autograd puts them: in the compute dtype, if nothing is to be added to the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,8 @@ class Masters:
     Args:
         weights: the model's, by name, in the compute dtype, on the device.
         followers: weights that have gradients and no master: a tied head on another stage.
-        gradient_dtype: what gradients are added up over micro-batches in.
+        gradient_dtype: what gradients are added up in.
+        used_twice: names of weights that get two gradients from each micro-batch.
 
     Attributes:
         parameters: fp32, by the same names; not initialised.
@@ -30,11 +31,15 @@ class Masters:
         weights: Mapping[str, Tensor],
         followers: Iterable[Tensor],
         gradient_dtype: torch.dtype,
+        used_twice: Collection[str] = (),
     ) -> None:
         self._weights = weights
-        self._with_gradients = (*weights.values(), *followers)
-        self._sum_dtype = gradient_dtype
-        self._keep_gradients_in(gradient_dtype)
+        self._gradient_dtype = gradient_dtype
+        # Vectors' gradients may come in more bits than the compute dtype has.
+        self._used_once = [w for n, w in weights.items() if w.ndim > 1 and n not in used_twice]
+        self._are_summed = True
+        for weight in (*weights.values(), *followers):
+            weight.grad_dtype = gradient_dtype
         self.parameters: dict[str, Tensor] = {
             name: nn.Parameter(torch.empty_like(weight, dtype=torch.float32))
             for name, weight in weights.items()
@@ -47,20 +52,18 @@ class Masters:
         """The model's weights by their masters, for an optimizer that writes both."""
         return {self.parameters[name]: weight.detach() for name, weight in self._weights.items()}
 
-    def expect(self, num_contributions: int) -> None:
-        """Say how many gradients will be added up into one.
+    def expect(self, num_micro_batches: int) -> None:
+        """Say how many micro-batches' gradients will be added up.
 
-        A single one stays as autograd makes it: cast to fp32 it would say no more, and would be
-        written and read twice for it.
+        If nothing is added to it, a gradient stays as it comes out of the matrix product: cast to
+        fp32 it would say no more, and would be written and read again for it.
         """
-        dtype = self._sum_dtype if num_contributions > 1 else self._with_gradients[0].dtype
-        if dtype != self._gradient_dtype:
-            self._keep_gradients_in(dtype)
-
-    def _keep_gradients_in(self, dtype: torch.dtype) -> None:
-        self._gradient_dtype = dtype
-        for weight in self._with_gradients:
-            weight.grad_dtype = dtype
+        are_summed = num_micro_batches > 1
+        if are_summed == self._are_summed:
+            return
+        self._are_summed = are_summed
+        for weight in self._used_once:
+            weight.grad_dtype = self._gradient_dtype if are_summed else weight.dtype
 
     @torch.no_grad()
     def publish(self) -> None:

@@ -69,7 +69,8 @@ class NativeEngine:
         self._masters: Masters | None = None
         if any(weight.dtype != torch.float32 for weight in weights.values()):
             others = [weight for weight in followers if weight is not None]
-            self._masters = Masters(weights, others, self._gradient_dtype)
+            tied = {"embedding.weight"} if model.tie_embeddings else set()
+            self._masters = Masters(weights, others, self._gradient_dtype, used_twice=tied)
             self.parameters = self._masters.parameters
         elif self._gradient_dtype != torch.float32:
             for part in self.parts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,17 @@ def test_rounding_by_chance_hits_the_value_on_average() -> None:
         assert len(rounded.unique()) == 2
     exact = torch.tensor([0.0, -0.0, 1.5, torch.inf]).repeat_interleave(1 << 14)
     assert torch.equal(round_by_chance(exact, bits), exact)
+    not_numbers = torch.tensor([0x7FFFFFFF, -1, 0x7FC00000], dtype=torch.int32).view(torch.float32)
+    assert round_by_chance(not_numbers, torch.full((3,), 0xFFFF, dtype=torch.int32)).isnan().all()
+
+
+def test_stretches_of_a_parameter_draw_as_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is compiled nothing is divided, and a run may go on there."""
+    whole = updated(torch.bfloat16, 5)
+    monkeypatch.setattr("triax.training.adamw._STRETCH", 64)
+    divided = updated(torch.bfloat16, 5)
+    assert torch.equal(whole[0], divided[0])
+    assert all(torch.equal(whole[1][key], divided[1][key]) for key in whole[1])
 
 
 def test_bits_differ_by_place_step_and_stretch() -> None:
@@ -166,6 +178,24 @@ def test_our_own_optimizer_gives_torchs_losses_on_masters() -> None:
     [found] = run_fleet(1, engine_run, Case(precision=bf16, optimizer=compiled))
     assert difference(found, expected).losses < 1e-3
     assert found.losses != expected.losses
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_gradient_that_nothing_is_added_to_stays_in_bf16_and_loses_nothing(tied: bool) -> None:
+    model = {**Case().model, "tie_embeddings": tied}
+    one = Case(model=model, precision={"compute": "bf16"}, micro_batch_size=8)
+    compiled = replace(one, optimizer=one.optimizer | {"implementation": "compiled"})
+    [expected], [found] = (run_fleet(1, engine_run, case) for case in (one, compiled))
+    assert {gradient.dtype for gradient in expected.gradients.values()} == {torch.float32}
+    for name, gradient in expected.gradients.items():
+        is_sum = tied and name == "embedding.weight"
+        kept = torch.float32 if is_sum or gradient.ndim == 1 else torch.bfloat16
+        assert found.gradients[name].dtype == kept, name
+        assert torch.equal(found.gradients[name].float(), gradient), name
+    assert found.losses[:2] == expected.losses[:2]
+    assert difference(found, expected).losses < 1e-3
+    [several] = run_fleet(1, engine_run, replace(compiled, micro_batch_size=4))
+    assert {gradient.dtype for gradient in several.gradients.values()} == {torch.float32}
 
 
 @pytest.mark.parametrize("schedule", ["1f1b", "interleaved-zero-bubble"])
