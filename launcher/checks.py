@@ -32,6 +32,7 @@ from triax.launcher.data_checks import (
 )
 from triax.launcher.deepspeed_checks import (
     apex_is_nvidias,
+    deepspeed_flips_together,
     deepspeed_is_installed,
     deepspeed_recomputes,
     deepspeed_runs_layout,
@@ -45,6 +46,7 @@ from triax.launcher.parallel_checks import (
     float8_fits_shapes,
     gradients_are_summed_exactly,
     optimizer_takes_dtypes,
+    recipe_is_used,
     recomputation_fits_schedule,
     schedule_fits_batch,
     stages_fit_layers,
@@ -187,6 +189,7 @@ CHECKS: tuple[Check, ...] = (
     shards_are_sane,
     made_with_this_tokenizer,
     init_from_exists,
+    deepspeed_flips_together,
     wandb_is_installed,
     run_dir_is_writable,
 )
@@ -194,4 +197,5 @@ WARNINGS: tuple[Check, ...] = (
     inputs_are_there,
     budget_repeats_data,
     gradients_are_summed_exactly,
+    recipe_is_used,
 )

@@ -14,6 +14,7 @@ from triax.launcher.parallel_checks import reduced_dtypes
 from triax.launcher.problems import Problem
 from triax.parallel.config import ParallelConfig, PrecisionConfig
 from triax.training.config import OptimizerConfig
+from triax.training.stability.config import FaultsConfig
 
 _PACKAGES = {"deepspeed": "deepspeed", "megatron": "megatron-core"}
 
@@ -179,3 +180,16 @@ def apex_is_nvidias(optimizer: OptimizerConfig, parallel: ParallelConfig) -> Ite
         f"{found}: NVIDIA's, which has apex.optimizers and apex.normalization, is built from "
         'https://github.com/NVIDIA/apex and comes with NVIDIA\'s images; or use "torch"',
     )
+
+
+def deepspeed_flips_together(parallel: ParallelConfig, faults: FaultsConfig) -> Iterator[Problem]:
+    """All processes reach into the engine's weights at once: one alone would wait for the rest."""
+    if parallel.engine != "deepspeed":
+        return
+    for number, fault in enumerate(faults.plan):
+        if fault.kind == "flip-weight" and fault.rank is not None:
+            yield Problem(
+                f"faults.plan.{number}.rank",
+                "one process alone can't reach the deepspeed engine's weights: leave rank out, or "
+                'use engine = "native"',
+            )

@@ -18,7 +18,7 @@ import types
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 from triax.common.errors import ExitCode
 from triax.launcher.messages import print_error
@@ -52,18 +52,30 @@ def launch(num_processes: int, module: str, argv: Sequence[str]) -> int:
 
     Workers find each other through the variables that torchrun sets. When one fails the others
     get SIGTERM, and SIGKILL 30 seconds later. SIGINT, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 are
-    passed on to the workers; SIGQUIT ends them at once.
+    passed on to the workers; SIGQUIT ends them at once. Workers begin with SIGINT blocked, and let
+    it through when they can answer.
 
     Returns:
         0 when all succeeded, else the exit code of the failure that ended the others; 128 plus
         the signal's number if that was a signal, as a shell reports it.
     """
     # Only here, so that the command that checks the config first needs no torch for that.
-    from torch.distributed.elastic.agent.server.api import RunResult, WorkerSpec
+    from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec
     from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.rendezvous import RendezvousParameters
     from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
+
+    class Agent(LocalElasticAgent):
+        """Its workers are started as `become_worker` starts one."""
+
+        def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+            former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                started: dict[int, Any] = super()._start_workers(worker_group)
+                return started
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
     _silence_agent()
     _set_worker_variables(num_processes)
@@ -87,7 +99,7 @@ def launch(num_processes: int, module: str, argv: Sequence[str]) -> int:
         local_addr="localhost",
     )
     with tempfile.TemporaryDirectory(prefix="triax-") as folder:
-        agent = LocalElasticAgent(spec, DefaultLogsSpecs(log_dir=folder))
+        agent = Agent(spec, DefaultLogsSpecs(log_dir=folder))
         try:
             with _forwarded_signals(lambda: _pids(agent.get_worker_group().workers)):
                 result: RunResult = agent.run()

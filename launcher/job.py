@@ -262,7 +262,8 @@ class Job:
     def _report(self, outcome: Outcome) -> None:
         """Write down how the run ended, and tell it."""
         self._write_exit(outcome)
-        print(closing_summary(self.config, self.directory, outcome), flush=True)
+        environment = self.processes.environment
+        print(closing_summary(self.config, self.directory, outcome, environment), flush=True)
 
     def _write_exit(self, outcome: Outcome) -> None:
         self.directory.write_exit(outcome.code, outcome.reason, step=outcome.state.step)

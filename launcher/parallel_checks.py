@@ -91,6 +91,16 @@ def optimizer_takes_dtypes(
         )
 
 
+def recipe_is_used(precision: PrecisionConfig) -> Iterator[Problem]:
+    """An fp8 recipe that was chosen does nothing in another precision."""
+    if precision.fp8_recipe != "tensorwise" and precision.compute != "fp8":
+        yield Problem(
+            "precision.fp8_recipe",
+            f'means nothing with precision.compute = "{precision.compute}": make that "fp8", or '
+            "leave this out",
+        )
+
+
 def reduced_dtypes(
     optimizer: OptimizerConfig, precision: PrecisionConfig
 ) -> Iterator[tuple[str, str]]:

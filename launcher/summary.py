@@ -13,6 +13,8 @@ from triax.common.errors import ExitCode, UserError
 from triax.common.quantities import format_count, format_seconds
 from triax.data.tokenizer import end_of_text_id, load_tokenizer
 from triax.launcher.config import RunConfig
+from triax.launcher.environment import Environment
+from triax.launcher.parallel_checks import reduced_dtypes
 from triax.models.counts import num_parameters
 from triax.parallel.layout import Layout
 from triax.parallel.picture import draw_mesh, tensor_crosses_nodes
@@ -63,12 +65,24 @@ def opening_summary(config: RunConfig, budget: Budget, layout: Layout, device: t
             f"batch    {config.batch.global_batch_size} sequences of {config.data.seq_len} tokens, "
             f"{config.batch.micro_batch_size} a micro-batch",
             f"compute  {processes} on {device_name(device)}, {config.precision.compute}, "
-            f"ZeRO {config.parallel.zero_stage}",
+            f"ZeRO {config.parallel.zero_stage}{_unusual(config)}",
         )
     )
 
 
-def closing_summary(config: RunConfig, directory: RunDirectory, outcome: Outcome) -> str:
+def _unusual(config: RunConfig) -> str:
+    """The engine, if it isn't ours, and what is kept in fewer bits than usual."""
+    engine: str = config.parallel.engine
+    parts = [] if engine == "native" else [engine]
+    for path, dtype in reduced_dtypes(config.optimizer, config.precision):
+        what = "gradients" if path == "precision.gradients" else "moments"
+        parts.append(f"{dtype} {what}")
+    return ",\n         " + ", ".join(parts) if parts else ""
+
+
+def closing_summary(
+    config: RunConfig, directory: RunDirectory, outcome: Outcome, environment: Environment
+) -> str:
     """How the run ended, what it reached, and how to go on."""
     lines = ["", f"ended after step {outcome.state.step}: {outcome.reason}"]
     if outcome.evaluation is not None:
@@ -86,7 +100,7 @@ def closing_summary(config: RunConfig, directory: RunDirectory, outcome: Outcome
         lines.append(f"checkpoint   {resolve_checkpoint(directory.path)}")
     except UserError:
         lines.append("checkpoint   none was saved")
-    lines.append(f"to resume    {_resume_command(directory, outcome)}")
+    lines.append(f"to resume    {_resume_command(directory, outcome, environment)}")
     return "\n".join(lines)
 
 
@@ -121,8 +135,11 @@ def _chinchilla(config: RunConfig, tokens_per_second: float) -> str:
     return text
 
 
-def _resume_command(directory: RunDirectory, outcome: Outcome) -> str:
+def _resume_command(directory: RunDirectory, outcome: Outcome, environment: Environment) -> str:
+    """On one machine; a job on several is started again as it was."""
     command = f"triax train {directory.config}"
+    if environment.world_size > 1 and environment.num_nodes == 1:
+        command += f" --nproc-per-node {environment.world_size}"
     if outcome.code is ExitCode.DONE:
         command += f" --budget.tokens={2 * outcome.state.tokens}"
     return command

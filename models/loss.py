@@ -147,6 +147,7 @@ def _log_normaliser(chunk: ChunkStatistics, vocabulary: Vocabulary) -> Tensor:
 def _plus_product(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
     """`total + a @ b` in fp32, in place; a total of None is 0. On CUDA the product is added within
     the matrix product's kernel, and never rounded to the factors' dtype."""
+    # Not to be compiled: torch 2.11 can't trace an `addmm` with a dtype.
     if not a.is_cuda or a.dtype == torch.float32:
         return (a @ b).float() if total is None else total.add_(a @ b)
     if total is None:

@@ -20,7 +20,8 @@ from triax.parallel.float8 import Float8Linear, float8_linear
 def project_as_one(x: Tensor, linears: Sequence[nn.Linear]) -> Sequence[Tensor]:
     """Each layer's output (..., its features) for x (..., D), as parts of one tensor.
 
-    The weights are put side by side, which moves little beside what the products move.
+    The weights are put side by side, which moves little beside what the products move. The copy is
+    kept for the backward pass, unless activations are computed again there.
 
     Args:
         linears: without biases, all of one kind, none of them split over processes.

@@ -22,15 +22,20 @@ class NonFiniteFinder:
         self._model = model
         self.first: str | None = None
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> NonFiniteFinder:
         self._handles = [
             module.register_forward_hook(partial(self._look, name or "the model's loss"))
             for name, module in self._model.named_modules()
         ]
+        # Layers that are multiplied as one have no outputs of their own.
+        self._joint = {m: vars(m).pop("project") for m in self._model.modules() if _is_joint(m)}
+        return self
 
     def __exit__(self, *exception: object) -> None:
         for handle in self._handles:
             handle.remove()
+        for module, project in self._joint.items():
+            module.project = project
 
     def _look(self, name: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
         outputs = output if isinstance(output, tuple) else (output,)
@@ -38,3 +43,7 @@ class NonFiniteFinder:
             isinstance(tensor, Tensor) and not bool(tensor.isfinite().all()) for tensor in outputs
         ):
             self.first = name
+
+
+def _is_joint(module: nn.Module) -> bool:
+    return "project" in vars(module)

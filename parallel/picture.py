@@ -55,7 +55,8 @@ def _cell(ranks: range, processes_per_node: int) -> str:
 
 
 def _legend(layout: Layout) -> str:
-    parts = [f"{layout.data_parallel} data-parallel ranks a row"]
+    ranks = "rank" if layout.data_parallel == 1 else "ranks"
+    parts = [f"{layout.data_parallel} data-parallel {ranks} a row"]
     if layout.replicate > 1 and layout.shard > 1:
         parts.append(f"{layout.replicate} replicas of {layout.shard} shards")
     parts.append("[ranks of a tensor group]n<node>")

@@ -56,6 +56,14 @@ def masks_in_blocks(
     return can and seq_len > BLOCK_TOKENS
 
 
+def multiplies_jointly(config: ParallelConfig) -> bool:
+    """Whether queries, keys and values are one product: in compiled blocks that have whole weights,
+    if a copy of those weights may be kept for the backward pass, or is made again there."""
+    keeps_weights_anyway = config.zero_stage < 3 and config.pipeline == 1
+    may_copy = keeps_weights_anyway or config.activation_checkpointing != "none"
+    return config.compile and config.tensor == 1 and may_copy
+
+
 def spread(
     model: ModelConfig,
     mesh: DeviceMesh,
@@ -90,7 +98,7 @@ def spread(
             part.module.make_mask = block_mask
         for block in part.module.blocks.values():
             assert isinstance(block, Block)
-            if config.compile and config.tensor == 1:
+            if multiplies_jointly(config):
                 block.attention.project = project_as_one
             _checkpoint_and_compile(block, config)
         if config.compile and part.module.head is not None:

@@ -48,7 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--trace", metavar="FILE", help="keep the profiler's trace, a .json or .json.gz"
     )
     parser.add_argument(
-        "--kernels", type=positive_int, metavar="N", help="also list the N longest kernels"
+        "--kernels",
+        type=positive_int,
+        metavar="N",
+        help="also list the N longest kernels (at most 40)",
     )
     add_num_processes(parser)
     parser.set_defaults(overrides=())

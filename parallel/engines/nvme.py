@@ -124,6 +124,7 @@ def _alone(place: Path) -> Iterator[None]:
 
 def _remove_abandoned(place: Path) -> None:
     for held in place.glob(f"{_PREFIX}*/{_HELD}"):
-        with held.open("w") as file, contextlib.suppress(BlockingIOError):
+        # Another process may hold it, or be removing it too.
+        with contextlib.suppress(BlockingIOError, FileNotFoundError), held.open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(held.parent, ignore_errors=True)

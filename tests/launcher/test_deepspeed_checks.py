@@ -13,6 +13,7 @@ import pytest
 from triax.launcher import deepspeed_checks
 from triax.launcher.problems import Problem
 from triax.parallel.config import ParallelConfig
+from triax.training.stability.config import FaultsConfig
 
 CHECKS = (
     deepspeed_checks.deepspeed_is_installed,
@@ -107,3 +108,16 @@ def test_the_import_says_it_too_and_is_quiet_otherwise() -> None:
     )
     assert broken.returncode != 0
     assert 'pip install "triax[deepspeed]"' in broken.stderr
+
+
+@pytest.mark.parametrize(
+    ("engine", "rank", "are_refused"),
+    [("deepspeed", 1, True), ("deepspeed", None, False), ("native", 1, False)],
+)
+def test_a_weight_of_one_process_alone_is_not_to_be_flipped(
+    engine: Any, rank: int | None, are_refused: bool
+) -> None:
+    plan = ({"kind": "kill", "step": 1}, {"kind": "flip-weight", "step": 2, "rank": rank})
+    faults = FaultsConfig.model_validate({"plan": plan})
+    found = list(deepspeed_checks.deepspeed_flips_together(ParallelConfig(engine=engine), faults))
+    assert [problem.path for problem in found] == ["faults.plan.1.rank"] * are_refused

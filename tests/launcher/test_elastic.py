@@ -35,6 +35,7 @@ def wait_for_signal():
     received = []
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, lambda number, _frame: received.append(number))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     say_hello()
     while not received:
         time.sleep(0.02)

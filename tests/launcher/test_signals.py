@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -31,7 +32,8 @@ def test_a_stopped_job_saves_and_goes_on(
         assert "Traceback" not in stopped.text
         assert reached == 0 or f"going on after step {reached} " in stopped.out
         assert f": stopped by {number.name}\n" in stopped.out
-        assert "to resume    triax train runs/job/config.toml\n" in stopped.out
+        processes = f" --nproc-per-node {num_processes}" if num_processes > 1 else ""
+        assert f"to resume    triax train runs/job/config.toml{processes}\n" in stopped.out
         reached = len(read_rows(run))
         ending = json.loads((run / "exit.json").read_text())
         assert (ending["code"], ending["step"]) == (75, reached)
@@ -60,6 +62,23 @@ def test_ctrl_c_while_torch_is_imported_shows_no_traceback(job: Path) -> None:
     process.send_signal(signal.SIGINT)
     ended = finish(process)
     assert (ended.code, ended.error) == (130, "triax: error: interrupted\n"), ended.text
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_ctrl_c_while_several_processes_import_shows_no_traceback(job: Path) -> None:
+    process = start(job, "triax", "train", "run.toml", "--nproc-per-node", "2")
+    while process.poll() is None and len(workers_of(process.pid)) < 2:
+        pass
+    os.killpg(process.pid, signal.SIGINT)
+    ended = finish(process)
+    assert ended.code == 130, ended.text
+    assert "Traceback" not in ended.text and "interrupted" in ended.error
+
+
+def workers_of(pid: int) -> list[str]:
+    """The child processes that have begun to run their own module."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [child for child in children if "triax.launcher.train" in command_line(int(child))]
 
 
 def command_line(pid: int) -> str:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from triax.models.attention import project_apart
+from triax.models.config import ModelConfig
+from triax.models.transformer import Transformer
+from triax.parallel.config import ParallelConfig
 from triax.parallel.float8 import RECIPES, Float8Linear
 from triax.parallel.joint import project_as_one
+from triax.parallel.nonfinite import NonFiniteFinder
+from triax.parallel.spread import multiplies_jointly
 
 SIZES = (32, 16, 16)
 
@@ -48,3 +55,36 @@ def test_parts_stay_in_their_order_and_dtype() -> None:
     assert [part.shape for part in parts] == [(5, 1), (5, 2), (5, 3)]
     for number, part in enumerate(parts):
         assert part.dtype == torch.bfloat16 and (part == 4 * number).all()
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"compile": True}, True),
+        ({"compile": False}, False),
+        ({"compile": True, "tensor": 2}, False),
+        ({"compile": True, "zero_stage": 3}, False),
+        ({"compile": True, "pipeline": 2}, False),
+        ({"compile": True, "zero_stage": 3, "activation_checkpointing": "selective"}, True),
+        ({"compile": True, "pipeline": 2, "activation_checkpointing": "full"}, True),
+    ],
+)
+def test_no_layout_keeps_copies_of_weights_that_it_would_free(
+    fields: dict[str, Any], expected: bool
+) -> None:
+    assert multiplies_jointly(ParallelConfig(**fields)) == expected
+
+
+def test_a_joint_layer_that_overflows_is_found() -> None:
+    config = ModelConfig(
+        num_layers=1, hidden_size=32, num_heads=2, num_kv_heads=1, ffn_hidden_size=64, vocab_size=8
+    )
+    model = Transformer(config)
+    attention = model.blocks["0"].attention
+    attention.project = project_as_one
+    with torch.no_grad():
+        attention.key.weight.fill_(torch.inf)
+    with NonFiniteFinder(model) as finder:
+        model.logits(torch.zeros(1, 4, dtype=torch.int64))
+    assert finder.first == "blocks.0.attention.key"
+    assert attention.project is project_as_one

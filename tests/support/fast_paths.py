@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.backends.registry import lookup_backend
 from torch.utils._python_dispatch import TorchDispatchMode
 from watched import NoWaiting
 from worlds import Case, Rows, make_context, make_engine, micro_batches
 
+from triax.training.adamw import update_parts
 from triax.training.step import train_step
 
 CUDA = pytest.param(
@@ -81,3 +84,33 @@ def _pinned(rows: Rows) -> Rows:
         rows.targets_BT.pin_memory(),
         None if ids is None else ids.pin_memory(),
     )
+
+
+def compiled_updates(case: Case, plan: list[int]) -> tuple[list[int], list[str]]:
+    """The update as it is compiled, its graphs run as they stand, beside the plain one.
+
+    Args:
+        plan: the number of micro-batches of each step; the third is skipped.
+
+    Returns:
+        How many graphs there were after each step, and the names of tensors that differ at the end.
+    """
+    counts: list[int] = []
+    num_graphs = 0
+
+    def count(graph: Any, inputs: Any) -> Any:
+        nonlocal num_graphs
+        num_graphs += 1
+        return lookup_backend("aot_eager")(graph, inputs)
+
+    plain, compiled = make_engine(case), make_engine(case)
+    compiled.optimizer._is_compiled = True
+    compiled.optimizer._update = torch.compile(update_parts, dynamic=False, backend=count)
+    for step, number in enumerate(plan):
+        for engine in (plain, compiled):
+            rows = micro_batches(replace(case, micro_batch_size=8 // number), step)
+            engine.forward_backward(rows, torch.tensor(0.02))
+            engine.update(1e-3 * (step + 1), torch.ones(()), torch.tensor(float(step == 2)))
+        counts.append(num_graphs)
+    found, expected = compiled.state(), plain.state()
+    return counts, [name for name in expected if not torch.equal(found[name], expected[name])]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from fast_paths import ON_GPU
+from fast_paths import ON_GPU, compiled_updates
 from fleet import run_fleet
 from parity import label, reference, skip_unless_torch_can
 from torch import Tensor
@@ -196,6 +196,24 @@ def test_a_gradient_that_nothing_is_added_to_stays_in_bf16_and_loses_nothing(tie
     assert difference(found, expected).losses < 1e-3
     [several] = run_fleet(1, engine_run, replace(compiled, micro_batch_size=4))
     assert {gradient.dtype for gradient in several.gradients.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("state_dtype", "tied", "num_graphs"),
+    [("fp32", False, [4, 6, 6, 6, 6]), ("bf16", True, [4, 5, 5, 5, 5])],
+)
+def test_what_is_compiled_is_the_plain_update_and_compiled_once(
+    state_dtype: str, tied: bool, num_graphs: list[int]
+) -> None:
+    """Blocks' matrices, their vectors, the embedding (and head) and the last norm; those whose
+    gradients stay in bf16 anew where there are several micro-batches."""
+    case = Case(
+        model={**Case().model, "tie_embeddings": tied},
+        precision={"compute": "bf16"},
+        optimizer={"lr": 2e-3, "implementation": "compiled", "state_dtype": state_dtype},
+    )
+    [(counts, differing)] = run_fleet(1, compiled_updates, case, [1, 8, 1, 4, 1])
+    assert (counts, differing) == (num_graphs, [])
 
 
 @pytest.mark.parametrize("schedule", ["1f1b", "interleaved-zero-bubble"])
