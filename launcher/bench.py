@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import json
 import os
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -18,6 +17,7 @@ from triax.common.errors import ExitCode, UserError
 from triax.launcher.bench_config import bench_config
 from triax.launcher.bench_job import bench
 from triax.launcher.commands.bench import add_arguments, as_overrides, refuse_nothing
+from triax.launcher.elastic import let_signals_through
 from triax.launcher.environment import Environment, discover
 from triax.launcher.exits import report_from_rank, run_to_exit_code
 from triax.launcher.network import prepare
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _discover_and_bench(args: argparse.Namespace) -> int:
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # `triax bench` blocks it
+    let_signals_through()  # `triax bench` blocks them
     environment = discover()
     if environment.launcher != "single":
         end_with_launcher()

@@ -16,9 +16,9 @@ import sys
 import tempfile
 import types
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 from triax.common.errors import ExitCode
 from triax.launcher.messages import print_error
@@ -40,11 +40,53 @@ class Failure:
     """Seconds since the epoch."""
 
 
-class Worker(Protocol):
-    """What is used of the agent's record of a worker."""
+class _Forwarding:
+    """Passes signals on to running processes; while there are none, they end this one.
 
-    id: object
-    """The process id once it has started."""
+    Attributes:
+        process_ids: of those that run.
+    """
+
+    def __init__(self) -> None:
+        self.process_ids: list[int] = []
+        self._is_starting = False
+        self._waiting: list[int] = []
+
+    @contextlib.contextmanager
+    def handled(self) -> Iterator[None]:
+        """Handle signals so."""
+        previous: Mapping[signal.Signals, object] = {
+            number: signal.signal(number, self._forward) for number in FORWARDED
+        }
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)  # type: ignore[arg-type]
+
+    @contextlib.contextmanager
+    def to_those_that_start(self) -> Iterator[None]:
+        """Keep signals for the processes that are started meanwhile, which begin without hearing
+        any: one that ended this process now would leave them behind."""
+        self._is_starting = True
+        former = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, former)
+            self._is_starting = False
+        for number in self._waiting:
+            self._forward(number, None)
+
+    def _forward(self, number: int, _frame: types.FrameType | None) -> None:
+        if self._is_starting:
+            self._waiting.append(number)
+            return
+        if not self.process_ids:
+            raise SystemExit(128 + number)
+        for process_id in self.process_ids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process_id, number)
 
 
 def launch(num_processes: int, module: str, argv: Sequence[str]) -> int:
@@ -52,8 +94,8 @@ def launch(num_processes: int, module: str, argv: Sequence[str]) -> int:
 
     Workers find each other through the variables that torchrun sets. When one fails the others
     get SIGTERM, and SIGKILL 30 seconds later. SIGINT, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 are
-    passed on to the workers; SIGQUIT ends them at once. Workers begin with SIGINT blocked, and let
-    it through when they can answer.
+    passed on to the workers; SIGQUIT ends them at once. Workers begin with the former blocked, and
+    call `let_signals_through` when they can answer.
 
     Returns:
         0 when all succeeded, else the exit code of the failure that ended the others; 128 plus
@@ -66,16 +108,16 @@ def launch(num_processes: int, module: str, argv: Sequence[str]) -> int:
     from torch.distributed.elastic.rendezvous import RendezvousParameters
     from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
+    signals = _Forwarding()
+
     class Agent(LocalElasticAgent):
-        """Its workers are started as `become_worker` starts one."""
+        """Tells who its workers are as soon as it knows."""
 
         def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
-            former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-            try:
+            with signals.to_those_that_start():
                 started: dict[int, Any] = super()._start_workers(worker_group)
-                return started
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, former)
+                signals.process_ids = list(started.values())
+            return started
 
     _silence_agent()
     _set_worker_variables(num_processes)
@@ -101,7 +143,7 @@ def launch(num_processes: int, module: str, argv: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="triax-") as folder:
         agent = Agent(spec, DefaultLogsSpecs(log_dir=folder))
         try:
-            with _forwarded_signals(lambda: _pids(agent.get_worker_group().workers)):
+            with signals.handled():
                 result: RunResult = agent.run()
         except SignalException as error:
             return 128 + int(error.sigval)
@@ -119,12 +161,17 @@ def become_worker(module: str, argv: list[str]) -> NoReturn:
     """Go on as `python -m module argv...`: one process is its own worker, so signals and the exit
     code need no passing on.
 
-    Its imports take seconds, and Ctrl-C in one shows a traceback: `main` lets it through again.
+    Its imports take seconds, and Ctrl-C in one shows a traceback: it begins with SIGINT blocked.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(sys.executable, [sys.executable, "-m", module, *argv])
+
+
+def let_signals_through() -> None:
+    """Hear again what a worker began without."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
 
 
 def exit_code(failures: Sequence[Failure]) -> int:
@@ -148,10 +195,6 @@ def exit_code(failures: Sequence[Failure]) -> int:
     return 128 - cause.exit_code
 
 
-def _pids(workers: Iterable[Worker]) -> list[int]:
-    return [worker.id for worker in workers if isinstance(worker.id, int)]
-
-
 def _preference(failure: Failure) -> int:
     if failure.exit_code == -signal.SIGTERM:
         return 3
@@ -172,25 +215,3 @@ def _set_worker_variables(num_processes: int) -> None:
     num_cores = len(os.sched_getaffinity(0))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, num_cores // num_processes)))
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"
-
-
-@contextlib.contextmanager
-def _forwarded_signals(running: Callable[[], list[int]]) -> Iterator[None]:
-    """Pass signals on to the running processes' ids; while there are none, end this one."""
-
-    def forward(number: int, _frame: types.FrameType | None) -> None:
-        pids = running()
-        if not pids:
-            raise SystemExit(128 + number)
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
-
-    previous: Mapping[signal.Signals, object] = {
-        number: signal.signal(number, forward) for number in FORWARDED
-    }
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from functools import partial
 
 from triax.launcher.checks import find_warnings, load_checked
+from triax.launcher.elastic import let_signals_through
 from triax.launcher.environment import Environment, discover
 from triax.launcher.exits import report_from_rank, run_to_exit_code
 from triax.launcher.job import run
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _discover_and_train(args: argparse.Namespace) -> int:
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # `triax train` blocks it
+    let_signals_through()  # `triax train` blocks them
     environment = discover()
     if environment.launcher != "single":
         end_with_launcher()

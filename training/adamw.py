@@ -95,13 +95,15 @@ class MixedAdamW(Optimizer):
         # be compiled anew.
         scale = torch.ones((), device=device) if self.grad_scale is None else self.grad_scale
         skip = torch.zeros((), device=device) if self.found_inf is None else self.found_inf
+        rates = {group["lr"] for group in self.param_groups}
+        lr_of = {rate: torch.full((), rate, device=device) for rate in rates}
         whole = iter(self._whole_parts(parameters, 1 - skip))
         for group in self.param_groups:
             parts = [next(whole) for _ in group["params"]]
             if not self._is_compiled:
                 parts = [stretch for part in parts for stretch in _stretches(part)]
             self._update(
-                parts, torch.full((), group["lr"], device=device), scale, skip,
+                parts, lr_of[group["lr"]], scale, skip,
                 betas=group["betas"], eps=group["eps"], weight_decay=group["weight_decay"],
             )  # fmt: skip
 

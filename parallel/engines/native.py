@@ -179,7 +179,7 @@ class NativeEngine:
 
     def _reduce(self, cross_entropy: Tensor) -> StepSums:
         """One all-reduce over all processes, in which what several of them hold counts once."""
-        norms = torch._foreach_norm(self._local_gradients(), 2, dtype=torch.float32)
+        norms = _norms(self._local_gradients())
         squared_norm = (torch.stack(norms).square() / self._num_copies).sum()
         sums = torch.stack((cross_entropy / self._tensor_size, squared_norm))
         dist.all_reduce(sums)
@@ -200,6 +200,17 @@ class NativeEngine:
         for state in self.optimizer.state.values():
             for value in state.values():
                 value.zero_()
+
+
+def _norms(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Each tensor's L2 norm in fp32. Of those of one dtype together: torch has a kernel for them
+    all then, and one for each if dtypes are mixed."""
+    norms: dict[int, Tensor] = {}
+    for dtype in {tensor.dtype for tensor in tensors}:
+        places = [place for place, tensor in enumerate(tensors) if tensor.dtype == dtype]
+        alike = [tensors[place] for place in places]
+        norms.update(zip(places, torch._foreach_norm(alike, 2, dtype=torch.float32), strict=True))
+    return [norms[place] for place in range(len(tensors))]
 
 
 def _local(tensor: Tensor) -> Tensor:

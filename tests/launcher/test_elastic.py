@@ -25,6 +25,7 @@ if __name__ == "__main__":
 WORKER = r"""
 import os, signal, sys, time
 from triax.common.errors import UserError
+from triax.launcher.elastic import let_signals_through
 from triax.launcher.environment import discover
 
 def say_hello():
@@ -35,12 +36,12 @@ def wait_for_signal():
     received = []
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, lambda number, _frame: received.append(number))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     say_hello()
     while not received:
         time.sleep(0.02)
     return received[0]
 
+let_signals_through()
 rank, (action, *codes) = discover().rank, sys.argv[1:]
 if action == "exit":
     sys.exit(int(codes[rank]))

@@ -118,7 +118,7 @@ def finish(process: subprocess.Popen[str], timeout: float = 90) -> Ended:
         out, error = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
-        out, error = process.communicate()
+        out, error = process.communicate(timeout=10)
         raise AssertionError(f"no end after {timeout} s:\n{out}\n{error}") from None
     return Ended(process.returncode, out, error)
 

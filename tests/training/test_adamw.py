@@ -193,6 +193,7 @@ def test_a_gradient_that_nothing_is_added_to_stays_in_bf16_and_loses_nothing(tie
         assert found.gradients[name].dtype == kept, name
         assert torch.equal(found.gradients[name].float(), gradient), name
     assert found.losses[:2] == expected.losses[:2]
+    assert found.grad_norms[0] == pytest.approx(expected.grad_norms[0], rel=1e-6)
     assert difference(found, expected).losses < 1e-3
     [several] = run_fleet(1, engine_run, replace(compiled, micro_batch_size=4))
     assert {gradient.dtype for gradient in several.gradients.values()} == {torch.float32}
