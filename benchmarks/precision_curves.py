@@ -29,7 +29,7 @@ SMALL = (
     "--data.seq_len=128", "--batch.global_batch_size=8", "--batch.micro_batch_size=8",
     "--eval.every=none", "--checkpoint.every=500 steps", "--metrics.tensorboard=false",
 )  # fmt: skip
-SEQ_TOKENS = 128 * 8
+TOKENS_PER_STEP = 128 * 8
 RUNS: dict[str, tuple[str, ...]] = {
     "bf16": ("--precision.compute=bf16",),
     "fp8 tensorwise": ("--precision.compute=fp8",),
@@ -40,9 +40,9 @@ RUNS: dict[str, tuple[str, ...]] = {
 
 def train(name: str, num_steps: int) -> list[float]:
     """The losses of a run's steps."""
-    run = "curve-" + name.replace(" ", "-").replace(",", "")
+    run = f"curve-{name.replace(' ', '-')}"
     command = [sys.executable, "-m", "triax.launcher.train", CONFIG, f"--run.name={run}"]
-    command += [*SMALL, f"--budget.tokens={num_steps * SEQ_TOKENS}", *RUNS[name]]
+    command += [*SMALL, f"--budget.tokens={num_steps * TOKENS_PER_STEP}", *RUNS[name]]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     if ended.returncode:
         raise SystemExit(f"{shlex.join(command)}\n{ended.stdout}\n{ended.stderr}")
@@ -53,24 +53,19 @@ def train(name: str, num_steps: int) -> list[float]:
 
 def table(curves: dict[str, list[float]], num_steps: int) -> list[str]:
     """The mean loss of each tenth of the run, and how far it is from bf16's on average."""
-    tenth = num_steps // 10
-    begins = [tenth * number for number in (0, 2, 5, 9)]
-    headings = [f"steps {begin + 1}-{begin + tenth}" for begin in begins]
+    tenth, shown = num_steps // 10, (0, 2, 5, 9)
+    means = {
+        name: [statistics.fmean(losses[b : b + tenth]) for b in range(0, num_steps, tenth)]
+        for name, losses in curves.items()
+    }
+    headings = [f"steps {tenth * number + 1}-{tenth * (number + 1)}" for number in shown]
     lines = [
         f"| | {' | '.join(headings)} | largest difference of a tenth |",
-        "|---" * (len(begins) + 2) + "|",
+        "|---" * (len(shown) + 2) + "|",
     ]
-    for name, losses in curves.items():
-        means = [statistics.fmean(losses[b : b + tenth]) for b in begins]
-        gaps = [
-            abs(
-                statistics.fmean(losses[b : b + tenth])
-                / statistics.fmean(curves["bf16"][b : b + tenth])
-                - 1
-            )
-            for b in range(0, num_steps, tenth)
-        ]
-        cells = [f"{mean:.4f}" for mean in means] + [f"{100 * max(gaps):.2f}%"]
+    for name, of_tenths in means.items():
+        gap = max(abs(a / b - 1) for a, b in zip(of_tenths, means["bf16"], strict=True))
+        cells = [*(f"{of_tenths[number]:.4f}" for number in shown), f"{100 * gap:.2f}%"]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
 
@@ -93,7 +88,7 @@ def main(argv: Sequence[str]) -> int:
         f"- date: {datetime.now(UTC):%Y-%m-%d}",
         f"- device: {device}; torch {torch.__version__}, Python {sys.version.split()[0]}",
         f"- command: `{shlex.join(['python', 'benchmarks/precision_curves.py', *argv])}`",
-        f"- {args.steps:,} steps of {SEQ_TOKENS:,} tokens; means of a tenth of the steps",
+        f"- {args.steps:,} steps of {TOKENS_PER_STEP:,} tokens; means of a tenth of the steps",
         "",
         *table(dict(zip(RUNS, losses, strict=True)), args.steps),
     ]

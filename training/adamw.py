@@ -9,6 +9,7 @@ Shape letters: E elements of a stretch, P parameters.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -97,14 +98,15 @@ class MixedAdamW(Optimizer):
         skip = torch.zeros((), device=device) if self.found_inf is None else self.found_inf
         rates = {group["lr"] for group in self.param_groups}
         lr_of = {rate: torch.full((), rate, device=device) for rate in rates}
-        whole = iter(self._whole_parts(parameters, 1 - skip))
+        whole = self._whole_parts(parameters, 1 - skip)
         for group in self.param_groups:
-            parts = [next(whole) for _ in group["params"]]
+            parts = list(itertools.islice(whole, len(group["params"])))
             if not self._is_compiled:
                 parts = [stretch for part in parts for stretch in _stretches(part)]
             self._update(
                 parts, lr_of[group["lr"]], scale, skip,
-                betas=group["betas"], eps=group["eps"], weight_decay=group["weight_decay"],
+                betas=self.defaults["betas"], eps=self.defaults["eps"],
+                weight_decay=group["weight_decay"],
             )  # fmt: skip
 
     @torch.no_grad()
