@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from triax.models.config import ModelConfig, RopeScaling
+
+_WITHOUT_CUDNN = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def _stretch_low_frequencies(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
@@ -79,9 +83,12 @@ def attend(
             q_BHTK, k_BGTK, v_BGTK, block_mask=mask, enable_gqa=has_groups
         )
         return mixed
-    return F.scaled_dot_product_attention(
-        q_BHTK, k_BGTK, v_BGTK, attn_mask=mask, is_causal=mask is None, enable_gqa=has_groups
-    )
+    # With such masks cuDNN's backward pass can give NaN (pytorch issue 196678; torch 2.11 to 2.13).
+    is_safe = mask is None or k_BGTK.shape[2] % 128 != 64
+    with nullcontext() if is_safe else sdpa_kernel(_WITHOUT_CUDNN):
+        return F.scaled_dot_product_attention(
+            q_BHTK, k_BGTK, v_BGTK, attn_mask=mask, is_causal=mask is None, enable_gqa=has_groups
+        )
 
 
 def project_apart(x_BTD: Tensor, linears: Sequence[nn.Linear]) -> list[Tensor]:

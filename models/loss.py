@@ -104,7 +104,7 @@ def chunk_gradient(
     weight_C: Tensor,
     options: LossOptions,
 ) -> Tensor:
-    """The objective's gradient by the logits before the soft-cap, in their dtype; one pass too.
+    """The objective's gradient by the logits before the soft-cap, written over them; one pass too.
 
     Args:
         logits_CV, rows_C: as in `chunk_statistics`.
@@ -121,7 +121,7 @@ def chunk_gradient(
     if options.softcap is not None:
         grad_CV *= 1 - (capped_CV / options.softcap).square()
     # The weight goes in before the cast: fp16 would lose what the loss scale is to keep.
-    return (grad_CV * weight_C[:, None]).to(logits_CV.dtype)
+    return torch.mul(grad_CV, weight_C[:, None], out=logits_CV)
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             weight_C = is_target_C * weight
             grad_CV = options.gradient(chunk.logits_CV, rows_C, log_normaliser_C, weight_C, options)
             torch.mm(grad_CV, head_VD, out=h_grad_ND[part])
-            head_grad_VD = _plus_product(head_grad_VD, grad_CV.T, h_CD)
+            if h_CD.shape[0] == h_ND.shape[0]:
+                head_grad_VD = grad_CV.T @ h_CD  # nothing is added, so nothing rounded in between
+            else:
+                head_grad_VD = _plus_product(head_grad_VD, grad_CV.T, h_CD)
         ctx.dtype = head_VD.dtype
         if h_grad_ND is not None and head_grad_VD is not None:
             ctx.save_for_backward(h_grad_ND, head_grad_VD)

@@ -136,12 +136,12 @@ def checkpoint_activations(block: nn.Module, what: str) -> None:
 def compile_loss(head: Head) -> None:
     """Compile what the loss does with a chunk's logits; sums over processes stay outside.
 
-    Compiled, no fp32 logits exist, so a chunk of four times the tokens takes no more memory, and
-    the head's gradient, which each chunk is added to, is read and written a quarter as often.
+    Compiled, no fp32 logits exist, so a chunk may be larger. It should be: each further chunk reads
+    and writes an fp32 gradient of the head, which a single chunk does without.
     """
     head.options = replace(
         head.options,
-        chunk_tokens=4 * CHUNK_TOKENS,
+        chunk_tokens=16 * CHUNK_TOKENS,
         statistics=torch.compile(chunk_statistics),
         gradient=torch.compile(chunk_gradient),
     )

@@ -80,6 +80,22 @@ def test_any_choice_of_kernels_gives_the_same(
     check_attention(found, inputs, visible)
 
 
+@EACH_DEVICE
+@pytest.mark.parametrize("num_tokens", [64, 192, 256])
+def test_low_scores_under_a_mask_give_no_nan(device: str, num_tokens: int) -> None:
+    """Scores of about -120 for all keys: exp of their negative overflows fp32."""
+    q, k, v = heads(device, num_tokens, 2)
+    with torch.no_grad():
+        q[..., 0], k[..., 0] = 1.0, -120 * 8.0
+    visible = torch.ones(num_tokens, num_tokens, dtype=torch.bool).tril()
+    with attention_kernels(["cudnn", "flash", "efficient", "math"]):
+        found = attend(q, k, v, visible.to(device))
+    found.sum().backward()
+    for tensor in (q, k, v):
+        assert tensor.grad is not None
+        assert tensor.grad.isfinite().all()
+
+
 @ON_GPU
 @pytest.mark.parametrize("window", [None, 130])
 @pytest.mark.parametrize("num_tokens", [256, 200])
@@ -146,4 +162,4 @@ def test_the_compiled_loss_never_has_fp32_logits_nor_all_of_them(device: str) ->
     chunked_cross_entropy(h, head, targets, weight, options).objective.backward()
     chunk = 1024 * vocab_size * 2
     gradients = num_tokens * width * 2 * 2 + vocab_size * width * (4 + 4 + 2 + 2)
-    assert torch.cuda.max_memory_allocated() - before < 2.5 * chunk + gradients
+    assert torch.cuda.max_memory_allocated() - before < 1.5 * chunk + gradients

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from triax.common.tokens import IGNORE_INDEX
-from triax.models.loss import LossOptions, chunked_cross_entropy
+from triax.models.loss import LossOptions, chunk_gradient, chunked_cross_entropy
 
 N, D, V = 50, 12, 31
 
@@ -107,6 +107,23 @@ def test_the_whole_batchs_logits_never_exist() -> None:
             h, head, targets, torch.tensor(1.0), LossOptions(0.1, 30.0, chunk_tokens=16)
         ).objective.backward()
     assert record.largest == 16 * vocab_size
+
+
+@pytest.mark.parametrize("softcap", [None, 30.0])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_logits_gradient_is_written_over_them(compiled: bool, softcap: float | None) -> None:
+    logits = torch.randn(32, 200)
+    rows, weight = torch.randint(0, 200, (32,)), torch.rand(32)
+    expected = logits.double().requires_grad_()
+    capped = expected if softcap is None else softcap * (expected / softcap).tanh()
+    losses = torch.nn.functional.cross_entropy(capped, rows, reduction="none")
+    (losses * weight).sum().backward()
+    normaliser = capped.detach().logsumexp(1).float()
+    gradient = torch.compile(chunk_gradient) if compiled else chunk_gradient
+    found = gradient(logits, rows, normaliser, weight, LossOptions(softcap=softcap))
+    assert found.data_ptr() == logits.data_ptr()
+    assert expected.grad is not None
+    torch.testing.assert_close(logits.double(), expected.grad, rtol=1e-4, atol=1e-7)
 
 
 class Shapes(TorchDispatchMode):
