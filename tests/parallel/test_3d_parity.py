@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from parity import TOLERANCE, label, measure
+from parity import DEEP, TOLERANCE, WIDE, label, measure
 
 from triax.parallel.stages import SCHEDULES
 
@@ -20,9 +20,13 @@ TENSOR = [
 
 @pytest.mark.parametrize(("num_processes", "parallel"), TENSOR, ids=label)
 def test_tensor_and_data_parallel(num_processes: int, parallel: dict[str, object]) -> None:
-    tied = parallel["zero_stage"] == 3
+    tied, is_wide = parallel["zero_stage"] == 3, parallel["tensor"] == 4
     found = measure(
-        num_processes, parallel, tied=tied, wide=parallel["tensor"] == 4, micro_batch_size=2
+        num_processes,
+        parallel,
+        tied=tied,
+        model=WIDE if is_wide else {},
+        micro_batch_size=4 if is_wide else 2,
     )
     assert found.worst <= TOLERANCE, found
 
@@ -38,7 +42,6 @@ def test_every_schedule_with_every_zero_stage(schedule: str, zero_stage: int) ->
 
 MIXED = [
     (4, {"pipeline": 2, "tensor": 2, "pipeline_schedule": "1f1b", "zero_stage": 0}),
-    (8, {"pipeline": 2, "tensor": 2, "pipeline_schedule": "interleaved-1f1b", "zero_stage": 2}),
     (8, {"pipeline": 2, "tensor": 2, "pipeline_schedule": "zbv-zero-bubble", "zero_stage": 3}),
     (4, {"pipeline": 4, "pipeline_schedule": "1f1b", "zero_stage": 1}),
     (4, {"pipeline": 4, "pipeline_schedule": "dualpipe-v", "zero_stage": 1}),
@@ -55,6 +58,6 @@ def test_all_axes_together(num_processes: int, parallel: dict[str, object]) -> N
         num_processes,
         parallel,
         tied=parallel["pipeline"] == 2,
-        wide=parallel["pipeline"] == 4 or "pipeline_split" in parallel,
+        model=DEEP if parallel["pipeline"] == 4 or "pipeline_split" in parallel else {},
     )
     assert found.worst <= TOLERANCE, found

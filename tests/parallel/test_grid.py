@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from grid import layouts
-from parity import TOLERANCE, label, measure
+from parity import DEEP, TOLERANCE, WIDE, label, measure
 from worlds import Difference
 
 pytestmark = pytest.mark.grid
@@ -51,7 +51,7 @@ def row(num_processes: int, parallel: dict[str, Any], found: Difference) -> str:
 @pytest.mark.parametrize(("num_processes", "parallel"), list(layouts()), ids=label)
 def test_layout(num_processes: int, parallel: dict[str, Any], table: list[str]) -> None:
     untied, tied = (
-        measure(num_processes, parallel, tied=tied, wide=True) for tied in (False, True)
+        measure(num_processes, parallel, tied=tied, model=WIDE | DEEP) for tied in (False, True)
     )
     found = untied.or_worse(tied)
     table.append(row(num_processes, parallel, found))
