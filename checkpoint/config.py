@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import PositiveInt
 
-from triax.common.quantities import Duration, DurationField, Unit
+from triax.common.quantities import Duration, DurationField, TimeField, Unit
 from triax.common.section import Section
 
 
@@ -17,9 +17,9 @@ class CheckpointConfig(Section):
     """The newest so many stay; the newest good one is never removed."""
     asynchronous: bool = True
     """Write in the background while training goes on."""
-    deadline: DurationField = Duration(1800, Unit.SECONDS)
+    deadline: TimeField = Duration(1800, Unit.SECONDS)
     """A save that takes longer counts as failed."""
-    retry: DurationField = Duration(30, Unit.SECONDS)
+    retry: TimeField = Duration(30, Unit.SECONDS)
     """After a failed save the next attempt comes so soon, then after twice as long each time."""
     max_failures: PositiveInt = 10
     """So many failed saves in a row stop the run; until then training goes on."""

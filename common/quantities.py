@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, PlainSerializer
+from pydantic import AfterValidator, BeforeValidator, PlainSerializer
 
 _MULTIPLIERS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 MAX_COUNT = 10**18
@@ -136,3 +136,22 @@ DurationField = Annotated[
     Duration, BeforeValidator(Duration.parse), PlainSerializer(str, return_type=str)
 ]
 """A config field that takes a duration such as `"500 steps"`, and is written back as one."""
+
+
+def _timed(duration: Duration) -> Duration:
+    if duration.unit is not Unit.SECONDS:
+        raise ValueError(f'expected a time such as "30 s" or "10 min", got "{duration}"')
+    return duration
+
+
+def _counted(duration: Duration) -> Duration:
+    if duration.unit is Unit.SECONDS:
+        raise ValueError(f'expected steps or tokens, such as "500 steps", got "{duration}"')
+    return duration
+
+
+TimeField = Annotated[DurationField, AfterValidator(_timed)]
+"""A duration in time only."""
+
+CountedField = Annotated[DurationField, AfterValidator(_counted)]
+"""A duration in steps or tokens only."""

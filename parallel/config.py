@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
-from triax.common.quantities import Duration, DurationField, Unit
+from triax.common.quantities import Duration, TimeField, Unit
 from triax.common.section import Section
 
 AttentionKernel = Literal["cudnn", "flash", "efficient", "math"]
@@ -52,7 +52,7 @@ class ParallelConfig(Section):
     `nvme` optimizer state on a drive."""
     offload_path: str | None = None
     """With `nvme`: a folder on a local drive of every machine."""
-    timeout: DurationField = Duration(600, Unit.SECONDS)
+    timeout: TimeField = Duration(600, Unit.SECONDS)
     """How long a collective may take before the job is ended."""
 
 

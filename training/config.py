@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, PositiveInt
 
-from triax.common.quantities import Duration, DurationField, Unit, parse_count
+from triax.common.quantities import CountedField, Duration, DurationField, Unit, parse_count
 from triax.common.section import Section
 
 
@@ -64,17 +64,11 @@ class ScheduleConfig(Section):
     """`[schedule]`: the learning rate as a pure function of tokens."""
 
     kind: Literal["cosine", "wsd", "constant"] = "cosine"
-    warmup: DurationField | None = None
+    warmup: CountedField | None = None
     """Linear from zero, in steps or tokens; none means 1% of the budget."""
     decay_fraction: float = Field(0.2, gt=0, le=1)
     """`wsd` only: the last part of the budget, over which the rate falls linearly."""
     min_lr_ratio: float = Field(0.1, ge=0, le=1)
-
-    @model_validator(mode="after")
-    def _counted(self) -> ScheduleConfig:
-        if self.warmup is not None and self.warmup.unit is Unit.SECONDS:
-            raise ValueError("warmup is measured in steps or tokens, not in time")
-        return self
 
 
 class EvalConfig(Section):

@@ -5,10 +5,13 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
 
 from triax.common.quantities import (
     MAX_COUNT,
+    CountedField,
     Duration,
+    TimeField,
     Unit,
     format_count,
     format_seconds,
@@ -76,3 +79,14 @@ def test_counts_as_shown(count: float, text: str) -> None:
 )  # fmt: skip
 def test_time_spans_as_shown(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("field", "good", "bad"),
+    [(TimeField, "10 min", "5 steps"), (CountedField, "1B tokens", "10 min")],
+)
+def test_fields_of_one_kind_take_no_other(field: object, good: str, bad: str) -> None:
+    adapter: TypeAdapter[Duration] = TypeAdapter(field)
+    assert adapter.validate_python(good) == Duration.parse(good)
+    with pytest.raises(ValidationError, match="expected"):
+        adapter.validate_python(bad)

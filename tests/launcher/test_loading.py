@@ -96,7 +96,7 @@ def test_a_good_config_is_loaded(tmp_path: Path) -> None:
         ('[checkpoint]\ninit_from = ""', "checkpoint.init_from", "a text that isn't empty"),
         ("[checkpoint]\ninit_from = 5", "checkpoint.init_from", "expected text in quotes, got 5"),
         ("[budget]\ntokens = '20 bananas'", "budget.tokens", 'expected "chinchilla" or a count'),
-        ("[schedule]\nwarmup = '1 h'", "schedule", "measured in steps or tokens"),
+        ("[schedule]\nwarmup = '1 h'", "schedule.warmup", "expected steps or tokens"),
         ("[[eval]]\nbatches = 3", "eval", "expected a table"),
     ],
 )

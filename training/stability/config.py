@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt
 
-from triax.common.quantities import Duration, DurationField, Unit
+from triax.common.quantities import Duration, TimeField, Unit
 from triax.common.section import Section
 
 
@@ -46,19 +46,12 @@ class StabilityConfig(Section):
     straggler_factor: float = Field(1.5, gt=1)
     """A process that makes the step so many times as long as without it is named."""
 
-    hang_after: DurationField = Duration(120, Unit.SECONDS)
+    hang_after: TimeField = Duration(120, Unit.SECONDS)
     """The watchdog never calls less than this a hang."""
     hang_factor: float = Field(10.0, gt=1)
     """A hang is so many times the longest of the recent steps (or evaluations, or saves)."""
-    hang_after_first: DurationField = Duration(1800, Unit.SECONDS)
+    hang_after_first: TimeField = Duration(1800, Unit.SECONDS)
     """The limit for what this session does for the first time: start, compile, load."""
-
-    @model_validator(mode="after")
-    def _timed(self) -> StabilityConfig:
-        for name in ("hang_after", "hang_after_first"):
-            if getattr(self, name).unit is not Unit.SECONDS:
-                raise ValueError(f'{name} is measured in time, for instance "2 min"')
-        return self
 
 
 POINTS = Literal[
