@@ -98,20 +98,19 @@ def checkpoints_at(path: Path) -> list[CheckpointInfo]:
     return infos
 
 
-def resolve_checkpoint(path: Path) -> Path:
+def resolve_checkpoint(path: Path, *, contents: bool = True) -> Path:
     """The good checkpoint that a path means: itself, or the newest good one of a run.
-
-    Every byte of it has been verified.
 
     Args:
         path: as `checkpoints_at` takes it.
+        contents: verify every byte; otherwise only the sizes count.
 
     Raises:
         UserError: there is none, or none is good.
     """
     reasons = []
     for info in reversed(checkpoints_at(path)):
-        problems = problems_of(info)
+        problems = problems_of(info, contents=contents)
         if not problems:
             return info.path
         reasons.append(f"{info.path.name}: {problems[0]}")

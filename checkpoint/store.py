@@ -10,7 +10,7 @@ import json
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import torch.distributed as dist
 from triax.checkpoint.agreement import agreed, describe, on_first
 from triax.checkpoint.folders import (
     CheckpointInfo,
+    checkpoints_at,
     folder_name,
     inspect,
     list_checkpoints,
@@ -184,20 +185,39 @@ class CheckpointStore:
             for info in on_first(self.entries, self._group)
             if before is None or info.step < before
         ]
-        for info in reversed(infos):
-            problems = self._problems_of(info)
-            if not problems:
-                return info
-            self._say(f"checkpoint {info.path} is bad, trying an earlier one: {problems[0]}")
-        if infos:
+        if not infos:
+            return None
+        found = self._first_good(reversed(infos))
+        if found is None:
             raise UserError(
                 f"{self._directory}: none of its {len(infos)} checkpoints is good: restore one "
                 "from a copy, or choose another run.name to start anew"
             )
+        return found
+
+    def good_at(self, path: Path) -> CheckpointInfo:
+        """The checkpoint that a path means, as `checkpoints_at` takes it, or the newest good one
+        of the run there; verified like `newest_good`. Collective.
+
+        Raises:
+            UserError: there is none, or none is good.
+        """
+        infos = on_first(lambda: checkpoints_at(path), self._group)
+        found = self._first_good(reversed(infos))
+        if found is None:
+            raise UserError(f"{path}: no good checkpoint: restore it from a copy")
+        return found
+
+    def _first_good(self, infos: Iterable[CheckpointInfo]) -> CheckpointInfo | None:
+        for info in infos:
+            problems = self._problems_of(info)
+            if not problems:
+                return info
+            self._say(f"checkpoint {info.path} is bad, trying an earlier one: {problems[0]}")
         return None
 
     def load(self, info: CheckpointInfo, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-        """Fill the tensors in place from a checkpoint that `newest_good` gave. Collective.
+        """Fill the tensors in place from a checkpoint that was found good. Collective.
 
         The tensors may have any layout, and be some of those saved; see `reading.read_into`.
 

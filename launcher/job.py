@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from triax.checkpoint.agreement import agreed, on_first
-from triax.checkpoint.folders import inspect, resolve_checkpoint
 from triax.checkpoint.store import CheckpointStore
 from triax.common.errors import ExitCode, UserError
 from triax.data.loader import Batch, Loader
@@ -272,7 +271,7 @@ class Job:
         weights = {
             name: tensor for name, tensor in engine.state().items() if name.startswith("model.")
         }
-        info = inspect(resolve_checkpoint(Path(path)))
+        info = self.store.good_at(Path(path))
         self.store.load(info, weights)
         self.say(f"starting from the weights of {info.path}")
 

@@ -97,11 +97,16 @@ def closing_summary(
     if plot is not None:
         lines.append(f"loss plot    {plot}")
     try:
-        lines.append(f"checkpoint   {resolve_checkpoint(directory.path)}")
+        lines.append(f"checkpoint   {_newest_checkpoint(directory)}")
     except UserError:
         lines.append("checkpoint   none was saved")
     lines.append(f"to resume    {_resume_command(directory, outcome, environment)}")
     return "\n".join(lines)
+
+
+def _newest_checkpoint(directory: RunDirectory) -> Path:
+    """By sizes: the other ranks wait, and to read all of a large one takes longer than they do."""
+    return resolve_checkpoint(directory.path, contents=False)
 
 
 def _sample(config: RunConfig, directory: RunDirectory) -> list[str]:
@@ -111,7 +116,7 @@ def _sample(config: RunConfig, directory: RunDirectory) -> list[str]:
         return []
     tokenizer = load_tokenizer(Path(folder))
     start = end_of_text_id(tokenizer)
-    model = load_model(resolve_checkpoint(directory.path), config.model)
+    model = load_model(_newest_checkpoint(directory), config.model)
     tokens = generate(
         model, [start], max_new_tokens=100, context=config.data.seq_len, stop_token=start
     )

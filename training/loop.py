@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -199,22 +200,24 @@ class TrainLoop:
         self.evaluate_timer.restart()
         if not self.validation:
             return
+        began = time.perf_counter()
         self.care.beat("evaluating", state.step)
         self._evaluation = evaluate(self.context.engine, self.validation)
         self._evaluated_step = state.step
         self.outlets.evaluation(state.step, self._evaluation)
-        self._restart_clocks()
+        self._leave_out_since(began)
 
     def _save(self, state: TrainState) -> None:
+        began = time.perf_counter()
         self.save_timer.restart()
         self.care.beat("saving", state.step)
         self.saver.save(state)
-        self._restart_clocks()
+        self._leave_out_since(began)
 
-    def _restart_clocks(self) -> None:
-        """Leave what came between out of the steps' times."""
+    def _leave_out_since(self, began: float) -> None:
+        """Leave what came between two steps out of their times."""
         self.readback.restart_clock()
-        self.care.stragglers.restart_clock()
+        self.care.stragglers.leave_out(time.perf_counter() - began)
 
     def _finish(self, ending: Ending | None, state: TrainState) -> Outcome:
         """Log what is left, validate once more, save, and wait for the file system."""
@@ -223,10 +226,10 @@ class TrainLoop:
             self._evaluate(state)
         final = ending or Ending(ExitCode.DONE, "the token budget is used up")
         self.care.beat("saving at last", state.step)
-        error = self.saver.wait()
-        if final.code in (ExitCode.DONE, ExitCode.PREEMPTED, ExitCode.BAD_INPUT):
-            if error is not None or self.saver.saved_step != state.step:
-                error = self.saver.save_at_last(state)
+        self.saver.wait()
+        is_wanted = final.code in (ExitCode.DONE, ExitCode.PREEMPTED, ExitCode.BAD_INPUT)
+        if is_wanted and self.saver.saved_step != state.step:
+            error = self.saver.save_at_last(state)
             if error is not None and final.code is not ExitCode.BAD_INPUT:
                 final = Ending(ExitCode.FAILED, f"the last checkpoint could not be saved: {error}")
         return Outcome(final.code, final.reason, state, self._evaluation, self._rate())

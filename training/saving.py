@@ -54,7 +54,7 @@ class Saver:
         self.num_failures = 0
         """In a row."""
         self.saved_step: int | None = None
-        """The step whose save was begun last."""
+        """The step of the newest checkpoint that is known to be saved."""
 
     @property
     def has_given_up(self) -> bool:
@@ -70,7 +70,6 @@ class Saver:
         self.wait()
         self._retry_at = None
         self._store.save(state.step, self._engine.state(), self._make_record(state))
-        self.saved_step = state.step
 
     def save_at_last(self, state: TrainState) -> str | None:
         """Save, wait for the file system, and try a few times. Collective.
@@ -105,6 +104,7 @@ class Saver:
     def _report(self, outcome: SaveOutcome) -> None:
         if outcome.error is None:
             self.num_failures, self._retry_at = 0, None
+            self.saved_step = outcome.step
             self._outlets.event(
                 "checkpoint", step=outcome.step, seconds=outcome.seconds, bytes=outcome.num_bytes
             )

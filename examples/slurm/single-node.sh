@@ -128,11 +128,11 @@ nodes=$(job_nodes)
 failures=0
 say "job $link of $num_links, start $((${SLURM_RESTART_COUNT:-0} + 1)), on $(echo $nodes)"
 while :; do
+    checkpoint=$(newest_checkpoint)
     placed=$("$python" -m triax.launcher.placement "$config" "${overrides[@]}" "${after_another[@]}" \
         --nodes $nodes --per-node "$per_node" --wanted $((num_nodes * per_node)))
     code=$?
     if [ "$code" = 0 ] && [ -n "$placed" ]; then
-        checkpoint=$(newest_checkpoint)
         read -r num_processes hosts <<<"$placed"
         watch_this_node "$(echo "$nodes" | grep -vx "$SLURMD_NODENAME" | head -n 1)"
         # A rank that fails doesn't have the others killed at once: they end with their own code.

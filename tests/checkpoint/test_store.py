@@ -203,6 +203,8 @@ def test_a_bad_checkpoint_is_told_and_the_previous_taken(tmp_path: Path, damage:
     assert len(said) == 1 and "step-00000020" in said[0] and expected in said[0]
     assert any(expected in problem for problem in verify(tmp_path / "step-00000020"))
     assert resolve_checkpoint(tmp_path) == tmp_path / "step-00000010"
+    assert make_store(tmp_path / "another", say=said.append).good_at(tmp_path) == info
+    assert said[0] == said[1]
     # The next save of that step puts a good one in its place.
     store.save(20, tensors_at(20), {"step": 20, "tokens": 2000})
     assert store.wait().error is None
@@ -224,6 +226,9 @@ def test_all_bad_is_an_error_not_a_fresh_start(tmp_path: Path) -> None:
         make_store(tmp_path, say=lambda _: None).newest_good()
     with pytest.raises(UserError, match="no good checkpoint"):
         resolve_checkpoint(tmp_path)
+    with pytest.raises(UserError, match="no good checkpoint"):
+        make_store(tmp_path / "another", say=lambda _: None).good_at(tmp_path)
+    assert resolve_checkpoint(tmp_path, contents=False) == tmp_path / "step-00000020"
 
 
 def test_another_model_is_refused_with_both_shapes(tmp_path: Path) -> None:

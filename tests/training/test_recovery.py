@@ -118,7 +118,7 @@ def test_nan_slow_rank_full_disk_and_flipped_bit_are_told_and_survived(folder: P
         {"kind": "kill", "step": 55, "rank": 0},
     )
     arguments = (
-        steps(60), SAVE, "--stability.straggler_every=10", "--checkpoint.retry=0.1 s",
+        steps(60), SAVE, "--stability.straggler_every=15", "--checkpoint.retry=0.1 s",
         "--run.name=many", plan,
     )  # fmt: skip
     first, second = (run_job(folder, 2, *arguments) for _ in range(2))
@@ -131,6 +131,18 @@ def test_nan_slow_rank_full_disk_and_flipped_bit_are_told_and_survived(folder: P
     assert any(20 < event["step"] < 30 for event in first.events("checkpoint")), "it was retried"
     assert "step-00000050 is bad, trying an earlier one" in second.output
     assert sorted(second.losses()) == list(range(1, 61))
+
+
+@pytest.mark.parametrize("asynchronous", ["true", "false"])
+def test_a_run_whose_last_step_is_not_saved_is_not_done(folder: Path, asynchronous: str) -> None:
+    plan = faults({"kind": "disk-full", "step": 20, "rank": 1})
+    run = run_job(
+        folder, 2, steps(20), SAVE, "--checkpoint.retry=0.01 s", plan,
+        f"--checkpoint.asynchronous={asynchronous}", f"--run.name=last-{asynchronous}",
+    )  # fmt: skip
+    assert run.code == 1, run.output
+    assert "the last checkpoint could not be saved" in run.exit["reason"]
+    assert {event["step"] for event in run.events("checkpoint_failed")} == {20}
 
 
 def test_a_run_that_cannot_save_stops_only_by_its_policy(folder: Path) -> None:

@@ -80,8 +80,10 @@ def test_so_many_failures_in_a_row_and_it_gives_up(tmp_path: Path) -> None:
 def test_the_last_save_is_tried_several_times(tmp_path: Path) -> None:
     made = saver(FakeStore("a", "b", None), tmp_path, [0.0], retry_seconds=0.001)
     assert made.save_at_last(TrainState(5)) is None
+    assert made.saved_step == 5
     made = saver(FakeStore("a", "b", "c"), tmp_path, [0.0], retry_seconds=0.001)
     assert made.save_at_last(TrainState(5)) == "c"
+    assert made.saved_step is None
 
 
 def test_a_full_disk_takes_figures_but_not_the_run(

@@ -44,9 +44,9 @@ class StragglerWatch:
         self._every = every
         self._factor = factor
         self._probe = _Probe(device) if device.type == "cuda" else None
-        self._own_seconds = 0.0
+        self._own_seconds = self._step_seconds = 0.0
         self._num_steps = 0
-        self._began = time.perf_counter()
+        self._last: float | None = None
         self._answer: torch.Tensor | None = None
         self._work: dist.Work | None = None
 
@@ -58,27 +58,31 @@ class StragglerWatch:
         """
         if self._group is None:
             return []
-        self._own_seconds += own_seconds
-        self._num_steps += 1
+        now = time.perf_counter()
+        if self._last is not None:
+            self._own_seconds += own_seconds
+            self._step_seconds += now - self._last
+            self._num_steps += 1
+        self._last = now
         found = self._collect()
         if self._num_steps == self._every:
             self._exchange()
         return found
 
-    def restart_clock(self) -> None:
-        """Leave out what was measured: an evaluation or a save came between."""
-        self._began, self._own_seconds, self._num_steps = time.perf_counter(), 0.0, 0
+    def leave_out(self, seconds: float) -> None:
+        """An evaluation or a save took so long: no part of a step."""
+        if self._last is not None:
+            self._last += seconds
 
     def _exchange(self) -> None:
-        step_seconds = (time.perf_counter() - self._began) / self._num_steps
-        own = self._own_seconds / self._num_steps
+        own, step = self._own_seconds / self._num_steps, self._step_seconds / self._num_steps
+        self._own_seconds, self._step_seconds, self._num_steps = 0.0, 0.0, 0
         probe = self._probe.seconds() if self._probe is not None else 0.0
-        figures = torch.tensor([own, step_seconds, probe], dtype=torch.float64)
+        figures = torch.tensor([own, step, probe], dtype=torch.float64)
         self._answer = torch.empty(dist.get_world_size(self._group) * 3, dtype=torch.float64)
         self._work = dist.all_gather_into_tensor(
             self._answer, figures, group=self._group, async_op=True
         )
-        self.restart_clock()
 
     def _collect(self) -> list[Straggler]:
         if self._work is None or self._answer is None:
