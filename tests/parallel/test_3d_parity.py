@@ -42,7 +42,7 @@ def test_every_schedule_with_every_zero_stage(schedule: str, zero_stage: int) ->
 
 MIXED = [
     (4, {"pipeline": 2, "tensor": 2, "pipeline_schedule": "1f1b", "zero_stage": 0}),
-    (8, {"pipeline": 2, "tensor": 2, "pipeline_schedule": "zbv-zero-bubble", "zero_stage": 3}),
+    (4, {"pipeline": 2, "tensor": 2, "pipeline_schedule": "zbv-zero-bubble", "zero_stage": 3}),
     (4, {"pipeline": 4, "pipeline_schedule": "1f1b", "zero_stage": 1}),
     (4, {"pipeline": 4, "pipeline_schedule": "dualpipe-v", "zero_stage": 1}),
     (8, {"pipeline": 2, "replicate": 2, "pipeline_schedule": "gpipe", "zero_stage": 3}),

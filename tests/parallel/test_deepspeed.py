@@ -68,7 +68,7 @@ def test_apex_in_the_places_of_norms_and_optimizer(
 
 @pytest.mark.parametrize(
     "parallel",
-    [{"zero_stage": 1}, {"zero_stage": 2}, {"zero_stage": 3}, {"pipeline": 2}],
+    [{"zero_stage": 2}, {"zero_stage": 3}, {"pipeline": 2}],
     ids=label,
 )
 def test_bf16_rounds_as_the_native_engine_does(parallel: dict[str, Any]) -> None:
@@ -83,14 +83,15 @@ def test_bf16_rounds_as_the_native_engine_does(parallel: dict[str, Any]) -> None
     assert (found[0] - in_fp32[0]).abs().max() > 1e-4
 
 
-@pytest.mark.parametrize("compute", ["fp32", "bf16"])
 @pytest.mark.parametrize(
-    "parallel",
+    ("parallel", "compute"),
     [
-        {"zero_stage": 1},
-        {"zero_stage": 2, "offload": "cpu"},
-        {"zero_stage": 3},
-        {"pipeline": 2},
+        ({"zero_stage": 1}, "fp32"),
+        ({"zero_stage": 1}, "bf16"),
+        ({"zero_stage": 2, "offload": "cpu"}, "fp32"),
+        ({"zero_stage": 3}, "bf16"),
+        ({"pipeline": 2}, "fp32"),
+        ({"pipeline": 2}, "bf16"),
     ],
     ids=label,
 )

@@ -27,8 +27,9 @@ ENGINES: list[tuple[int, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-@pytest.mark.parametrize("layouts", [LAYOUTS, ENGINES], ids=["layouts", "engines"])
+@pytest.mark.parametrize(
+    ("layouts", "tied"), [(LAYOUTS, True), (ENGINES, False)], ids=["layouts-tied", "engines-untied"]
+)
 def test_any_layout_goes_on_from_any_other(
     tmp_path: Path, layouts: list[tuple[int, dict[str, Any]]], tied: bool
 ) -> None:

@@ -42,8 +42,8 @@ class Scale:
 
 SHORT = Scale(
     2, 90, 10,
-    {"kill": 1, "kill-in-save": 1, "exception": 1, "hang": 1, "disk-full": 1, "flip-file": 1,
-     "nan-gradient": 2, "corrupt-batch": 1},
+    {"kill": 1, "kill-in-save": 1, "disk-full": 1, "flip-file": 1, "nan-gradient": 2,
+     "corrupt-batch": 1},
     has_rollback=False,
 )  # fmt: skip
 LONG = Scale(
