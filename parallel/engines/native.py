@@ -15,6 +15,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from triax.models.config import ModelConfig
 from triax.models.init import initialise
 from triax.parallel.config import ParallelConfig, PrecisionConfig
+from triax.parallel.dtypes import DTYPES
 from triax.parallel.engines.protocol import MakeOptimizer, MicroBatch, RMSNorm, StepSums
 from triax.parallel.masters import Masters
 from triax.parallel.mesh import num_copies, num_readers
@@ -23,7 +24,7 @@ from triax.parallel.passes import DirectPasses, Inputs, Passes, attention_kernel
 from triax.parallel.pipeline import PipelinePasses
 from triax.parallel.spread import spread
 from triax.parallel.tied import tied_head
-from triax.parallel.zero import COMPUTE_DTYPES, keep_gradients_in
+from triax.parallel.zero import keep_gradients_in
 
 
 class NativeEngine:
@@ -65,7 +66,7 @@ class NativeEngine:
         weights = {n: p for part in self.parts for n, p in part.module.named_parameters()}
         followers = [] if self._tied is None else [weights.pop("head.weight", None)]
         self.parameters: dict[str, Tensor] = dict(weights)
-        self._gradient_dtype = COMPUTE_DTYPES[precision.gradients] or torch.float32
+        self._gradient_dtype = DTYPES[precision.gradients]
         self._masters: Masters | None = None
         if any(weight.dtype != torch.float32 for weight in weights.values()):
             others = [weight for weight in followers if weight is not None]
@@ -82,7 +83,7 @@ class NativeEngine:
         if config.pipeline == 1:
             self._passes = DirectPasses(self.parts[0].module, config.zero_stage)
         else:
-            dtype = COMPUTE_DTYPES[precision.compute] or torch.float32
+            dtype = DTYPES[precision.compute]
             self._passes = PipelinePasses(self.parts, mesh, config, model.hidden_size, dtype)
         copies = [num_copies(parameter, mesh) for parameter in self.parameters.values()]
         self._num_copies = torch.tensor(copies, device=self.device)
