@@ -341,7 +341,6 @@ class Job:
         outlets: Outlets,
     ) -> Care:
         stability, group = self.config.stability, self.processes.control_group
-        num_sequences = self.config.batch.global_batch_size
         return Care(
             config=stability,
             layout=self.layout,
@@ -356,7 +355,6 @@ class Job:
                 saver,
                 keeper.restore,
                 outlets,
-                num_sequences,
             ),
             stragglers=StragglerWatch(
                 group, stability.straggler_every, stability.straggler_factor, engine.device
@@ -366,5 +364,4 @@ class Job:
             beat=self.watchdog.beat,
             group=group,
             hosts=gather_objects(self.processes.environment.hostname, group),
-            global_batch_size=num_sequences,
         )
