@@ -40,7 +40,7 @@ from triax.launcher.preflight import (
 from triax.launcher.processes import Processes, joined, log_to_file, make_deterministic
 from triax.launcher.resume import Origin, RecordKeeper
 from triax.launcher.summary import closing_summary, mesh_summary, opening_summary
-from triax.parallel.collectives import gather_objects, on_first_rank
+from triax.parallel.collectives import gather_objects, on_first_however_long
 from triax.parallel.engines.protocol import Engine
 from triax.parallel.float8 import require_float8
 from triax.parallel.layout import Layout
@@ -238,7 +238,7 @@ class Job:
     def _prepare_data(self) -> None:
         prepare = self.config.data.prepare
         if prepare is not None:
-            on_first_rank(
+            on_first_however_long(
                 partial(ensure_prepared, prepare, report=self.say), self.processes.control_group
             )
 
