@@ -16,7 +16,14 @@ from triax.models.config import ModelConfig
 from triax.models.init import initialise
 from triax.parallel.config import ParallelConfig, PrecisionConfig
 from triax.parallel.dtypes import DTYPES
-from triax.parallel.engines.protocol import MakeOptimizer, MicroBatch, RMSNorm, StepSums
+from triax.parallel.engines.protocol import (
+    CopyingOptimizer,
+    MakeOptimizer,
+    MicroBatch,
+    RMSNorm,
+    StepSums,
+    takes_flags,
+)
 from triax.parallel.masters import Masters
 from triax.parallel.mesh import num_copies, num_readers
 from triax.parallel.nonfinite import NonFiniteFinder
@@ -88,9 +95,10 @@ class NativeEngine:
         copies = [num_copies(parameter, mesh) for parameter in self.parameters.values()]
         self._num_copies = torch.tensor(copies, device=self.device)
         self.optimizer = make_optimizer(self.parameters)
-        self._writes_copies = self._masters is not None and hasattr(self.optimizer, "copies")
-        if self._masters is not None and self._writes_copies:
-            self.optimizer.copies = self._masters.copies  # type: ignore[attr-defined]
+        self._writes_copies = False
+        if self._masters is not None and isinstance(self.optimizer, CopyingOptimizer):
+            self.optimizer.copies = self._masters.copies
+            self._writes_copies = True
         self._is_published = False
         self._fill_in_optimizer_state()
 
@@ -116,10 +124,10 @@ class NativeEngine:
     def update(self, lr: float, gradient_factor: Tensor, skip: Tensor) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        if getattr(self.optimizer, "_step_supports_amp_scaling", False):
-            # Torch's fused optimizers divide, where they read the gradients anyway.
-            self.optimizer.grad_scale = 1 / gradient_factor  # type: ignore[attr-defined]
-            self.optimizer.found_inf = skip  # type: ignore[attr-defined]
+        if takes_flags(self.optimizer):
+            # It divides where it reads the gradients anyway.
+            self.optimizer.grad_scale = 1 / gradient_factor
+            self.optimizer.found_inf = skip
             self.optimizer.step()
         elif not bool(skip):
             torch._foreach_mul_(self._local_gradients(), gradient_factor)
@@ -192,7 +200,7 @@ class NativeEngine:
         Torch's make it in their first step: one is taken with zero gradients at a rate of zero,
         and what it counted is set back.
         """
-        if hasattr(self.optimizer, "make_state"):
+        if isinstance(self.optimizer, CopyingOptimizer):
             self.optimizer.make_state()
             return
         for parameter in self.parameters.values():
