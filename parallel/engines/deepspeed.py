@@ -13,7 +13,7 @@ same as the native engine's, and each engine goes on from the other's.
 from __future__ import annotations
 
 # First: it silences what the modules below import, and says so if it isn't installed.
-from triax.parallel.engines.quiet_imports import deepspeed, silence  # isort: skip
+from triax.parallel.engines.quiet_imports import deepspeed, parallel_state, silence  # isort: skip
 
 import os
 from collections.abc import Mapping, Sequence
@@ -85,7 +85,7 @@ class DeepSpeedEngine:
         self._mesh = mesh
         self._tensor_group = mesh["tensor"].get_group()
         self._attention = config.attention
-        _join()
+        _join(mesh)
         self._part, self._blocks = _spread(model, mesh, config, seq_len, rms_norm or torch_rms_norm)
         part = self._part
         # ZeRO-3 would silently compute in the dtype in which it is given the weights.
@@ -244,12 +244,18 @@ class _Groups:
         self.get_model_parallel_world_size = self.get_tensor_model_parallel_world_size = tensor.size
 
 
-def _join() -> None:
-    """What DeepSpeed wants to find in the process before it is used."""
+def _join(mesh: DeviceMesh) -> None:
+    """What the two libraries want to find in the process before they are used."""
     # DeepSpeed's launchers set it; without a launcher there is one process.
     os.environ.setdefault("LOCAL_RANK", "0")
+    # Megatron-core keeps its groups as globals, and its cross entropy looks there.
     with silence():
         deepspeed.init_distributed(dist_init_required=False)
+        if not parallel_state.model_parallel_is_initialized():
+            parallel_state.initialize_model_parallel(
+                tensor_model_parallel_size=mesh["tensor"].size(),
+                pipeline_model_parallel_size=mesh["pipeline"].size(),
+            )
 
 
 def _spread(

@@ -7,12 +7,12 @@ under sequence parallelism; megatron-core divides the first dimension, so tokens
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from megatron.core.model_parallel_config import ModelParallelConfig
+from megatron.core.tensor_parallel.cross_entropy import vocab_parallel_cross_entropy
 from megatron.core.tensor_parallel.layers import (
     ColumnParallelLinear,
     RowParallelLinear,
@@ -21,15 +21,17 @@ from megatron.core.tensor_parallel.layers import (
 from megatron.core.tensor_parallel.mappings import (
     copy_to_tensor_model_parallel_region,
     gather_from_sequence_parallel_region,
+    reduce_from_tensor_model_parallel_region,
 )
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from triax.common.tokens import IGNORE_INDEX
+from triax.models.loss import LossSums
 from triax.models.sharding import Role, role_of, takes_whole_sequence
 from triax.models.transformer import Head, Transformer
 from triax.parallel.engines.protocol import RMSNorm
 from triax.parallel.pieces import Block
-from triax.parallel.tensor import SplitVocabulary
 
 
 def swap_layers(model: Transformer, group: dist.ProcessGroup, sequence_parallel: bool) -> None:
@@ -120,18 +122,9 @@ def _swapped(
             return _Row(module.in_features, module.out_features, **options)
         case Role.HEAD:
             assert isinstance(module, Head)
-            return _split_head(module, group, sequence_parallel)
+            return _Head(module, _WholeSequence(group, sequence_parallel), **options)
         case Role.SEQUENCE | Role.HEADS:
             raise AssertionError("norms are for `swap_norms`")
-
-
-def _split_head(head: Head, group: dist.ProcessGroup, sequence_parallel: bool) -> Head:
-    """The head itself, left with this process's rows: its loss brings the others' together."""
-    vocab_size, hidden_size = head.weight.shape
-    head.weight = nn.Parameter(torch.empty(vocab_size // group.size(), hidden_size))
-    head.options = replace(head.options, vocabulary=SplitVocabulary(vocab_size, group))
-    head.register_forward_pre_hook(_WholeSequence(group, sequence_parallel))
-    return head
 
 
 def _no_init(_weight: Tensor) -> None:
@@ -213,3 +206,38 @@ class _Norm(nn.RMSNorm):
             weight = copy_to_tensor_model_parallel_region(weight, group=self._group)
         assert self.eps is not None
         return self._compute(x, weight, self.eps)
+
+
+class _Head(_Column):
+    """`Head` with this process's rows: all logits of a micro-batch exist at once, but each process
+    has those of its tokens of the vocabulary only."""
+
+    def __init__(self, head: Head, sequence: _WholeSequence, **options: Any) -> None:
+        super().__init__(head.weight.shape[1], head.weight.shape[0], **options)
+        self._sequence = sequence
+        self._options = head.options
+
+    def forward(self, h_BTD: Tensor, targets_BT: Tensor, weight: Tensor) -> LossSums:  # type: ignore[override]
+        """`Head.forward`; every process gets the whole sums."""
+        logits_BTV = super().forward(self._sequence.whole(h_BTD)).float()
+        if self._options.softcap is not None:
+            logits_BTV = self._options.softcap * torch.tanh(logits_BTV / self._options.softcap)
+        is_target_BT = targets_BT != IGNORE_INDEX
+        objective = torch.zeros((), device=logits_BTV.device)
+        if self._options.z_loss:
+            log_normaliser_BT = _log_normaliser(logits_BTV, self.tp_group)
+            objective = self._options.z_loss * (log_normaliser_BT.square() * is_target_BT).sum()
+            # Megatron-core's cross entropy overwrites its logits.
+            logits_BTV = logits_BTV.clone()
+        losses_BT: Tensor = vocab_parallel_cross_entropy(logits_BTV, targets_BT)
+        cross_entropy = (losses_BT * is_target_BT).sum()
+        return LossSums(weight * (cross_entropy + objective), cross_entropy.detach())
+
+
+def _log_normaliser(logits_BTV: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """log sum exp over the whole vocabulary."""
+    highest_BT = logits_BTV.detach().amax(dim=-1)
+    dist.all_reduce(highest_BT, op=dist.ReduceOp.MAX, group=group)
+    sums_BT = (logits_BTV - highest_BT[..., None]).exp().sum(dim=-1)
+    total_BT: Tensor = reduce_from_tensor_model_parallel_region(sums_BT, group=group)
+    return highest_BT + total_BT.log()

@@ -41,6 +41,7 @@ try:
         import deepspeed.ops
         import deepspeed.pipe
         import megatron.core.tensor_parallel  # noqa: F401
+        from megatron.core import parallel_state as parallel_state
 except ImportError as error:
     raise UserError(
         f'parallel.engine = "deepspeed" needs packages that are not installed ({error}); '
