@@ -78,14 +78,15 @@ def main() -> None:
     dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     model = ModelConfig.model_validate({"preset": args.preset, "vocab_size": 4096})
     parallel = ParallelConfig()
+    precision = PrecisionConfig(compute="bf16" if device.type == "cuda" else "fp32")
     engine = NativeEngine(
         model,
         build_mesh(Layout.of(parallel, 1), device.type),
         parallel,
-        precision=PrecisionConfig(compute="bf16" if device.type == "cuda" else "fp32"),
+        precision=precision,
         seed=0,
         seq_len=args.seq_len,
-        make_optimizer=optimizer_maker(OptimizerConfig()),
+        make_optimizer=optimizer_maker(OptimizerConfig(), precision, is_native=True),
     )
     guard = TimedGuard(device)
     context = StepContext(engine, LossScaler(PrecisionConfig(), device), guard, 1.0)

@@ -25,9 +25,9 @@ from triax.common.errors import UserError
 from triax.launcher.config import RunConfig
 from triax.models.init import initialise
 from triax.models.transformer import Transformer
+from triax.parallel.dtypes import DTYPES
 
 Loop = Callable[[Tensor, Tensor], Tensor]
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp8": torch.bfloat16}
 
 
 class PlainModel(nn.Module):
@@ -55,7 +55,7 @@ def bare(config: RunConfig, device: torch.device) -> Loop:
 
         convert_to_float8_training(transformer.blocks)
     mesh = init_device_mesh(device.type, (1,))
-    dtype = _DTYPES[config.precision.compute]
+    dtype = DTYPES[config.precision.compute]
     policy = MixedPrecisionPolicy(
         param_dtype=None if dtype is torch.float32 else dtype,
         reduce_dtype=torch.float32,
@@ -141,7 +141,7 @@ def simple_loop(config: RunConfig, parameters: Iterable[nn.Parameter], forward: 
 
 def autocast(config: RunConfig, device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """Mixed precision for loops without FSDP2."""
-    dtype = _DTYPES[config.precision.compute]
+    dtype = DTYPES[config.precision.compute]
     if dtype is torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype)

@@ -25,6 +25,7 @@ from torch import Tensor
 from triax.models.config import ModelConfig
 from triax.models.init import initialise
 from triax.models.transformer import Transformer
+from triax.parallel.config import PrecisionConfig
 from triax.training.config import OptimizerConfig, ScheduleConfig
 from triax.training.optimizer import optimizer_maker
 from triax.training.schedule import learning_rate
@@ -55,7 +56,8 @@ def train(seed: int, schedule: ScheduleConfig, lr: float, clip: float, steps: in
     model = Transformer(MODEL)
     for name, parameter in model.named_parameters():
         initialise(parameter, name, [0] * parameter.ndim, parameter.shape, MODEL, seed)
-    optimizer = optimizer_maker(OptimizerConfig(lr=lr))(dict(model.named_parameters()))
+    make_optimizer = optimizer_maker(OptimizerConfig(lr=lr), PrecisionConfig())
+    optimizer = make_optimizer(dict(model.named_parameters()))
     points = []
     for step in range(steps):
         tokens = sentences(followers)

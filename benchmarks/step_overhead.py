@@ -34,6 +34,7 @@ from triax.launcher.config import RunConfig
 from triax.launcher.environment import discover
 from triax.models.init import initialise
 from triax.models.transformer import Transformer
+from triax.parallel.config import PrecisionConfig
 from triax.training.optimizer import optimizer_maker
 from triax.training.run_directory import RunDirectory
 
@@ -75,7 +76,7 @@ class PlainLoop:
             initialise(
                 weight.data, name, [0] * weight.ndim, weight.shape, config.model, config.run.seed
             )
-        self.optimizer = optimizer_maker(config.optimizer)(named)
+        self.optimizer = optimizer_maker(config.optimizer, PrecisionConfig())(named)
         self.losses: list[float] = []
 
     def step(self, micro_batches: Sequence[Batch]) -> None:

@@ -60,6 +60,9 @@ def agreed(step: Callable[[], T], group: dist.ProcessGroup | None) -> list[T]:
 def on_first(step: Callable[[], T], group: dist.ProcessGroup | None) -> T:
     """Run a step on the first rank alone, and return its value on every rank.
 
+    The others wait in one collective, so the step must end within the group's timeout; for what may
+    take longer there is `collectives.on_first_however_long`.
+
     Raises:
         UserError, RankError: as in `agreed`.
     """

@@ -20,6 +20,7 @@ from triax.checkpoint.folders import new_folder
 from triax.checkpoint.huggingface_config import from_huggingface, to_huggingface
 from triax.common.errors import UserError
 from triax.models.config import ModelConfig
+from triax.models.transformer import Transformer
 
 _MAX_FILE_BYTES = 5 * 10**9
 _WEIGHTS = "model.safetensors"
@@ -54,27 +55,10 @@ def huggingface_names(model: ModelConfig) -> dict[str, str]:
     return names
 
 
-def parameter_shape(name: str, model: ModelConfig) -> tuple[int, ...]:
-    """The shape of a parameter, by our name for it; weights are (out, in)."""
-    hidden, ffn, head_dim = model.hidden_size, model.ffn_hidden_size, model.head_dim
-    queries, keys = model.num_heads * head_dim, model.num_kv_heads * head_dim
-    shapes = {
-        "embedding": (model.vocab_size, hidden),
-        "head": (model.vocab_size, hidden),
-        "norm": (hidden,),
-        "attention_norm": (hidden,),
-        "mlp_norm": (hidden,),
-        "query_norm": (head_dim,),
-        "key_norm": (head_dim,),
-        "query": (queries, hidden),
-        "key": (keys, hidden),
-        "value": (keys, hidden),
-        "output": (hidden, queries),
-        "gate": (ffn, hidden),
-        "up": (ffn, hidden),
-        "down": (hidden, ffn),
-    }
-    return shapes[name.removesuffix(".weight").rpartition(".")[2]]
+def parameter_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes of the parameters, by our names; weights are (out, in)."""
+    with torch.device("meta"):
+        return {name: tuple(p.shape) for name, p in Transformer(model).named_parameters()}
 
 
 def export_huggingface(
@@ -100,8 +84,9 @@ def export_huggingface(
         UserError: the model cannot be expressed there, the tensors are not this model's, or the
             folder exists or cannot be written.
     """
+    shapes = parameter_shapes(model)
     weights = {
-        theirs: _checked(tensors, ours, model).to(dtype=dtype).contiguous()
+        theirs: _checked(tensors, ours, shapes[ours]).to(dtype=dtype).contiguous()
         for ours, theirs in huggingface_names(model).items()
     }
     stored_as = str(next(iter(weights.values())).dtype).removeprefix("torch.")
@@ -115,8 +100,9 @@ def export_huggingface(
             _copy_tokenizer(tokenizer, folder)
 
 
-def _checked(tensors: Mapping[str, torch.Tensor], name: str, model: ModelConfig) -> torch.Tensor:
-    expected = parameter_shape(name, model)
+def _checked(
+    tensors: Mapping[str, torch.Tensor], name: str, expected: tuple[int, ...]
+) -> torch.Tensor:
     if name not in tensors:
         raise UserError(f"{name}: not among the weights; the [model] section expects {expected}")
     if tensors[name].shape != expected:
@@ -205,8 +191,8 @@ def import_huggingface(folder: Path) -> tuple[ModelConfig, dict[str, torch.Tenso
             + (f"; unknown: {', '.join(unknown[:3])}" if unknown else "")
         )
     tensors = {ours: weights[theirs] for ours, theirs in names.items()}
-    for name in tensors:
-        _checked(tensors, name, model)
+    for name, shape in parameter_shapes(model).items():
+        _checked(tensors, name, shape)
         if not tensors[name].is_floating_point():
             raise UserError(f"{folder}: {name} is {tensors[name].dtype}, expected floating point")
     return model, tensors

@@ -19,6 +19,7 @@ from triax.launcher.config import RunConfig
 from triax.launcher.environment import Environment
 from triax.launcher.processes import Processes, joined, make_deterministic
 from triax.models.counts import flops_per_token, num_parameters
+from triax.parallel.dtypes import DTYPES
 from triax.parallel.float8 import require_float8
 from triax.parallel.layout import Layout
 from triax.training.bench.batches import RandomBatches
@@ -31,7 +32,6 @@ from triax.training.precision import LossScaler
 from triax.training.stability.guard import Guard
 from triax.training.step import StepContext, train_step
 
-_BYTES = {"fp32": 4, "bf16": 2}
 _ADVICE = (
     "lower --micro-batch-size or --seq-len, compute activations again "
     "(--parallel.activation_checkpointing=selective, or full), or use more processes"
@@ -177,9 +177,8 @@ def _refuse_hopeless(config: RunConfig, layout: Layout, processes: Processes) ->
     num_weights = num_parameters(config.model)
     num_parts = layout.tensor * layout.pipeline * layout.shard
     num_here = processes.environment.local_world_size
-    bytes_a_weight = (
-        4 + _BYTES[config.precision.gradients] + 2 * _BYTES[config.optimizer.state_dtype]
-    )
+    gradients, moments = DTYPES[config.precision.gradients], DTYPES[config.optimizer.state_dtype]
+    bytes_a_weight = 4 + gradients.itemsize + 2 * moments.itemsize
     needed = bytes_a_weight * num_weights * num_here / num_parts
     there = memory_bytes(processes.device)
     if needed > there:

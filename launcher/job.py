@@ -39,7 +39,7 @@ from triax.launcher.preflight import (
 from triax.launcher.processes import Processes, joined, log_to_file, make_deterministic
 from triax.launcher.resume import Origin, RecordKeeper
 from triax.launcher.summary import closing_summary, mesh_summary, opening_summary
-from triax.parallel.collectives import gather_objects, on_first_rank
+from triax.parallel.collectives import gather_objects, on_first_however_long
 from triax.parallel.engines.protocol import Engine
 from triax.parallel.float8 import require_float8
 from triax.parallel.layout import Layout
@@ -237,7 +237,7 @@ class Job:
     def _prepare_data(self) -> None:
         prepare = self.config.data.prepare
         if prepare is not None:
-            on_first_rank(
+            on_first_however_long(
                 partial(ensure_prepared, prepare, report=self.say), self.processes.control_group
             )
 
@@ -340,7 +340,6 @@ class Job:
         outlets: Outlets,
     ) -> Care:
         stability, group = self.config.stability, self.processes.control_group
-        num_sequences = self.config.batch.global_batch_size
         return Care(
             config=stability,
             layout=self.layout,
@@ -355,7 +354,6 @@ class Job:
                 saver,
                 keeper.restore,
                 outlets,
-                num_sequences,
             ),
             stragglers=StragglerWatch(
                 group, stability.straggler_every, stability.straggler_factor, engine.device
@@ -365,5 +363,4 @@ class Job:
             beat=self.watchdog.beat,
             group=group,
             hosts=gather_objects(self.processes.environment.hostname, group),
-            global_batch_size=num_sequences,
         )

@@ -74,7 +74,7 @@ class RecordKeeper:
         self._origin = origin
         self.scaler = LossScaler(config.precision, device)
         self.guard = Guard(config.stability, device)
-        self.escalation = Escalation(config.stability, config.batch.global_batch_size)
+        self.escalation = Escalation(config.stability)
         if origin.record is not None:
             self.restore(origin.record)
             if "escalation" in origin.record:

@@ -59,10 +59,12 @@ class PeerFailedError(RuntimeError):
     """Another process failed and has told why by a traceback; this one only has to end."""
 
 
-def on_first_rank(work: Callable[[], object], group: dist.ProcessGroup | None) -> None:
+def on_first_however_long(work: Callable[[], object], group: dist.ProcessGroup | None) -> None:
     """Run `work` on the first rank while the others wait for it, however long it takes.
 
-    The ranks meet every second, so no wait is long enough to run into the group's timeout.
+    For work of unknown length: the ranks meet every second, so no wait is long enough to run into
+    the group's timeout. What is soon done takes `checkpoint.agreement.on_first`, which gives its
+    value to every rank and doesn't sleep.
 
     Raises:
         Exception: what `work` raised, on the first rank.

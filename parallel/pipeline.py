@@ -29,7 +29,7 @@ from triax.models.loss import LossSums
 from triax.models.transformer import Transformer
 from triax.parallel.config import ParallelConfig
 from triax.parallel.passes import Inputs, Part
-from triax.parallel.stages import num_stages, rank_of_stage, split_layers
+from triax.parallel.stages import SCHEDULES, num_stages, rank_of_stage, split_layers
 from triax.parallel.zero import finish_backward, free_gathered, gather, set_micro_batch
 
 _SCHEDULES: dict[str, Callable[..., Any]] = {
@@ -194,10 +194,9 @@ class PipelinePasses:
         key = (len(micro_batches), *first.targets_BT.shape)
         if key not in self._schedules:
             stages = [self._stage(stage, module, first) for stage, module in self._modules.items()]
-            make = _SCHEDULES[self._config.pipeline_schedule]
-            is_single = self._config.pipeline_schedule in ("gpipe", "1f1b")
-            self._schedules[key] = make(
-                stages[0] if is_single else stages,
+            name = self._config.pipeline_schedule
+            self._schedules[key] = _SCHEDULES[name](
+                stages if SCHEDULES[name].has_several_stages else stages[0],
                 len(micro_batches),
                 loss_fn=lambda objective, _target: objective,
                 scale_grads=False,

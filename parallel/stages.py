@@ -29,15 +29,19 @@ class ScheduleTraits:
     """Whether the second stage of a process counts from the end."""
     splits_backward: bool = False
     """Whether gradients of inputs and of weights are made at different times."""
+    fills_all_stages: bool = False
+    """Whether a step needs as many micro-batches as there are stages."""
 
 
 SCHEDULES = {
     "gpipe": ScheduleTraits(),
-    "1f1b": ScheduleTraits(),
+    "1f1b": ScheduleTraits(fills_all_stages=True),
     "interleaved-1f1b": ScheduleTraits(has_several_stages=True),
     "interleaved-zero-bubble": ScheduleTraits(has_several_stages=True, splits_backward=True),
     "zbv-zero-bubble": ScheduleTraits(has_several_stages=True, is_v=True, splits_backward=True),
-    "dualpipe-v": ScheduleTraits(has_several_stages=True, is_v=True, splits_backward=True),
+    "dualpipe-v": ScheduleTraits(
+        has_several_stages=True, is_v=True, splits_backward=True, fills_all_stages=True
+    ),
 }
 """By `parallel.pipeline_schedule`: Huang et al. 2019; Narayanan et al. 2019 and 2021; Qi et al.
 2023 and 2024; DeepSeek-AI 2024."""
@@ -121,7 +125,7 @@ def schedule_problem(config: ParallelConfig, num_micro_batches: int) -> str | No
     """Why a schedule can't run so many micro-batches a step, or None."""
     name, ranks, stages = config.pipeline_schedule, config.pipeline, num_stages(config)
     traits = SCHEDULES[name]
-    if name in ("1f1b", "dualpipe-v") and num_micro_batches < stages:
+    if traits.fills_all_stages and num_micro_batches < stages:
         return f"{name} with {stages} stages needs at least {stages} micro-batches a step"
     if traits.has_several_stages and not traits.is_v:
         rounds = max(1, num_micro_batches // ranks)

@@ -22,12 +22,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-COMPUTE_DTYPES = {
-    "fp32": None,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-    "fp8": torch.bfloat16,
-}
+from triax.parallel.dtypes import DTYPES
 
 
 def shard(model: nn.Module, mesh: DeviceMesh, zero_stage: int, compute: str) -> None:
@@ -46,14 +41,16 @@ def shard(model: nn.Module, mesh: DeviceMesh, zero_stage: int, compute: str) -> 
         compute: `precision.compute`; gradients are reduced in fp32 always.
     """
     is_split = any(isinstance(parameter, DTensor) for parameter in model.parameters())
-    dtype = COMPUTE_DTYPES[compute]
-    if mesh.size() == 1 and not is_split and (dtype is None or zero_stage < 3):
+    dtype = DTYPES[compute]
+    if mesh.size() == 1 and not is_split and (dtype == torch.float32 or zero_stage < 3):
         model.to(dtype)
         return
     # Inputs aren't cast: hidden states come out of the embedding in the compute dtype, and
     # rotary angles and loss weights must stay fp32.
     policy = MixedPrecisionPolicy(
-        param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+        param_dtype=None if dtype == torch.float32 else dtype,
+        reduce_dtype=torch.float32,
+        cast_forward_inputs=False,
     )
     reshard = zero_stage == 3
     assert isinstance(model.blocks, nn.ModuleDict)

@@ -145,7 +145,7 @@ class TrainLoop:
         self.care.before_step(after, self.plan.global_batch_size)
         lr = self.learning_rate(after.tokens) * self.care.escalation.lr_factor(after.step)
         result = train_step(self.context, micro_batches, lr)
-        self._log(self.readback.push(after, lr, result))
+        self._log(self.readback.push(state.cursor, after, lr, result))
         self.care.after_step(after)
         return after
 

@@ -15,7 +15,9 @@ from triax.training.step import StepResult
 class StepFigures(NamedTuple):
     """One step's figures as plain numbers."""
 
+    first_sample: int
     state: TrainState
+    """After the step: its cursor is the first sample of the next one."""
     lr: float
     loss: float
     grad_norm: float
@@ -34,6 +36,7 @@ class StepFigures(NamedTuple):
 
 
 class _OnItsWay(NamedTuple):
+    first_sample: int
     state: TrainState
     lr: float
     figures: torch.Tensor
@@ -52,18 +55,20 @@ class Readback:
         """Leave out what lay between the last step and now: an evaluation or a save."""
         self._last = time.perf_counter()
 
-    def push(self, state: TrainState, lr: float, result: StepResult) -> StepFigures | None:
+    def push(
+        self, first_sample: int, state: TrainState, lr: float, result: StepResult
+    ) -> StepFigures | None:
         """Start copying a step's figures; returns those of the step before, if there is one."""
         previous = self.drain()
         host, event = _copy_to_host(torch.stack(result))
-        self._waiting = _OnItsWay(state, lr, host, event, time.perf_counter())
+        self._waiting = _OnItsWay(first_sample, state, lr, host, event, time.perf_counter())
         return previous
 
     def drain(self) -> StepFigures | None:
         """Wait for the figures that are still on their way, if there are any."""
         if self._waiting is None:
             return None
-        state, lr, figures, event, finished_at = self._waiting
+        first_sample, state, lr, figures, event, finished_at = self._waiting
         self._waiting = None
         if event is not None:
             event.synchronize()
@@ -71,6 +76,7 @@ class Readback:
         seconds, self._last = finished_at - self._last, finished_at
         result = StepResult(*figures.tolist())
         return StepFigures(
+            first_sample=first_sample,
             state=state,
             lr=lr,
             seconds=seconds,

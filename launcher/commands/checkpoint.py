@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import ValidationError
 
 from triax.checkpoint.agreement import RankError
@@ -28,6 +27,7 @@ from triax.common.errors import ExitCode, UserError
 from triax.common.quantities import format_count, format_seconds
 from triax.launcher.arguments import positive_int
 from triax.models.config import ModelConfig
+from triax.parallel.dtypes import DTYPES
 
 _EXAMPLE = """\
 examples:
@@ -37,7 +37,6 @@ examples:
   triax checkpoint import hf-model --output imported
   triax checkpoint convert runs/my-run --to deepspeed --output universal
 """
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _MODEL_PREFIX = "model."
 
 
@@ -63,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     export.add_argument("path", type=Path, metavar="CHECKPOINT", help=f"{either} (its newest)")
     export.add_argument("--format", choices=["hf"], default="hf", help="Hugging Face transformers")
     export.add_argument("--output", type=Path, required=True, metavar="DIR")
-    export.add_argument("--dtype", choices=list(_DTYPES), help="of the weights (as they are)")
+    export.add_argument("--dtype", choices=["fp32", "bf16"], help="of the weights (as they are)")
     export.add_argument("--tokenizer", type=Path, metavar="DIR", help="(the run's)")
     export.add_argument(
         "--seq-len", type=positive_int, metavar="N", help="longest sequence (the run's)"
@@ -145,7 +144,7 @@ def _export(args: argparse.Namespace) -> int:
         {name.removeprefix(_MODEL_PREFIX): tensor for name, tensor in tensors.items()},
         _model_config(config["model"], checkpoint),
         args.output,
-        dtype=_DTYPES.get(args.dtype),
+        dtype=DTYPES.get(args.dtype),
         tokenizer=tokenizer,
         seq_len=seq_len,
     )

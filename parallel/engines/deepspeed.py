@@ -29,6 +29,7 @@ from triax.models.config import ModelConfig
 from triax.models.init import initialise
 from triax.models.transformer import Transformer
 from triax.parallel.config import ParallelConfig, PrecisionConfig
+from triax.parallel.dtypes import DTYPES
 from triax.parallel.engines.deepspeed_passes import (
     DirectPasses,
     PipelinePasses,
@@ -51,7 +52,6 @@ from triax.parallel.pieces import Block, Pieces
 from triax.parallel.pipeline import make_part
 from triax.parallel.spread import checkpoint_activations
 from triax.parallel.tied import TiedHead, tied_head
-from triax.parallel.zero import COMPUTE_DTYPES
 
 _NEVER = 1 << 60
 """Steps between DeepSpeed's own progress lines."""
@@ -89,7 +89,7 @@ class DeepSpeedEngine:
         self._part, self._blocks = _spread(model, mesh, config, seq_len, rms_norm or torch_rms_norm)
         part = self._part
         # ZeRO-3 would silently compute in the dtype in which it is given the weights.
-        part.to(dtype=COMPUTE_DTYPES[precision.compute])
+        part.to(dtype=DTYPES[precision.compute])
         self._swapped_to = SwapFolder(config.offload_path) if config.offload == "nvme" else None
         settings = _settings(config, precision.compute, self.device, self._swapped_to)
         with silence():

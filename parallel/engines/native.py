@@ -15,7 +15,15 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from triax.models.config import ModelConfig
 from triax.models.init import initialise
 from triax.parallel.config import ParallelConfig, PrecisionConfig
-from triax.parallel.engines.protocol import MakeOptimizer, MicroBatch, RMSNorm, StepSums
+from triax.parallel.dtypes import DTYPES
+from triax.parallel.engines.protocol import (
+    CopyingOptimizer,
+    MakeOptimizer,
+    MicroBatch,
+    RMSNorm,
+    StepSums,
+    takes_flags,
+)
 from triax.parallel.masters import Masters
 from triax.parallel.mesh import num_copies, num_readers
 from triax.parallel.nonfinite import NonFiniteFinder
@@ -23,7 +31,7 @@ from triax.parallel.passes import DirectPasses, Inputs, Passes, attention_kernel
 from triax.parallel.pipeline import PipelinePasses
 from triax.parallel.spread import spread
 from triax.parallel.tied import tied_head
-from triax.parallel.zero import COMPUTE_DTYPES, keep_gradients_in
+from triax.parallel.zero import keep_gradients_in
 
 
 class NativeEngine:
@@ -65,7 +73,7 @@ class NativeEngine:
         weights = {n: p for part in self.parts for n, p in part.module.named_parameters()}
         followers = [] if self._tied is None else [weights.pop("head.weight", None)]
         self.parameters: dict[str, Tensor] = dict(weights)
-        self._gradient_dtype = COMPUTE_DTYPES[precision.gradients] or torch.float32
+        self._gradient_dtype = DTYPES[precision.gradients]
         self._masters: Masters | None = None
         if any(weight.dtype != torch.float32 for weight in weights.values()):
             others = [weight for weight in followers if weight is not None]
@@ -82,14 +90,15 @@ class NativeEngine:
         if config.pipeline == 1:
             self._passes = DirectPasses(self.parts[0].module, config.zero_stage)
         else:
-            dtype = COMPUTE_DTYPES[precision.compute] or torch.float32
+            dtype = DTYPES[precision.compute]
             self._passes = PipelinePasses(self.parts, mesh, config, model.hidden_size, dtype)
         copies = [num_copies(parameter, mesh) for parameter in self.parameters.values()]
         self._num_copies = torch.tensor(copies, device=self.device)
         self.optimizer = make_optimizer(self.parameters)
-        self._writes_copies = self._masters is not None and hasattr(self.optimizer, "copies")
-        if self._masters is not None and self._writes_copies:
-            self.optimizer.copies = self._masters.copies  # type: ignore[attr-defined]
+        self._writes_copies = False
+        if self._masters is not None and isinstance(self.optimizer, CopyingOptimizer):
+            self.optimizer.copies = self._masters.copies
+            self._writes_copies = True
         self._is_published = False
         self._fill_in_optimizer_state()
 
@@ -115,10 +124,10 @@ class NativeEngine:
     def update(self, lr: float, gradient_factor: Tensor, skip: Tensor) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        if getattr(self.optimizer, "_step_supports_amp_scaling", False):
-            # Torch's fused optimizers divide, where they read the gradients anyway.
-            self.optimizer.grad_scale = 1 / gradient_factor  # type: ignore[attr-defined]
-            self.optimizer.found_inf = skip  # type: ignore[attr-defined]
+        if takes_flags(self.optimizer):
+            # It divides where it reads the gradients anyway.
+            self.optimizer.grad_scale = 1 / gradient_factor
+            self.optimizer.found_inf = skip
             self.optimizer.step()
         elif not bool(skip):
             torch._foreach_mul_(self._local_gradients(), gradient_factor)
@@ -191,7 +200,7 @@ class NativeEngine:
         Torch's make it in their first step: one is taken with zero gradients at a rate of zero,
         and what it counted is set back.
         """
-        if hasattr(self.optimizer, "make_state"):
+        if isinstance(self.optimizer, CopyingOptimizer):
             self.optimizer.make_state()
             return
         for parameter in self.parameters.values():

@@ -7,7 +7,7 @@ process of the job calls them in the same order.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeGuard, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -15,6 +15,34 @@ from torch.optim import Optimizer
 
 MakeOptimizer = Callable[[Mapping[str, Tensor]], Optimizer]
 """Builds the optimizer over parameters by name; given to the engine by training."""
+
+
+class FlaggedOptimizer(Protocol):
+    """One whose step waits for nothing: what to do it reads from scalars on the device."""
+
+    grad_scale: Tensor | None
+    """Gradients are divided by it."""
+    found_inf: Tensor | None
+    """All stays as it is where this isn't 0."""
+
+    def step(self) -> object: ...
+
+
+def takes_flags(optimizer: Optimizer) -> TypeGuard[FlaggedOptimizer]:
+    """Whether the optimizer is such a one, as torch's fused ones are; they mark it themselves."""
+    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+
+
+@runtime_checkable
+class CopyingOptimizer(Protocol):
+    """One that writes what masters stand behind too, and makes its state before the first step."""
+
+    copies: Mapping[Tensor, Tensor]
+    """By parameter: tensors that are given its new values in their own dtype."""
+
+    def make_state(self) -> None:
+        """Make what the first step would make, so that a checkpoint can be read into it."""
+
 
 RMSNorm = Callable[[Tensor, Tensor, float], Tensor]
 """RMS-normalises x (..., D) and multiplies by a weight (D,), with an epsilon; given by training."""

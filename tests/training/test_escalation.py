@@ -26,15 +26,15 @@ ACCEPTED = Reason(0)
 def figures(step: int, reasons: Reason = ACCEPTED, score: float = 0.0) -> StepFigures:
     state = TrainState(step, step * BATCH * 4, step * BATCH)
     return StepFigures(
-        state=state, lr=1.0, loss=3.0, grad_norm=1.0, num_targets=1, skipped=bool(reasons),
-        loss_scale=1.0, seconds=0.1, reasons=reasons, loss_score=score, norm_score=0.0,
-        drift_score=0.0, own_finite=True,
+        first_sample=(step - 1) * BATCH, state=state, lr=1.0, loss=3.0, grad_norm=1.0,
+        num_targets=1, skipped=bool(reasons), loss_scale=1.0, seconds=0.1, reasons=reasons,
+        loss_score=score, norm_score=0.0, drift_score=0.0, own_finite=True,
     )  # fmt: skip
 
 
 def made(**config: Any) -> Escalation:
     defaults = {"max_consecutive_skips": 3, "max_rollbacks": 2, "rollback_margin": 5}
-    return Escalation(StabilityConfig(**(defaults | config)), BATCH)
+    return Escalation(StabilityConfig(**(defaults | config)))
 
 
 def feed(

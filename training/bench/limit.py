@@ -18,10 +18,10 @@ from torch.nn.attention import SDPBackend, current_flash_attention_impl, sdpa_ke
 from triax.common.errors import UserError
 from triax.models.config import ModelConfig
 from triax.parallel.config import PrecisionConfig
+from triax.parallel.dtypes import DTYPES
 from triax.parallel.pieces import local_parts
 from triax.training.bench.timing import seconds_of
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _BACKENDS = (
     SDPBackend.FLASH_ATTENTION,
     SDPBackend.CUDNN_ATTENTION,
@@ -129,8 +129,8 @@ def optimizer_bytes(state: Mapping[str, Tensor], precision: PrecisionConfig) -> 
         for part in local_parts(tensor):
             num_state_bytes += part.nbytes
             num_weights += part.numel() if name.startswith("model.") else 0
-    gradient_bytes = 4 if precision.gradients == "fp32" else 2
-    copy_bytes = 0 if precision.compute == "fp32" else 2
+    gradient_bytes = DTYPES[precision.gradients].itemsize
+    copy_bytes = 0 if precision.compute == "fp32" else DTYPES[precision.compute].itemsize
     return 2 * num_state_bytes + num_weights * (gradient_bytes + copy_bytes)
 
 
@@ -174,7 +174,7 @@ def _multiplications(
         yield from (_fp8_product(*shape, device) for shape in ((m, k, n), (m, n, k), (n, m, k)))
         return
     x_MK, weight_NK, grad_MN = (
-        torch.randn(shape, device=device, dtype=_DTYPES[compute])
+        torch.randn(shape, device=device, dtype=DTYPES[compute])
         for shape in ((m, k), (n, k), (m, n))
     )
     yield lambda: x_MK @ weight_NK.T
@@ -236,7 +236,7 @@ def _attention(work: Work, is_grouped: bool, device: torch.device) -> Callable[[
         torch.randn(
             (work.micro_batch_size, work.seq_len, num, work.model.head_dim),
             device=device,
-            dtype=_DTYPES.get(work.compute, torch.bfloat16),
+            dtype=DTYPES[work.compute],
         )
         .transpose(1, 2)
         .requires_grad_()

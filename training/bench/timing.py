@@ -69,7 +69,7 @@ def run_laps(step: Step, first: int, num_steps: int, device: torch.device) -> La
     figures: list[StepFigures | None] = []
     allocated: list[int] = []
     for number in range(first, first + num_steps):
-        figures.append(readback.push(TrainState(step=number + 1), 0.0, step(number)))
+        figures.append(readback.push(0, TrainState(step=number + 1), 0.0, step(number)))
         if device.type == "cuda":
             allocated.append(torch.cuda.memory_allocated(device))
     figures.append(readback.drain())

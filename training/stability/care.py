@@ -56,7 +56,6 @@ class Care:
     beat: Callable[[str, int], None]
     group: dist.ProcessGroup | None
     hosts: list[str]
-    global_batch_size: int
 
     def __post_init__(self) -> None:
         self._free_since = time.perf_counter()
@@ -87,10 +86,9 @@ class Care:
         self.escalation.observe(figures)
         if not figures.skipped:
             return
-        first = figures.state.cursor - self.global_batch_size
         fields = {
             "step": figures.state.step,
-            "samples": [first, figures.state.cursor],
+            "samples": [figures.first_sample, figures.state.cursor],
             "reason": figures.reasons.describe(),
             "loss": repr(figures.loss),
             "grad_norm": repr(figures.grad_norm),
@@ -101,7 +99,7 @@ class Care:
             "in_a_row": len(self.escalation.refusals),
         }
         if Reason.NON_FINITE in figures.reasons:
-            fields |= self._non_finite_source(figures, first, is_first=not was_refusing)
+            fields |= self._non_finite_source(figures, is_first=not was_refusing)
         self.outlets.event("skipped_update", **fields)
 
     def compare_replicas(self, state: TrainState) -> str | None:
@@ -125,9 +123,7 @@ class Care:
             "those of their replicas, which must be bitwise equal: suspect the device's memory"
         )
 
-    def _non_finite_source(
-        self, figures: StepFigures, first_sample: int, *, is_first: bool
-    ) -> dict[str, object]:
+    def _non_finite_source(self, figures: StepFigures, *, is_first: bool) -> dict[str, object]:
         """Which ranks' own loss was not finite, and on demand where it came from."""
         finite = gather_objects(figures.own_finite, self.group)
         source: dict[str, object] = {
@@ -135,7 +131,8 @@ class Care:
         }
         if self.config.locate_nonfinite and is_first:
             self.beat("locating non-finite values", figures.state.step)
-            where = self.engine.locate_non_finite(self.loader.batch_at(first_sample))
+            batch = self.loader.batch_at(figures.first_sample)
+            where = self.engine.locate_non_finite(batch)
             found = gather_objects(where, self.group)
             source["located"] = {str(r): name for r, name in enumerate(found) if name is not None}
         return source

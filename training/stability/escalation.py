@@ -23,6 +23,7 @@ class Refusal:
 
     step: int
     first_sample: int
+    last_sample: int
     loss: float
     grad_norm: float
     reasons: int
@@ -59,12 +60,10 @@ class Escalation:
 
     Args:
         config: the `[stability]` section.
-        global_batch_size: in sequences.
     """
 
-    def __init__(self, config: StabilityConfig, global_batch_size: int) -> None:
+    def __init__(self, config: StabilityConfig) -> None:
         self._config = config
-        self._global_batch_size = global_batch_size
         self.refusals: tuple[Refusal, ...] = ()
         """Those in a row up to now."""
         self.skipped_ranges: tuple[tuple[int, int], ...] = ()
@@ -95,10 +94,10 @@ class Escalation:
                 self._calm_step = step
             return
         self.num_skips += 1
-        first_sample = figures.state.cursor - self._global_batch_size
         refusal = Refusal(
-            step, first_sample, figures.loss, figures.grad_norm, int(figures.reasons), max(scores)
-        )
+            step, figures.first_sample, figures.state.cursor - 1, figures.loss, figures.grad_norm,
+            int(figures.reasons), max(scores),
+        )  # fmt: skip
         self.refusals = (*self.refusals, refusal)
 
     def due(self, step: int) -> Action | None:

@@ -36,7 +36,6 @@ class Recovery:
         store, saver: the checkpoints.
         restore: puts the other parts of a checkpoint's record back (guard, loss scale).
         outlets: where it is told.
-        global_batch_size: in sequences.
     """
 
     def __init__(
@@ -48,7 +47,6 @@ class Recovery:
         saver: Saver,
         restore: Callable[[Mapping[str, Any]], None],
         outlets: Outlets,
-        global_batch_size: int,
     ) -> None:
         self._engine = engine
         self._guard = guard
@@ -57,7 +55,6 @@ class Recovery:
         self._saver = saver
         self._restore = restore
         self._outlets = outlets
-        self._global_batch_size = global_batch_size
 
     def act(self, action: Action, state: TrainState) -> tuple[TrainState, Ending | None]:
         """Do it; every verdict up to `state` has been read. Collective.
@@ -79,9 +76,7 @@ class Recovery:
         """Write the report and end with the guard's exit code."""
         run_dir = self._outlets.directory.path
         self._outlets.event("stop", step=state.step, cursor=state.cursor, reason=reason)
-        self._outlets.report(
-            stop_report(run_dir, reason, state, self._escalation, self._global_batch_size)
-        )
+        self._outlets.report(stop_report(run_dir, reason, state, self._escalation))
         return Ending(ExitCode.STOPPED_BY_GUARD, reason)
 
     def _roll_back(self, action: Rollback, state: TrainState) -> tuple[TrainState, Ending | None]:

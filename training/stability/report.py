@@ -13,9 +13,7 @@ from triax.training.state import TrainState
 _NUM_SHOWN = 10
 
 
-def stop_report(
-    run_dir: Path, reason: str, state: TrainState, escalation: Escalation, num_sequences: int
-) -> str:
+def stop_report(run_dir: Path, reason: str, state: TrainState, escalation: Escalation) -> str:
     """What happened, what was tried, what it probably is, and what to do, in Markdown.
 
     Args:
@@ -23,7 +21,6 @@ def stop_report(
         reason: why it stops, in a clause.
         state: how far the run was.
         escalation: what was refused and tried.
-        num_sequences: in a global batch.
     """
     refusals = escalation.refusals
     lines = [
@@ -39,7 +36,7 @@ def stop_report(
         "",
     ]
     if refusals:
-        lines += ["## The refused steps", "", *_table(refusals, num_sequences), ""]
+        lines += ["## The refused steps", "", *_table(refusals), ""]
     lines += ["## What it probably is", "", _likely_cause(escalation), ""]
     lines += ["## What to do", ""]
     lines += [f"{n}. {text}" for n, text in enumerate(_advice(run_dir, escalation), start=1)]
@@ -52,7 +49,7 @@ def _ranges(ranges: Sequence[tuple[int, int]]) -> str:
     return ", which jumped over samples " + ", ".join(f"{a:,} to {b - 1:,}" for a, b in ranges)
 
 
-def _table(refusals: Sequence[Refusal], num_sequences: int) -> list[str]:
+def _table(refusals: Sequence[Refusal]) -> list[str]:
     """At most ten lines: the first ones and the last."""
     shown = list(refusals)
     if len(shown) > _NUM_SHOWN:
@@ -62,10 +59,9 @@ def _table(refusals: Sequence[Refusal], num_sequences: int) -> list[str]:
         "|---|---|---|---|---|---|",
     ]
     for refusal in shown:
-        last = refusal.first_sample + num_sequences - 1
         rows.append(
-            f"| {refusal.step} | {refusal.first_sample} to {last} | {refusal.loss:.4f} "
-            f"| {refusal.grad_norm:.4g} | {refusal.score:.1f} "
+            f"| {refusal.step} | {refusal.first_sample} to {refusal.last_sample} "
+            f"| {refusal.loss:.4f} | {refusal.grad_norm:.4g} | {refusal.score:.1f} "
             f"| {Reason(refusal.reasons).describe()} |"
         )
     if len(refusals) > len(shown):
