@@ -6,7 +6,6 @@ or removed, and is no checkpoint.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from triax.checkpoint.manifest import MANIFEST_FILE, Manifest, check_file, read_manifest
 from triax.common.errors import UserError
+from triax.common.files import fsync_folder
 
 CHECKPOINTS_FOLDER = "checkpoints"
 TEMPORARY = ".tmp"
@@ -150,15 +150,6 @@ def refuse_existing(target: Path) -> None:
         raise UserError(f"{target}: exists already; give a new folder, or remove it first")
 
 
-def sync_folder(path: Path) -> None:
-    """Make a folder's entries durable: the names in it, not the files."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def remove(path: Path) -> None:
     """Remove a checkpoint; interrupted at any moment, no half of it looks like a whole one."""
     shutil.rmtree(set_aside(path))
@@ -170,7 +161,7 @@ def set_aside(path: Path) -> Path:
     if aside.exists():
         shutil.rmtree(aside)
     path.rename(aside)
-    sync_folder(path.parent)
+    fsync_folder(path.parent)
     return aside
 
 

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from triax.common.errors import UserError
+from triax.common.files import exclusive, is_file, make_folder
 from triax.data.config import PrepareConfig
 from triax.data.encode import encode_documents, num_cores
-from triax.data.files import exclusive, is_file, make_folder
 from triax.data.inputs import inputs_fingerprint
 from triax.data.record import (
     PreparedData,
@@ -93,7 +93,7 @@ def prepare(
         tokens_per_shard=tokens_per_shard,
     )
     make_folder(output)
-    with exclusive(output):
+    with exclusive(output, f"{output}: another process is writing there; wait for it"):
         finished = load_prepared(output)
         if finished is not None:
             check_same(output, finished.settings, settings)

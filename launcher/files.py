@@ -11,8 +11,8 @@ from typing import Any
 import tomli_w
 
 from triax.common.errors import UserError
+from triax.common.files import write_atomically
 from triax.common.section import Section
-from triax.data.files import write_atomically
 from triax.launcher.config import RunConfig
 from triax.launcher.overrides import NOTHING, accepts_nothing
 
