@@ -73,11 +73,6 @@ def problems_of(
     return [problem for problem in checked if problem is not None]
 
 
-def verify(path: Path) -> list[str]:
-    """Read all of a checkpoint and say what is wrong with it, one line each; none if it is good."""
-    return problems_of(inspect(path))
-
-
 def checkpoints_at(path: Path) -> list[CheckpointInfo]:
     """The checkpoint at a path, or all of a run's by step, whole or not.
 

@@ -120,9 +120,7 @@ def prepare(
 def ensure_prepared(
     config: PrepareConfig,
     *,
-    num_workers: int | None = None,
     report: Callable[[str], None] = lambda _: None,
-    progress: ProgressCallback = _silent,
 ) -> PreparedData:
     """Make `config.output/tokenizer` and the shards beside it, as far as they are missing.
 
@@ -147,10 +145,8 @@ def ensure_prepared(
             config.inputs,
             tokenizer,
             output,
-            num_workers=num_workers,
             validation_fraction=config.validation_fraction,
             text_field=config.text_field,
-            progress=progress,
         )
     _check_against_config(data, config)
     return data

@@ -110,7 +110,7 @@ class NativeEngine:
         if self._masters is not None:
             self._masters.take_gradients()
         own_finite = (torch.isfinite(cross_entropy) & torch.isfinite(weight)).float()
-        return self._reduce(cross_entropy)._replace(own_finite=own_finite)
+        return StepSums(*self._reduce(cross_entropy), own_finite)
 
     def update(self, lr: float, gradient_factor: Tensor, skip: Tensor) -> None:
         for group in self.optimizer.param_groups:
@@ -177,13 +177,16 @@ class NativeEngine:
             gradients.append(_local(gradient))
         return gradients
 
-    def _reduce(self, cross_entropy: Tensor) -> StepSums:
-        """One all-reduce over all processes, in which what several of them hold counts once."""
+    def _reduce(self, cross_entropy: Tensor) -> tuple[Tensor, Tensor]:
+        """The cross entropy and the gradient's norm over all processes.
+
+        One all-reduce, in which what several of them hold counts once.
+        """
         norms = _norms(self._local_gradients())
         squared_norm = (torch.stack(norms).square() / self._num_copies).sum()
         sums = torch.stack((cross_entropy / self._tensor_size, squared_norm))
         dist.all_reduce(sums)
-        return StepSums(sums[0], sums[1].sqrt())
+        return sums[0], sums[1].sqrt()
 
     def _fill_in_optimizer_state(self) -> None:
         """Let the optimizer make its state now, so that a checkpoint can be read into it.

@@ -38,8 +38,8 @@ class StepSums(NamedTuple):
     """Summed over the step's target tokens."""
     grad_norm: Tensor
     """L2 norm of the whole gradient, which still carries the loss weight's scale."""
-    own_finite: Tensor | None = None
-    """1 if this process's own objective was finite; not reduced. None where nobody looked."""
+    own_finite: Tensor
+    """1 if this process's own objective was finite; not reduced."""
 
 
 class Engine(Protocol):

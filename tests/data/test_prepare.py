@@ -300,10 +300,10 @@ def test_ensure_prepared(corpus, tmp_path):
         inputs=(str(text),), output=str(output), vocab_size=300, validation_fraction=0.1
     )
     steps: list[str] = []
-    data = ensure_prepared(config, num_workers=1, report=steps.append)
+    data = ensure_prepared(config, report=steps.append)
     assert len(steps) == 2
     text.unlink()  # what is finished needs the inputs no more
-    assert ensure_prepared(config, num_workers=1, report=steps.append) == data
+    assert ensure_prepared(config, report=steps.append) == data
     assert len(steps) == 2
     changed = config.model_copy(update={"vocab_size": 301})
     with pytest.raises(UserError, match=r"data\.prepare\.vocab_size: 301, .* prepared with 300"):
