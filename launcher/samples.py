@@ -9,8 +9,8 @@ from tokenizers import Tokenizer
 
 from triax.checkpoint.folders import list_checkpoints
 from triax.common.errors import UserError
-from triax.data.sampler import Phase, Sampler, source_names
-from triax.data.source import Source
+from triax.data.sampler import Phase, Sampler
+from triax.data.source import Source, open_sources
 from triax.data.tokenizer import load_tokenizer
 from triax.launcher.config import RunConfig
 from triax.launcher.loading import load_config
@@ -50,11 +50,7 @@ class RunSamples:
             UserError: the config or the data can't be read.
         """
         config = load_config(RunDirectory(path).config if path.is_dir() else path)
-        paths = [source.path for source in config.data.sources]
-        sources = {
-            name: Source.open(prefix, config.data.seq_len, config.model.vocab_size)
-            for name, prefix in zip(source_names(paths), paths, strict=True)
-        }
+        sources = open_sources(config.data, config.model.vocab_size)
         num_windows = {name: source.num_windows for name, source in sources.items()}
         sampler = Sampler(config.run.seed, _phases(config, list(sources)), num_windows)
         folder = tokenizer or (Path(config.data.tokenizer) if config.data.tokenizer else None)

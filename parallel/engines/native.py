@@ -20,6 +20,7 @@ from triax.parallel.masters import Masters
 from triax.parallel.mesh import num_copies, num_readers
 from triax.parallel.nonfinite import NonFiniteFinder
 from triax.parallel.passes import DirectPasses, Inputs, Passes, attention_kernels, num_targets
+from triax.parallel.pieces import local_tensor
 from triax.parallel.pipeline import PipelinePasses
 from triax.parallel.spread import spread
 from triax.parallel.tied import tied_head
@@ -145,7 +146,7 @@ class NativeEngine:
         broken = (
             f"parameter {name}"
             for name, parameter in self.parameters.items()
-            if not bool(_local(parameter.detach()).isfinite().all())
+            if not bool(local_tensor(parameter.detach()).isfinite().all())
         )
         return next(broken, None) or next((f.first for f in finders if f.first is not None), None)
 
@@ -174,7 +175,7 @@ class NativeEngine:
             assert gradient is not None, f"{name} got no gradient"
             if isinstance(parameter, DTensor) and isinstance(gradient, DTensor):
                 assert gradient.placements == parameter.placements, f"{name}: not a whole gradient"
-            gradients.append(_local(gradient))
+            gradients.append(local_tensor(gradient))
         return gradients
 
     def _reduce(self, cross_entropy: Tensor) -> tuple[Tensor, Tensor]:
@@ -214,10 +215,6 @@ def _norms(tensors: Sequence[Tensor]) -> list[Tensor]:
         alike = [tensors[place] for place in places]
         norms.update(zip(places, torch._foreach_norm(alike, 2, dtype=torch.float32), strict=True))
     return [norms[place] for place in range(len(tensors))]
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _local_part(parameter: Tensor) -> tuple[Tensor, Sequence[int]]:
