@@ -40,7 +40,7 @@ class _Saved(Section):
 
 
 def export_universal(checkpoint: Path, output: Path) -> int:
-    """Write a checkpoint as DeepSpeed's; returns the number of parameters' folders.
+    """Write a checkpoint as DeepSpeed's; returns the number of weight tensors.
 
     Raises:
         UserError: something is at `output`, it can't be written, or the checkpoint can't be read.
@@ -71,7 +71,7 @@ def export_universal(checkpoint: Path, output: Path) -> int:
 
 
 def import_universal(folder: Path, output: Path) -> int:
-    """Write DeepSpeed's universal checkpoint as a triax one; returns the number of parameters.
+    """Write DeepSpeed's universal checkpoint as a triax one; returns the number of weight tensors.
 
     Without `triax.json` it holds weights and moments to start from, but no place in the data.
 

@@ -70,7 +70,7 @@ def write_checkpoint(
         The checkpoint's size in bytes.
 
     Raises:
-        RankError: any rank failed, on every rank; what was written is removed.
+        UserError, RankError: any rank failed, on every rank; what was written is removed.
     """
     folder = target.with_name(target.name + TEMPORARY)
     try:

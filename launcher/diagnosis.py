@@ -41,7 +41,8 @@ class Process:
 
     heartbeat: Heartbeat
     fate: str
-    """running, ended, failed, or died."""
+    """running, ended or failed, as it said; silent, if it was heard of no more while others were.
+    One that still ran when the job was over has hung, if its stacks were written, or died."""
     place: str
     """Where its main thread was, if its stacks were written."""
     error: str

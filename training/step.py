@@ -49,7 +49,7 @@ def train_step(context: StepContext, micro_batches: Sequence[MicroBatch], lr: fl
     """Forward and backward over the global batch, verdict, clipped update.
 
     The loss is the sum over target tokens divided by their global number, so it doesn't depend on
-    how the batch is divided. Nothing here waits for the device.
+    how the batch is divided. Nothing here waits for the device, unless `Engine.update` must.
 
     Args:
         context: engine, scaler, guard and clipping.

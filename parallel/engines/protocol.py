@@ -68,7 +68,7 @@ class Engine(Protocol):
             gradient_factor: fp32 scalar that the gradients are multiplied by (clipping, and the
                 inverse of the loss scale).
             skip: fp32 scalar; 1 leaves weights, moments and step counts as they are. It may lie
-                on the device, and the host doesn't wait for it.
+                on the device: the host waits for it only where the optimizer can't read it there.
         """
 
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> tuple[Tensor, Tensor]:
@@ -86,6 +86,6 @@ class Engine(Protocol):
     def state(self) -> dict[str, Tensor]:
         """Weights as `model.NAME` and optimizer state as `optimizer.NAME.KEY`, for checkpoints.
 
-        The tensors are the live ones, DTensors where they are sharded: writing into them, as
-        loading a checkpoint does, changes the engine's state.
+        The tensors are the live ones, DTensors or `Pieces` where they are sharded: writing into
+        them, as loading a checkpoint does, changes the engine's state.
         """
