@@ -6,7 +6,6 @@ or removed, and is no checkpoint.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from triax.checkpoint.manifest import MANIFEST_FILE, Manifest, check_file, read_manifest
 from triax.common.errors import UserError
+from triax.common.files import fsync_folder
 
 CHECKPOINTS_FOLDER = "checkpoints"
 TEMPORARY = ".tmp"
@@ -71,11 +71,6 @@ def problems_of(
     names = entries if files is None else files
     checked = (check_file(info.path / name, entries[name], contents=contents) for name in names)
     return [problem for problem in checked if problem is not None]
-
-
-def verify(path: Path) -> list[str]:
-    """Read all of a checkpoint and say what is wrong with it, one line each; none if it is good."""
-    return problems_of(inspect(path))
 
 
 def checkpoints_at(path: Path) -> list[CheckpointInfo]:
@@ -149,15 +144,6 @@ def refuse_existing(target: Path) -> None:
         raise UserError(f"{target}: exists already; give a new folder, or remove it first")
 
 
-def sync_folder(path: Path) -> None:
-    """Make a folder's entries durable: the names in it, not the files."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def remove(path: Path) -> None:
     """Remove a checkpoint; interrupted at any moment, no half of it looks like a whole one."""
     shutil.rmtree(set_aside(path))
@@ -169,7 +155,7 @@ def set_aside(path: Path) -> Path:
     if aside.exists():
         shutil.rmtree(aside)
     path.rename(aside)
-    sync_folder(path.parent)
+    fsync_folder(path.parent)
     return aside
 
 

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import json
 import pickle
-import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import NonNegativeInt
 from torch import Tensor
 
-from triax.checkpoint.folders import TEMPORARY, refuse_existing
+from triax.checkpoint.folders import new_folder, refuse_existing
 from triax.checkpoint.manifest import read_manifest
 from triax.checkpoint.reading import read_tensors
 from triax.checkpoint.staging import whole
 from triax.checkpoint.writing import write_checkpoint
 from triax.common.errors import UserError
+from triax.common.section import Section
 from triax.models.sharding import Role, role_of
 
 _WEIGHT = "fp32"
@@ -32,43 +32,46 @@ _NUM_GROUPS = 2
 """Parameter groups of the optimizer: matrices, which decay, and norms."""
 
 
+class _Saved(Section):
+    """What `triax.json` says."""
+
+    step: NonNegativeInt
+    record: dict[str, Any]
+
+
 def export_universal(checkpoint: Path, output: Path) -> int:
-    """Write a checkpoint as DeepSpeed's; returns the number of parameters' folders.
+    """Write a checkpoint as DeepSpeed's; returns the number of weight tensors.
 
     Raises:
-        UserError: something is at `output`, or the checkpoint can't be read.
+        UserError: something is at `output`, it can't be written, or the checkpoint can't be read.
     """
-    refuse_existing(output)
     manifest = read_manifest(checkpoint)
-    folder = output.with_name(output.name + TEMPORARY)
-    shutil.rmtree(folder, ignore_errors=True)
-    (folder / "zero").mkdir(parents=True)
     names, steps = set(), []
-    for name, tensor in read_tensors(checkpoint).items():
-        parameter, key = _split(name)
-        place = folder / "zero" / parameter
-        place.mkdir(exist_ok=True)
-        names.add(parameter)
-        if key == "step":
-            steps.append(tensor)
-            torch.save(tensor, place / "step.pt")
-        else:
-            torch.save({"param": tensor, "cat_dim": _dimension(parameter)}, place / f"{key}.pt")
-    state = {"step": steps[0]} if steps else {}
-    groups: list[dict[str, Any]] = [{} for _ in range(_NUM_GROUPS)]
-    inner = {"state": {0: state}, "param_groups": groups}
-    torch.save(
-        {"ds_version": _VERSION, "optimizer_state_dict": inner, "param_groups": groups},
-        folder / "zero" / "optimizer_state.pt",
-    )
-    text = json.dumps({"step": manifest.step, "record": manifest.record}, indent=1)
-    (folder / _RECORD).write_text(text, encoding="utf-8")
-    folder.rename(output)
+    with new_folder(output) as folder:
+        for name, tensor in read_tensors(checkpoint).items():
+            parameter, key = _split(name)
+            place = folder / "zero" / parameter
+            place.mkdir(parents=True, exist_ok=True)
+            names.add(parameter)
+            if key == "step":
+                steps.append(tensor)
+                _save(tensor, place / "step.pt")
+            else:
+                _save({"param": tensor, "cat_dim": _dimension(parameter)}, place / f"{key}.pt")
+        state = {"step": steps[0]} if steps else {}
+        groups: list[dict[str, Any]] = [{} for _ in range(_NUM_GROUPS)]
+        inner = {"state": {0: state}, "param_groups": groups}
+        _save(
+            {"ds_version": _VERSION, "optimizer_state_dict": inner, "param_groups": groups},
+            folder / "zero" / "optimizer_state.pt",
+        )
+        text = json.dumps({"step": manifest.step, "record": manifest.record}, indent=1)
+        (folder / _RECORD).write_text(text, encoding="utf-8")
     return len(names)
 
 
 def import_universal(folder: Path, output: Path) -> int:
-    """Write DeepSpeed's universal checkpoint as a triax one; returns the number of parameters.
+    """Write DeepSpeed's universal checkpoint as a triax one; returns the number of weight tensors.
 
     Without `triax.json` it holds weights and moments to start from, but no place in the data.
 
@@ -84,21 +87,43 @@ def import_universal(folder: Path, output: Path) -> int:
         for place in places
         for path in sorted(place.glob("*.pt"))
     }
-    saved: Mapping[str, Any] = {"step": 0, "record": {"imported_from": str(folder), "step": 0}}
+    saved = _Saved(step=0, record={"imported_from": str(folder), "step": 0})
     if (folder / _RECORD).exists():
-        saved = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+        saved = _read_record(folder / _RECORD)
     shards = {name: whole(tensor) for name, tensor in tensors.items()}
-    write_checkpoint(output, shards, saved["record"], step=saved["step"])
+    write_checkpoint(output, shards, saved.record, step=saved.step)
     return len(places)
+
+
+def _save(value: object, path: Path) -> None:
+    try:
+        torch.save(value, path)
+    except RuntimeError as error:  # torch's word for what the disk refuses
+        raise OSError(str(error)) from error
+
+
+def _read_record(path: Path) -> _Saved:
+    try:
+        return _Saved.model_validate(json.loads(path.read_bytes()))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(
+            f'{path}: expected JSON with "step", a whole number, and "record", an object'
+        ) from error
 
 
 def _read(path: Path) -> Tensor:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         raise UserError(f"{path}: can't be read as tensors: {error}") from error
-    tensor = found["param"] if isinstance(found, dict) else found
-    return tensor if isinstance(tensor, Tensor) else torch.tensor(float(tensor))
+    value = found.get("param") if isinstance(found, dict) else found
+    if isinstance(value, int | float):
+        return torch.tensor(float(value))
+    if not isinstance(value, Tensor):
+        raise UserError(
+            f'{path}: expected a tensor or a number, by itself or as "param" of a dictionary'
+        )
+    return value
 
 
 def _split(name: str) -> tuple[str, str]:

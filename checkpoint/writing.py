@@ -33,10 +33,11 @@ from torch.distributed.checkpoint.planner import (
 from torch.distributed.checkpoint.storage import WriteResult
 
 from triax.checkpoint.agreement import agreed, on_first, through_first
-from triax.checkpoint.folders import TEMPORARY, set_aside, sync_folder
+from triax.checkpoint.folders import TEMPORARY, set_aside
 from triax.checkpoint.manifest import FileEntry, make_manifest, seal, write_manifest
 from triax.checkpoint.staging import Shard
 from triax.checkpoint.storage import METADATA_FILE, ShardWriter
+from triax.common.files import fsync_folder
 from triax.parallel.collectives import group_rank
 
 OnPoint = Callable[[str, int], None]
@@ -69,7 +70,7 @@ def write_checkpoint(
         The checkpoint's size in bytes.
 
     Raises:
-        RankError: any rank failed, on every rank; what was written is removed.
+        UserError, RankError: any rank failed, on every rank; what was written is removed.
     """
     folder = target.with_name(target.name + TEMPORARY)
     try:
@@ -82,7 +83,7 @@ def write_checkpoint(
                 raise TimeoutError("the save took longer than its deadline")
             if group_rank(group) == 0:
                 write_manifest(folder, make_manifest(step, record, files))
-                sync_folder(folder)
+                fsync_folder(folder)
 
         def put_in_place() -> None:
             on_point("save-before-rename", step)
@@ -196,6 +197,6 @@ def _make_empty(folder: Path) -> None:
 def _replace(target: Path, folder: Path) -> None:
     old = set_aside(target) if target.exists() else None
     folder.rename(target)
-    sync_folder(target.parent)
+    fsync_folder(target.parent)
     if old is not None:
         shutil.rmtree(old)

@@ -1,1 +1,1 @@
-"""The few words that every folder speaks: errors, quantities, the base of a config section."""
+"""What every folder speaks: errors, quantities, files, the base of a config section."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, PlainSerializer
 
@@ -124,13 +124,6 @@ class Duration:
             return f"{self.amount:.12g} s"
         return f"{int(self.amount)} {self.unit}"
 
-
-def _count_or_error(value: Any) -> int:
-    return parse_count(value)
-
-
-Count = Annotated[int, BeforeValidator(_count_or_error)]
-"""A config field that takes an integer or a count such as `"20B"`."""
 
 DurationField = Annotated[
     Duration, BeforeValidator(Duration.parse), PlainSerializer(str, return_type=str)

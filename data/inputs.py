@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from triax.common.errors import UserError
-from triax.data.files import is_file, is_folder
+from triax.common.files import is_file, is_folder
 
 STDLIB = "python-stdlib"
 _NOT_STDLIB = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}

@@ -65,14 +65,6 @@ class Permutation:
             index = self._encrypt(index)
         return index
 
-    def inverse(self, image: int) -> int:
-        """The index that is sent to `image`, in range(size)."""
-        assert 0 <= image < self.size, (image, self.size)
-        image = self._decrypt(image)
-        while image >= self.size:
-            image = self._decrypt(image)
-        return image
-
     def table(self) -> NDArray[np.int64]:
         """All images at once, for a size that fits in memory: `table()[i] == self(i)`.
 
@@ -93,13 +85,4 @@ class Permutation:
                 row = (row + mix64(column ^ key) % self._num_rows) % self._num_rows
             else:
                 column = (column + mix64(row ^ key) % self._num_columns) % self._num_columns
-        return row * self._num_columns + column
-
-    def _decrypt(self, index: int) -> int:
-        row, column = divmod(index, self._num_columns)
-        for number, key in reversed(list(enumerate(self._round_keys))):
-            if number % 2 == 0:
-                row = (row - mix64(column ^ key)) % self._num_rows
-            else:
-                column = (column - mix64(row ^ key)) % self._num_columns
         return row * self._num_columns + column

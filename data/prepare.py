@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from triax.common.errors import UserError
+from triax.common.files import exclusive, is_file, make_folder
 from triax.data.config import PrepareConfig
 from triax.data.encode import encode_documents, num_cores
-from triax.data.files import exclusive, is_file, make_folder
 from triax.data.inputs import inputs_fingerprint
 from triax.data.record import (
     PreparedData,
@@ -93,7 +93,7 @@ def prepare(
         tokens_per_shard=tokens_per_shard,
     )
     make_folder(output)
-    with exclusive(output):
+    with exclusive(output, f"{output}: another process is writing there; wait for it"):
         finished = load_prepared(output)
         if finished is not None:
             check_same(output, finished.settings, settings)
@@ -120,9 +120,7 @@ def prepare(
 def ensure_prepared(
     config: PrepareConfig,
     *,
-    num_workers: int | None = None,
     report: Callable[[str], None] = lambda _: None,
-    progress: ProgressCallback = _silent,
 ) -> PreparedData:
     """Make `config.output/tokenizer` and the shards beside it, as far as they are missing.
 
@@ -147,10 +145,8 @@ def ensure_prepared(
             config.inputs,
             tokenizer,
             output,
-            num_workers=num_workers,
             validation_fraction=config.validation_fraction,
             text_field=config.text_field,
-            progress=progress,
         )
     _check_against_config(data, config)
     return data

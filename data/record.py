@@ -8,8 +8,8 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from triax.common.errors import UserError
+from triax.common.files import write_atomically
 from triax.common.section import Section
-from triax.data.files import write_atomically
 
 FORMAT_VERSION = 1
 RECORD = "data.json"

@@ -213,11 +213,6 @@ class Sampler:
         """How many of the first `num_samples` samples come from each source."""
         return self._blend_at(num_samples).consumed_before(num_samples)
 
-    def epochs(self, total_samples: int) -> dict[str, float]:
-        """How often a run of `total_samples` goes through each source."""
-        consumed = self.consumed(total_samples)
-        return {name: consumed[name] / count for name, count in self._num_windows.items()}
-
     def _blend_at(self, sample: int) -> _Blend:
         assert sample >= 0, sample
         return self._blends[bisect_right(self._blends, sample, key=lambda b: b.start_sample) - 1]

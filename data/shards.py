@@ -29,7 +29,7 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 
 from triax.common.errors import UserError
-from triax.data.files import fsync_folder, is_file, is_folder, write_errors
+from triax.common.files import fsync_folder, is_file, is_folder, write_errors
 
 Array = np.ndarray[Any, Any]
 

@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from triax.common.errors import UserError
+from triax.data.config import DataConfig
+from triax.data.sampler import source_names
 from triax.data.shards import Shard, find_shards
 
 
@@ -90,3 +92,16 @@ class Source:
                 f"[0, model.vocab_size = {self._vocab_size:,}); set model.vocab_size to that of "
                 "the tokenizer which made these shards, or prepare them with the model's tokenizer"
             )
+
+
+def open_sources(data: DataConfig, vocab_size: int) -> dict[str, Source]:
+    """The training data by the names that the sampler uses.
+
+    Raises:
+        UserError: a shard is missing or damaged.
+    """
+    paths = [source.path for source in data.sources]
+    return {
+        name: Source.open(path, data.seq_len, vocab_size)
+        for name, path in zip(source_names(paths), paths, strict=True)
+    }

@@ -15,7 +15,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from triax.common.errors import UserError
-from triax.data.files import is_file, is_folder, make_folder, write_atomically
+from triax.common.files import is_file, is_folder, make_folder, write_atomically
 from triax.data.text import iter_documents
 
 _log = logging.getLogger(__name__)

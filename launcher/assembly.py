@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from triax.data.loader import Batch, Loader, validation_batches
-from triax.data.sampler import Sampler, source_names
+from triax.data.sampler import Sampler
 from triax.data.source import Source
 from triax.launcher.config import RunConfig
 from triax.launcher.processes import Processes
@@ -26,20 +26,6 @@ from triax.training.optimizer import optimizer_maker
 from triax.training.readback import StepFigures
 from triax.training.run_directory import RunDirectory
 from triax.training.schedule import learning_rate
-
-
-def open_sources(config: RunConfig) -> dict[str, Source]:
-    """The training data by the names that the sampler uses.
-
-    Raises:
-        UserError: a shard is missing or damaged.
-    """
-    data, vocab_size = config.data, config.model.vocab_size
-    paths = [source.path for source in data.sources]
-    return {
-        name: Source.open(path, data.seq_len, vocab_size)
-        for name, path in zip(source_names(paths), paths, strict=True)
-    }
 
 
 def make_loader(

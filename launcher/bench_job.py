@@ -205,7 +205,7 @@ def _out_of_memory_is_told(device: torch.device) -> Iterator[None]:
 
 
 def _seconds_since_process_start() -> float:
-    """Linux knows it; elsewhere imports aren't counted."""
+    """Linux knows it; elsewhere only the time that the process computed counts."""
     if sys.platform != "linux":
         return time.process_time()
     ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])

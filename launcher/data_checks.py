@@ -5,17 +5,15 @@ Each is a check as `triax.launcher.checks` describes them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from triax.common.errors import UserError
 from triax.data.config import DataConfig, PrepareConfig
 from triax.data.inputs import resolve
 from triax.data.record import RECORD, load_prepared
 from triax.data.source import Source
-from triax.data.tokenizer import tokenizer_fingerprint
+from triax.data.tokenizer import load_tokenizer, tokenizer_fingerprint, vocabulary_size
 from triax.launcher.problems import Problem
 from triax.models.config import ModelConfig
 from triax.training.budget import resolve_budget
@@ -48,9 +46,9 @@ def tokenizer_fits(model: ModelConfig, data: DataConfig) -> Iterator[Problem]:
             )
         return
     try:
-        size = _vocabulary_size(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        yield Problem("data.tokenizer", f"{file}: not a file of the `tokenizers` library")
+        size = vocabulary_size(load_tokenizer(file))
+    except UserError as error:
+        yield Problem("data.tokenizer", str(error))
         return
     if size > model.vocab_size:
         yield Problem(
@@ -58,15 +56,6 @@ def tokenizer_fits(model: ModelConfig, data: DataConfig) -> Iterator[Problem]:
             f"{model.vocab_size:,} is less than the {size:,} tokens of {file}; "
             f"use at least {size}, or the tokenizer that belongs to this model",
         )
-
-
-def _vocabulary_size(tokenizer: dict[str, Any]) -> int:
-    """One more than the largest token id of a parsed tokenizer.json."""
-    vocabulary = tokenizer["model"]["vocab"]
-    # Unigram models list [token, score] by id; the others map each token to its id.
-    ids = range(len(vocabulary)) if isinstance(vocabulary, list) else vocabulary.values()
-    added = [token["id"] for token in tokenizer.get("added_tokens") or ()]
-    return max((*ids, *added), default=-1) + 1
 
 
 def inputs_are_there(data: DataConfig) -> Iterator[Problem]:

@@ -26,7 +26,9 @@ _FOLLOW_UPS = re.compile(
 )
 """Errors of a process whose peer has failed before."""
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+) in (?P<function>\S+)')
-_IN_TRIAX = re.compile(r"(?:triax/)?((?:data|models|parallel|checkpoint|training|launcher)/.*)$")
+_TRIAX = Path(__file__).parents[1]
+_FOLDERS = {path.parent.name for path in _TRIAX.glob("*/__init__.py")}
+_OTHERS = {"site-packages", "dist-packages"}
 _ERROR = re.compile(r"^(?P<kind>[\w.]*(?:Error|Exception|Interrupt|Exit))(?:: (?P<text>.*))?$")
 _MAX_EVENTS = 8
 _TOLD = (
@@ -41,7 +43,8 @@ class Process:
 
     heartbeat: Heartbeat
     fate: str
-    """running, ended, failed, or died."""
+    """running, ended or failed, as it said; silent, if it was heard of no more while others were.
+    One that still ran when the job was over has hung, if its stacks were written, or died."""
     place: str
     """Where its main thread was, if its stacks were written."""
     error: str
@@ -203,10 +206,22 @@ def _main_thread_place(stacks: Path) -> str:
     inner = frames[0]
     place = f"{inner['function']} ({Path(inner['file']).name}:{inner['line']})"
     for frame in frames:
-        if "site-packages" not in frame["file"] and (own := _IN_TRIAX.search(frame["file"])):
-            called = f"{frame['function']} ({own[1]}:{frame['line']})"
+        if own := _part_of_triax(frame["file"]):
+            called = f"{frame['function']} ({own}:{frame['line']})"
             return called if frame is inner else f"{place} called by {called}"
     return place
+
+
+def _part_of_triax(file: str) -> str | None:
+    """The path within triax of a file of it, on a machine where it may lie elsewhere."""
+    parts = Path(file).parts
+    for start in range(1, len(parts) - 1):
+        own = Path(*parts[start:])
+        # Others have such names too: torch, for one, a utils/data/sampler.py.
+        may_be_own = parts[start - 1] == "triax" or _OTHERS.isdisjoint(parts[:start])
+        if may_be_own and parts[start] in _FOLDERS and (_TRIAX / own).is_file():
+            return str(own)
+    return None
 
 
 def _last_error(log: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import Any
 import tomli_w
 
 from triax.common.errors import UserError
+from triax.common.files import write_atomically
 from triax.common.section import Section
-from triax.data.files import write_atomically
 from triax.launcher.config import RunConfig
 from triax.launcher.overrides import NOTHING, accepts_nothing
 
@@ -71,21 +70,6 @@ def write_resolved_config(config: RunConfig, path: Path) -> None:
         UserError: it can't be written.
     """
     write_atomically(path, tomli_w.dumps(config_to_dict(config)))
-
-
-def read_resolved_config(path: Path) -> dict[str, Any]:
-    """Read what `write_resolved_config` wrote, as plain tables.
-
-    Raises:
-        UserError: the file can't be read or is no TOML.
-    """
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: this run's config can't be read ({error}); "
-            "restore it, or choose another run.name"
-        ) from error
 
 
 def diff_configs(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from triax.checkpoint.folders import inspect, resolve_checkpoint
 from triax.checkpoint.reading import load_model
 from triax.common.errors import UserError
-from triax.data.tokenizer import load_tokenizer
+from triax.data.tokenizer import load_tokenizer, vocabulary_size
 from triax.models.config import ModelConfig
 from triax.models.transformer import Transformer
 
@@ -38,9 +38,10 @@ class Loaded:
         if chosen is None:
             raise UserError(f"{self.path}: names no tokenizer: give one with --tokenizer DIR")
         tokenizer = load_tokenizer(Path(chosen))
-        if tokenizer.get_vocab_size() > self.model.config.vocab_size:
+        size = vocabulary_size(tokenizer)
+        if size > self.model.config.vocab_size:
             raise UserError(
-                f"{chosen}: has {tokenizer.get_vocab_size()} tokens, the model of {self.path} only "
+                f"{chosen}: has {size} tokens, the model of {self.path} only "
                 f"{self.model.config.vocab_size}: give the model's own with --tokenizer DIR"
             )
         return tokenizer

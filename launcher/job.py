@@ -16,6 +16,7 @@ from triax.checkpoint.store import CheckpointStore
 from triax.common.errors import ExitCode, UserError
 from triax.data.loader import Batch, Loader
 from triax.data.prepare import ensure_prepared
+from triax.data.source import open_sources
 from triax.launcher.assembly import (
     make_boards,
     make_engine,
@@ -23,7 +24,6 @@ from triax.launcher.assembly import (
     make_loader,
     make_plan,
     make_validation,
-    open_sources,
     row_maker,
 )
 from triax.launcher.config import RunConfig
@@ -191,8 +191,9 @@ class Job:
             make_deterministic(self.processes.device)
         self.watchdog.beat("preparing the data", 0)
         self._prepare_data()
-        sources = self._together(partial(open_sources, self.config))
-        paths = [source.path for source in self.config.data.sources]
+        data = self.config.data
+        sources = self._together(partial(open_sources, data, self.config.model.vocab_size))
+        paths = [source.path for source in data.sources]
         refuse_differences(data_facts(paths), self.processes, self.config)
         self.watchdog.beat("looking for checkpoints", 0)
         self.store.clean()

@@ -9,8 +9,8 @@ from tokenizers import Tokenizer
 
 from triax.checkpoint.folders import list_checkpoints
 from triax.common.errors import UserError
-from triax.data.sampler import Phase, Sampler, source_names
-from triax.data.source import Source
+from triax.data.sampler import Phase, Sampler
+from triax.data.source import Source, open_sources
 from triax.data.tokenizer import load_tokenizer
 from triax.launcher.config import RunConfig
 from triax.launcher.loading import load_config
@@ -49,14 +49,14 @@ class RunSamples:
         Raises:
             UserError: the config or the data can't be read.
         """
-        config = load_config(RunDirectory(path).config if path.is_dir() else path)
-        paths = [source.path for source in config.data.sources]
-        sources = {
-            name: Source.open(prefix, config.data.seq_len, config.model.vocab_size)
-            for name, prefix in zip(source_names(paths), paths, strict=True)
-        }
+        near = RunDirectory(path if path.is_dir() else path.parent)
+        config = load_config(near.config if path.is_dir() else path)
+        # A run may have been moved from where its config says; a config may lie outside its run.
+        is_run = path.is_dir() or near.checkpoints.is_dir()
+        directory = near if is_run else RunDirectory(config.run_dir)
+        sources = open_sources(config.data, config.model.vocab_size)
         num_windows = {name: source.num_windows for name, source in sources.items()}
-        sampler = Sampler(config.run.seed, _phases(config, list(sources)), num_windows)
+        sampler = Sampler(config.run.seed, _phases(config, directory, list(sources)), num_windows)
         folder = tokenizer or (Path(config.data.tokenizer) if config.data.tokenizer else None)
         return RunSamples(sources, sampler, None if folder is None else load_tokenizer(folder))
 
@@ -80,11 +80,11 @@ class RunSamples:
         return Sample(at.source, at.epoch, at.window, num_documents, text)
 
 
-def _phases(config: RunConfig, names: list[str]) -> list[Phase]:
+def _phases(config: RunConfig, directory: RunDirectory, names: list[str]) -> list[Phase]:
     """The blends so far, by the newest checkpoint; else the config's from the beginning."""
     records = [
         info.manifest.record
-        for info in list_checkpoints(RunDirectory(config.run_dir).checkpoints)
+        for info in list_checkpoints(directory.checkpoints)
         if info.manifest is not None
     ]
     if records:

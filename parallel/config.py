@@ -64,8 +64,9 @@ class PrecisionConfig(Section):
     fp8_recipe: Literal["tensorwise", "rowwise"] = "tensorwise"
     """One scale a matrix, or one a row: slower, and closer to bf16 where outliers are."""
     gradients: Literal["fp32", "bf16"] = "fp32"
-    """What reduced gradients are kept in until the update. From `parallel.zero_stage` 2 on they
-    are summed over micro-batches in it too."""
+    """What reduced gradients are kept in until the update. From `parallel.zero_stage` 2 on, and
+    on a single data-parallel process without `parallel.tensor`, they are summed over
+    micro-batches in it too."""
     initial_loss_scale: float = Field(65536.0, ge=1)
     """fp16 only; halved at each overflow, doubled after `loss_scale_window` clean steps."""
     loss_scale_window: PositiveInt = 1000

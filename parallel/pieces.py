@@ -78,11 +78,16 @@ class Pieces(Tensor):
         return next(p.values for p in self.pieces if p.offset == tuple(index.offset))
 
 
+def local_tensor(tensor: Tensor) -> Tensor:
+    """What this process holds of a plain tensor or a DTensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def local_parts(tensor: Tensor) -> list[Tensor]:
     """The live elements that this process holds of a plain tensor, a DTensor or pieces."""
     if isinstance(tensor, Pieces):
         return [piece.values for piece in tensor.pieces]
-    return [tensor.to_local() if isinstance(tensor, DTensor) else tensor]
+    return [local_tensor(tensor)]
 
 
 def _rectangles(elements: Tensor, first: int, block: Block) -> Sequence[Piece]:

@@ -13,11 +13,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor
 
 from triax.models.config import ModelConfig
 from triax.parallel.config import ParallelConfig
 from triax.parallel.passes import Part
+from triax.parallel.pieces import local_tensor
 from triax.parallel.stages import num_stages, rank_of_stage
 
 
@@ -98,4 +98,4 @@ def tied_head(
 
 
 def _local(tensor: Tensor | None) -> Tensor | None:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return None if tensor is None else local_tensor(tensor)

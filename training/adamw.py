@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
+
+from triax.parallel.pieces import local_tensor
 
 _STRETCH = 1 << 24
 """Elements updated at a time: uncompiled, this bounds the memory of what lies between."""
@@ -212,8 +213,7 @@ def _flat(tensor: Tensor) -> Tensor:
 
     Detached: a view of a parameter would lead the compiler to its gradient, of whatever dtype.
     """
-    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-    return local.detach().view(-1)
+    return local_tensor(tensor).detach().view(-1)
 
 
 def _stretches(part: Part) -> Iterator[Part]:

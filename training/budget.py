@@ -5,13 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from triax.common.errors import UserError
-from triax.common.quantities import format_count
+from triax.common.quantities import MAX_COUNT, format_count
 from triax.models.config import ModelConfig
 from triax.models.counts import num_non_embedding_parameters, num_parameters
 from triax.training.config import BudgetConfig
-
-MAX_TOKENS = 10**18
-"""Far above any run, and far below where counting in floating point would fail."""
 
 
 @dataclass(frozen=True)
@@ -20,10 +17,6 @@ class Budget:
 
     num_steps: int
     tokens_per_step: int
-    requested_tokens: int
-    """What the config asks for, before it is rounded down to whole steps."""
-    num_parameters: int
-    """By the convention that `budget.parameters` names."""
 
     @property
     def num_tokens(self) -> int:
@@ -49,7 +42,7 @@ def chinchilla_tokens(budget: BudgetConfig, model: ModelConfig) -> int:
     """
     num_counted = counted_parameters(budget, model)
     tokens = budget.tokens_per_parameter * num_counted
-    if tokens > MAX_TOKENS:
+    if tokens > MAX_COUNT:
         raise UserError(
             f"budget.tokens_per_parameter: {budget.tokens_per_parameter:g} tokens for each of "
             f"{num_counted:.3g} parameters is no budget"
@@ -61,14 +54,12 @@ def resolve_budget(budget: BudgetConfig, model: ModelConfig, tokens_per_step: in
     """The run's length in whole steps of `tokens_per_step` tokens, rounded down.
 
     Raises:
-        UserError: the budget is below one step, or beyond all measure.
+        UserError: the budget is below one step, or no number of tokens that a run could have.
     """
     assert tokens_per_step > 0
     requested = (
         budget.tokens if isinstance(budget.tokens, int) else chinchilla_tokens(budget, model)
     )
-    if requested > MAX_TOKENS:
-        raise UserError(f"budget.tokens: more than {format_count(MAX_TOKENS)} tokens is no budget")
     num_steps = requested // tokens_per_step
     if num_steps < 1:
         raise UserError(
@@ -76,4 +67,4 @@ def resolve_budget(budget: BudgetConfig, model: ModelConfig, tokens_per_step: in
             f"{tokens_per_step:,} tokens (batch.global_batch_size x data.seq_len); "
             "raise the budget or lower the batch"
         )
-    return Budget(num_steps, tokens_per_step, requested, counted_parameters(budget, model))
+    return Budget(num_steps, tokens_per_step)

@@ -37,7 +37,7 @@ class ControlLine:
     process (`group` is None) answers at once.
 
     Args:
-        group: a gloo group that nothing else uses, or None.
+        group: a gloo group, or None. Others may use it too: all processes in the same order.
     """
 
     def __init__(self, group: dist.ProcessGroup | None) -> None:

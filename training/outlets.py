@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 from triax.training.console import Console
@@ -17,21 +16,23 @@ from triax.training.run_directory import RunDirectory
 log = logging.getLogger("triax.outlets")
 
 
-@dataclass
-class _Losses:
-    num_lines: int = 0
-
-
-@dataclass(frozen=True)
 class Outlets:
     """Where the loop's figures go; on rank 0 only, the others' are silent."""
 
-    is_main: bool
-    directory: RunDirectory
-    boards: Boards
-    console: Console
-    make_row: Callable[[StepFigures], Row]
-    _lost: _Losses = field(default_factory=_Losses)
+    def __init__(
+        self,
+        is_main: bool,
+        directory: RunDirectory,
+        boards: Boards,
+        console: Console,
+        make_row: Callable[[StepFigures], Row],
+    ) -> None:
+        self.is_main = is_main
+        self.directory = directory
+        self.boards = boards
+        self.console = console
+        self.make_row = make_row
+        self._has_lost = False
 
     def step(self, figures: StepFigures) -> None:
         """Log one step."""
@@ -88,7 +89,7 @@ class Outlets:
         try:
             yield
         except OSError as error:
-            self._lost.num_lines += 1
             log.warning("a line of figures is lost: %s", error)
-            if self._lost.num_lines == 1:
+            if not self._has_lost:
                 self.console.say(f"figures can't be written ({error}); training goes on")
+            self._has_lost = True

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from triax.common.errors import UserError
+from triax.common.files import exclusive, replace_text
 
 
 class RunDirectory:
@@ -49,24 +49,17 @@ class RunDirectory:
                 "Set run.dir to a folder that you may write to."
             ) from None
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """Keep other jobs out of this run for as long as this one lives.
 
         Raises:
-            UserError: another process holds the run.
+            UserError: another process holds the run, or it cannot be written.
         """
-        with (self.path / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    f"another job is training in {self.path}: "
-                    "wait for it, stop it, or choose another run.name"
-                ) from None
-            except OSError:
-                pass  # a file system without locks; then two jobs are the user's to avoid
-            yield
+        return exclusive(
+            self.path,
+            f"another job is training in {self.path}: "
+            "wait for it, stop it, or choose another run.name",
+        )
 
     def append_event(self, event: str, **fields: Any) -> None:
         """Add one line to events.jsonl, with the time in seconds since 1970."""
@@ -98,9 +91,7 @@ class RunDirectory:
         for line in lines:
             found = _step_of(line)
             (kept if found is not None and found <= step else dropped).append(line)
-        temporary = self.metrics.with_suffix(".tmp")
-        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        temporary.replace(self.metrics)
+        replace_text(self.metrics, "".join(line + "\n" for line in kept))
         return dropped
 
     def rows(self, path: Path) -> list[dict[str, Any]]:
@@ -125,9 +116,7 @@ class RunDirectory:
     def write_exit(self, code: int, reason: str, **fields: Any) -> None:
         """Say in exit.json how the run ended."""
         content = {"code": int(code), "reason": reason, "time": time.time(), **fields}
-        temporary = self.exit.with_suffix(".tmp")
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(self.exit)
+        replace_text(self.exit, json.dumps(content, indent=2) + "\n")
 
     def _append(self, path: Path, row: Mapping[str, Any]) -> None:
         with path.open("a", encoding="utf-8") as file:

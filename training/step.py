@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from triax.parallel.engines.protocol import Engine, MicroBatch
@@ -50,7 +49,7 @@ def train_step(context: StepContext, micro_batches: Sequence[MicroBatch], lr: fl
     """Forward and backward over the global batch, verdict, clipped update.
 
     The loss is the sum over target tokens divided by their global number, so it doesn't depend on
-    how the batch is divided. Nothing here waits for the device.
+    how the batch is divided. Nothing here waits for the device, unless `Engine.update` must.
 
     Args:
         context: engine, scaler, guard and clipping.
@@ -68,8 +67,7 @@ def train_step(context: StepContext, micro_batches: Sequence[MicroBatch], lr: fl
     context.scaler.update(verdict.overflowed)
     return StepResult(
         loss, grad_norm, num_targets, verdict.skip, scale, verdict.reasons,
-        verdict.loss_score, verdict.norm_score, verdict.drift_score,
-        torch.ones_like(loss) if sums.own_finite is None else sums.own_finite,
+        verdict.loss_score, verdict.norm_score, verdict.drift_score, sums.own_finite,
     )  # fmt: skip
 
 

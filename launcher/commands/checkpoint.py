@@ -198,12 +198,13 @@ def _import(args: argparse.Namespace) -> int:
 def _convert(args: argparse.Namespace) -> int:
     try:
         if args.to == "deepspeed":
-            num_parameters = export_universal(resolve_checkpoint(args.path), args.output)
+            num_weights = export_universal(resolve_checkpoint(args.path), args.output)
         else:
-            num_parameters = import_universal(args.path, args.output)
+            num_weights = import_universal(args.path, args.output)
     except (OSError, RankError) as error:
         raise UserError(f"{args.output}: cannot be written: {error}") from error
     print(
-        f"{args.path} converted to {args.output}: {num_parameters} parameters, with their moments"
+        f"{args.path} converted to {args.output}: {num_weights} weight tensors, "
+        "with the moments that they have"
     )
     return ExitCode.DONE

@@ -28,6 +28,7 @@ from triax.parallel.masters import Masters
 from triax.parallel.mesh import num_copies, num_readers
 from triax.parallel.nonfinite import NonFiniteFinder
 from triax.parallel.passes import DirectPasses, Inputs, Passes, attention_kernels, num_targets
+from triax.parallel.pieces import local_tensor
 from triax.parallel.pipeline import PipelinePasses
 from triax.parallel.spread import spread
 from triax.parallel.tied import tied_head
@@ -119,7 +120,7 @@ class NativeEngine:
         if self._masters is not None:
             self._masters.take_gradients()
         own_finite = (torch.isfinite(cross_entropy) & torch.isfinite(weight)).float()
-        return self._reduce(cross_entropy)._replace(own_finite=own_finite)
+        return StepSums(*self._reduce(cross_entropy), own_finite)
 
     def update(self, lr: float, gradient_factor: Tensor, skip: Tensor) -> None:
         for group in self.optimizer.param_groups:
@@ -154,7 +155,7 @@ class NativeEngine:
         broken = (
             f"parameter {name}"
             for name, parameter in self.parameters.items()
-            if not bool(_local(parameter.detach()).isfinite().all())
+            if not bool(local_tensor(parameter.detach()).isfinite().all())
         )
         return next(broken, None) or next((f.first for f in finders if f.first is not None), None)
 
@@ -183,16 +184,19 @@ class NativeEngine:
             assert gradient is not None, f"{name} got no gradient"
             if isinstance(parameter, DTensor) and isinstance(gradient, DTensor):
                 assert gradient.placements == parameter.placements, f"{name}: not a whole gradient"
-            gradients.append(_local(gradient))
+            gradients.append(local_tensor(gradient))
         return gradients
 
-    def _reduce(self, cross_entropy: Tensor) -> StepSums:
-        """One all-reduce over all processes, in which what several of them hold counts once."""
+    def _reduce(self, cross_entropy: Tensor) -> tuple[Tensor, Tensor]:
+        """The cross entropy and the gradient's norm over all processes.
+
+        One all-reduce, in which what several of them hold counts once.
+        """
         norms = _norms(self._local_gradients())
         squared_norm = (torch.stack(norms).square() / self._num_copies).sum()
         sums = torch.stack((cross_entropy / self._tensor_size, squared_norm))
         dist.all_reduce(sums)
-        return StepSums(sums[0], sums[1].sqrt())
+        return sums[0], sums[1].sqrt()
 
     def _fill_in_optimizer_state(self) -> None:
         """Let the optimizer make its state now, so that a checkpoint can be read into it.
@@ -220,10 +224,6 @@ def _norms(tensors: Sequence[Tensor]) -> list[Tensor]:
         alike = [tensors[place] for place in places]
         norms.update(zip(places, torch._foreach_norm(alike, 2, dtype=torch.float32), strict=True))
     return [norms[place] for place in range(len(tensors))]
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _local_part(parameter: Tensor) -> tuple[Tensor, Sequence[int]]:

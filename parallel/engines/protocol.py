@@ -66,8 +66,8 @@ class StepSums(NamedTuple):
     """Summed over the step's target tokens."""
     grad_norm: Tensor
     """L2 norm of the whole gradient, which still carries the loss weight's scale."""
-    own_finite: Tensor | None = None
-    """1 if this process's own objective was finite; not reduced. None where nobody looked."""
+    own_finite: Tensor
+    """1 if this process's own objective was finite; not reduced."""
 
 
 class Engine(Protocol):
@@ -96,7 +96,7 @@ class Engine(Protocol):
             gradient_factor: fp32 scalar that the gradients are multiplied by (clipping, and the
                 inverse of the loss scale).
             skip: fp32 scalar; 1 leaves weights, moments and step counts as they are. It may lie
-                on the device, and the host doesn't wait for it.
+                on the device: the host waits for it only where the optimizer can't read it there.
         """
 
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> tuple[Tensor, Tensor]:
@@ -114,6 +114,6 @@ class Engine(Protocol):
     def state(self) -> dict[str, Tensor]:
         """Weights as `model.NAME` and optimizer state as `optimizer.NAME.KEY`, for checkpoints.
 
-        The tensors are the live ones, DTensors where they are sharded: writing into them, as
-        loading a checkpoint does, changes the engine's state.
+        The tensors are the live ones, DTensors or `Pieces` where they are sharded: writing into
+        them, as loading a checkpoint does, changes the engine's state.
         """

@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from triax.checkpoint.folders import verify
+from triax.checkpoint.folders import inspect, problems_of
 from triax.checkpoint.manifest import make_manifest, read_manifest, write_manifest
 from triax.checkpoint.reading import read_into, read_tensors
 from triax.checkpoint.staging import whole
@@ -218,7 +218,7 @@ def test_a_malformed_manifest_is_the_users_to_mend(folder: Path, text: str) -> N
     (folder / "manifest.json").write_text(text)
     with pytest.raises(UserError, match=r"manifest\.json"):
         read_manifest(folder)
-    assert len(verify(folder)) == 1
+    assert len(problems_of(inspect(folder))) == 1
 
 
 def rewritten(folder: Path, **changes: Any) -> None:

@@ -21,7 +21,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
 
 from triax.checkpoint import staging, writing
-from triax.checkpoint.folders import resolve_checkpoint, verify
+from triax.checkpoint.folders import inspect, problems_of, resolve_checkpoint
 from triax.checkpoint.reading import read_tensors
 from triax.checkpoint.store import CheckpointStore, SaveOutcome
 from triax.common.errors import UserError
@@ -201,21 +201,21 @@ def test_a_bad_checkpoint_is_told_and_the_previous_taken(tmp_path: Path, damage:
     info = store.newest_good()
     assert info.step == 10
     assert len(said) == 1 and "step-00000020" in said[0] and expected in said[0]
-    assert any(expected in problem for problem in verify(tmp_path / "step-00000020"))
+    assert any(expected in problem for problem in problems_of(inspect(tmp_path / "step-00000020")))
     assert resolve_checkpoint(tmp_path) == tmp_path / "step-00000010"
     assert make_store(tmp_path / "another", say=said.append).good_at(tmp_path) == info
     assert said[0] == said[1]
     # The next save of that step puts a good one in its place.
     store.save(20, tensors_at(20), {"step": 20, "tokens": 2000})
     assert store.wait().error is None
-    assert verify(tmp_path / "step-00000020") == []
+    assert problems_of(inspect(tmp_path / "step-00000020")) == []
 
 
 def test_a_digit_changed_in_the_record_is_found(tmp_path: Path) -> None:
     save_steps(tmp_path, 10)
     path = tmp_path / "step-00000010" / "manifest.json"
     path.write_text(path.read_text().replace('"tokens": 1000', '"tokens": 1001'))
-    assert "checksum" in verify(path.parent)[0]
+    assert "checksum" in problems_of(inspect(path.parent))[0]
 
 
 def test_all_bad_is_an_error_not_a_fresh_start(tmp_path: Path) -> None:
@@ -395,7 +395,7 @@ def killed_save(
 
 def check_after_a_kill(directory: Path, point: str) -> None:
     for info in make_store(directory).entries():
-        assert verify(info.path) == []
+        assert problems_of(info) == []
         assert equal(read_tensors(info.path), tensors_at(info.step))
     store = make_store(directory, say=lambda _: None)
     info = store.newest_good()

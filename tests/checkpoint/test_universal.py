@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +57,55 @@ def test_what_is_no_universal_checkpoint(
     assert "no universal checkpoint" in capsys.readouterr().err
     assert convert(checkpoint, "deepspeed", tmp_path) == ExitCode.BAD_INPUT
     assert convert(checkpoint, "deepspeed", tmp_path / "universal") == ExitCode.DONE
-    (tmp_path / "universal" / "zero" / "norm.weight" / "fp32.pt").write_bytes(b"cut")
-    assert convert(tmp_path / "universal", "native", tmp_path / "out") == ExitCode.BAD_INPUT
-    assert "can't be read as tensors" in capsys.readouterr().err
+    weight = tmp_path / "universal" / "zero" / "norm.weight" / "fp32.pt"
+    for damaged in (b"cut", weight.read_bytes().replace(b"little", b"litter")):
+        weight.write_bytes(damaged)
+        assert convert(tmp_path / "universal", "native", tmp_path / "out") == ExitCode.BAD_INPUT
+        assert "can't be read as tensors" in capsys.readouterr().err
     assert json.loads((tmp_path / "universal" / "triax.json").read_text())["step"] == 3
+
+
+@pytest.mark.parametrize("value", [{"weight": torch.rand(4)}, {"param": "four"}, [1.0], None])
+def test_what_is_no_tensor_is_named(
+    tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str], value: object
+) -> None:
+    convert(checkpoint, "deepspeed", tmp_path / "universal")
+    torch.save(value, tmp_path / "universal" / "zero" / "norm.weight" / "fp32.pt")
+    assert convert(tmp_path / "universal", "native", tmp_path / "out") == ExitCode.BAD_INPUT
+    error = capsys.readouterr().err
+    assert "norm.weight/fp32.pt: expected a tensor or a number" in error and '"param"' in error
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "\xff", "[" * 100_000, '{"step": 3}', '{"step": -1, "record": {}}',
+     '{"step": 3, "record": []}'],
+    ids=range(8),
+)  # fmt: skip
+def test_a_damaged_record_is_named(
+    tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    convert(checkpoint, "deepspeed", tmp_path / "universal")
+    (tmp_path / "universal" / "triax.json").write_text(text, encoding="latin-1")
+    assert convert(tmp_path / "universal", "native", tmp_path / "out") == ExitCode.BAD_INPUT
+    assert 'triax.json: expected JSON with "step"' in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_leaves_nothing(
+    tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A limit on the size of files stands for it: writing fails in the same places."""
+    before = sorted(tmp_path.iterdir())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        code = convert(checkpoint, "deepspeed", tmp_path / "universal")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert code == ExitCode.BAD_INPUT
+    assert "universal: cannot be written" in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == before
 
 
 @pytest.mark.parametrize("parallel", [{"zero_stage": 2, "tensor": 2}, {"zero_stage": 3}], ids=str)

@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from triax.common.errors import UserError
+from triax.common.files import exclusive
 from triax.data.config import PrepareConfig
-from triax.data.files import exclusive
 from triax.data.prepare import ensure_prepared, prepare
 from triax.data.record import load_prepared, load_progress
 from triax.data.shards import Shard, find_shards
@@ -236,7 +236,7 @@ def test_bad_line_in_the_middle_is_a_user_error(tokenizer, tmp_path):
 
 
 def test_one_preparation_at_a_time(corpus, tokenizer, tmp_path):
-    with exclusive(tmp_path), pytest.raises(UserError, match="another process is writing"):
+    with exclusive(tmp_path, "taken"), pytest.raises(UserError, match="another process is writing"):
         run(corpus, tokenizer, tmp_path)
 
 
@@ -300,10 +300,10 @@ def test_ensure_prepared(corpus, tmp_path):
         inputs=(str(text),), output=str(output), vocab_size=300, validation_fraction=0.1
     )
     steps: list[str] = []
-    data = ensure_prepared(config, num_workers=1, report=steps.append)
+    data = ensure_prepared(config, report=steps.append)
     assert len(steps) == 2
     text.unlink()  # what is finished needs the inputs no more
-    assert ensure_prepared(config, num_workers=1, report=steps.append) == data
+    assert ensure_prepared(config, report=steps.append) == data
     assert len(steps) == 2
     changed = config.model_copy(update={"vocab_size": 301})
     with pytest.raises(UserError, match=r"data\.prepare\.vocab_size: 301, .* prepared with 300"):

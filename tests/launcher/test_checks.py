@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 import tomli_w
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models
 
 from triax.data.prepare import prepare
 from triax.data.shards import ShardWriter, token_dtype
@@ -170,17 +170,17 @@ def test_what_is_no_tokenizer_is_named(
 ) -> None:
     (tmp_path / "tokenizer.json").write_text(content)
     (problem,) = problems(tmp_path, config, f"data.tokenizer={tmp_path}")
-    assert "not a file of the `tokenizers` library" in problem.message
+    assert "no tokenizer that `tokenizers` can load" in problem.message
 
 
-def test_unigram_and_added_tokens_count(tmp_path: Path, config: dict[str, Any]) -> None:
-    parsed = {
-        "model": {"vocab": [["a", -1.0]] * 300},
-        "added_tokens": [{"id": 300, "content": "<new>"}],
-    }
-    (tmp_path / "tokenizer.json").write_text(json.dumps(parsed))
-    (problem,) = problems(tmp_path, config, f"data.tokenizer={tmp_path}")
-    assert "300 is less than the 301 tokens" in problem.message
+def test_unigram_and_added_tokens_and_gaps_count(tmp_path: Path, config: dict[str, Any]) -> None:
+    added = Tokenizer(models.Unigram([(f"t{number}", -1.0) for number in range(300)]))
+    added.add_tokens(["<new>"])
+    gaps = Tokenizer(models.WordLevel({"a": 0, "b": 300}, unk_token="a"))
+    for tokenizer in (added, gaps):
+        tokenizer.save(str(tmp_path / "tokenizer.json"))
+        (problem,) = problems(tmp_path, config, f"data.tokenizer={tmp_path}")
+        assert "300 is less than the 301 tokens" in problem.message
 
 
 def test_a_run_directory_that_cannot_be_is_refused(tmp_path: Path, config: dict[str, Any]) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from rehearsal import SEQ_LEN, VOCAB_SIZE, write_config
 
+from triax.checkpoint.staging import whole
+from triax.checkpoint.writing import write_checkpoint
 from triax.common.errors import UserError
 from triax.data.loader import Loader
 from triax.data.sampler import Phase, Sampler
@@ -29,6 +33,24 @@ def test_a_sample_is_the_row_that_training_reads(tmp_path: Path) -> None:
         for row in range(8):
             shown = [int(token) for token in samples.read(cursor + row).text.split()]
             assert shown[:-1] == batch.tokens_BT[row].tolist()
+
+
+@pytest.mark.parametrize("given", [".", "config.toml"])
+def test_a_moved_run_s_samples_are_its_own(tmp_path: Path, given: str) -> None:
+    """Its config says where it was; its checkpoint says that only one of two sources was read."""
+    text = write_config(tmp_path).read_text()
+    for suffix in (".bin", ".idx"):
+        shutil.copy(tmp_path / f"train{suffix}", tmp_path / f"other{suffix}")
+    train = f'{{ path = "{tmp_path}/train" }}'
+    moved = tmp_path / "moved"
+    record = {"phases": [Phase(0, (("train", 1.0),)).to_json()]}
+    tensors = {"model.weight": whole(torch.ones(1))}
+    write_checkpoint(moved / "checkpoints/step-00000001", tensors, record, step=1)
+    (moved / "config.toml").write_text(
+        text.replace(train, f'{train}, {{ path = "{tmp_path}/other" }}')
+    )
+    samples = RunSamples.open(moved / given, None)
+    assert {samples.read(number).source for number in range(20)} == {"train"}
 
 
 def test_the_command_shows_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,7 +25,6 @@ def test_a_budget_is_rounded_down_to_whole_steps(tokens: int, per_step: int) -> 
             resolve_budget(config, MODEL, per_step)
         return
     budget = resolve_budget(config, MODEL, per_step)
-    assert budget.requested_tokens == tokens
     assert budget.num_tokens == budget.num_steps * per_step
     assert 0 <= tokens - budget.num_tokens < per_step
 
@@ -37,9 +36,7 @@ def test_a_budget_is_rounded_down_to_whole_steps(tokens: int, per_step: int) -> 
 def test_chinchilla_counts_parameters_by_the_stated_convention(convention, count) -> None:
     config = BudgetConfig(parameters=convention, tokens_per_parameter=20.0)
     assert chinchilla_tokens(config, MODEL) == 20 * count(MODEL)
-    budget = resolve_budget(config, MODEL, 4096)
-    assert budget.num_parameters == count(MODEL)
-    assert budget.num_steps == 20 * count(MODEL) // 4096
+    assert resolve_budget(config, MODEL, 4096).num_steps == 20 * count(MODEL) // 4096
 
 
 def test_llama3_8b_s_budget_is_that_of_its_published_size() -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from triax.checkpoint.folders import CHECKPOINTS_FOLDER, folder_name
 from triax.common.tokens import IGNORE_INDEX
 from triax.parallel.engines.protocol import Engine, MicroBatch, StepSums
 from triax.parallel.pieces import local_parts
@@ -113,7 +114,7 @@ class FaultInjector:
 
     def _flip_file(self, step: int) -> None:
         """Flip a bit in the middle of one of the step's saved files, another for each rank."""
-        files = sorted((self._run_dir / "checkpoints" / f"step-{step:08d}").glob("*.distcp"))
+        files = sorted((self._run_dir / CHECKPOINTS_FOLDER / folder_name(step)).glob("*.distcp"))
         path = files[self._rank % len(files)]
         with path.open("r+b") as file:
             file.seek(path.stat().st_size // 2)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
+
+from triax.common.files import replace_text
 
 STACKS_OF = "=== stacks of rank"
 """How each of the dumps in a rank's `.stacks` file begins."""
@@ -51,9 +52,7 @@ def write_heartbeat(folder: Path, heartbeat: Heartbeat) -> None:
         OSError: the file system doesn't take it.
     """
     path = heartbeat_path(folder, heartbeat.rank)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(asdict(heartbeat)) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    replace_text(path, json.dumps(asdict(heartbeat)) + "\n")
 
 
 def read_heartbeats(folder: Path) -> list[Heartbeat]:

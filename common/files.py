@@ -12,8 +12,11 @@ from triax.common.errors import UserError
 
 
 @contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
+def exclusive(folder: Path, refusal: str) -> Iterator[None]:
     """Hold a folder for one process; the lock ends with the process, however that ends.
+
+    Args:
+        refusal: what the user is told where another process holds it.
 
     Raises:
         UserError: another process holds it, or it cannot be written.
@@ -25,7 +28,7 @@ def exclusive(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{folder}: another process is writing there; wait for it") from None
+            raise UserError(refusal) from None
         except OSError:
             pass  # some cluster file systems have no locks: go on without one
         yield
@@ -71,26 +74,41 @@ def make_folder(path: Path) -> None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text file through a temporary name, synced to disk before the rename.
+    """Write a text file as `replace_text` does, durably.
 
     Raises:
         UserError: it cannot be written.
     """
+    with write_errors(path):
+        replace_text(path, text, fsync=True)
+
+
+def replace_text(path: Path, text: str, *, fsync: bool = False) -> None:
+    """Write a text file whole or not at all, through a temporary name.
+
+    Args:
+        fsync: make it last through a power cut: the contents before the rename, then the name.
+
+    Raises:
+        OSError: the file system doesn't take it.
+    """
     temporary = path.with_name(path.name + ".partial")
     try:
-        with write_errors(path):
-            with temporary.open("w", encoding="utf-8") as file:
-                file.write(text)
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            if fsync:
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.replace(path)
+        temporary.replace(path)
+        if fsync:
             fsync_folder(path.parent)
-    finally:
+    except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make renames in a folder last through a power cut."""
+    """Make the names in a folder last through a power cut; not what is in the files."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,0 +1,44 @@
+"""What `triax diagnose` reads out of the stacks of a process, wherever that ran."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from triax.launcher.diagnosis import diagnose
+from triax.training.run_directory import RunDirectory
+from triax.training.stability.heartbeat import STACKS_OF, Heartbeat, write_heartbeat
+
+THREADING = "/data/miniconda3/lib/python3.11/threading.py"
+TORCH = "/opt/python/site-packages/torch/utils/data/sampler.py"
+
+
+@pytest.mark.parametrize(
+    ("files", "place"),
+    [
+        ([THREADING, "/home/me/checkout/data/prefetch.py"],
+         "f0 (threading.py:1) called by f1 (data/prefetch.py:1)"),
+        ([THREADING, TORCH, "/opt/python/site-packages/triax/data/prefetch.py"],
+         "f0 (threading.py:1) called by f2 (data/prefetch.py:1)"),
+        (["/srv/triax/common/files.py"], "f0 (common/files.py:1)"),
+        (["/srv/triax/parallel/engines/native.py"], "f0 (parallel/engines/native.py:1)"),
+        ([THREADING, TORCH, "<frozen runpy>"], "f0 (threading.py:1)"),
+        ([__file__], "f0 (test_diagnosis.py:1)"),
+    ],
+    ids=["checkout", "installed", "common", "nested", "others", "beside"],
+)  # fmt: skip
+def test_only_frames_of_triax_are_named_as_its_own(
+    tmp_path: Path, files: list[str], place: str
+) -> None:
+    directory = RunDirectory(tmp_path)
+    directory.create()
+    directory.heartbeats.mkdir()
+    beat = Heartbeat(0, "host", 1, 5, "stepping", 9, since=1.0, time=2.0, period=1.0)
+    write_heartbeat(directory.heartbeats, beat)
+    frames = "".join(f'  File "{file}", line 1 in f{n}\n' for n, file in enumerate(files))
+    (directory.logs / "rank-0.stacks").write_text(
+        f'{STACKS_OF} 0\nThread 0x1 (most recent call first):\n  File "{TORCH}", line 1 in g\n\n'
+        f"Thread 0x2 (most recent call first):\n{frames}"
+    )
+    assert diagnose(tmp_path).processes[0].place == place
