@@ -210,7 +210,11 @@ class _Norm(nn.RMSNorm):
 
 class _Head(_Column):
     """`Head` with this process's rows: all logits of a micro-batch exist at once, but each process
-    has those of its tokens of the vocabulary only."""
+    has those of its tokens of the vocabulary only.
+
+    The loss is megatron-core's and not `models/loss.py`: two stacks that share nothing and agree
+    prove each other right.
+    """
 
     def __init__(self, head: Head, sequence: _WholeSequence, **options: Any) -> None:
         super().__init__(head.weight.shape[1], head.weight.shape[0], **options)
