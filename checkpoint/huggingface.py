@@ -56,9 +56,16 @@ def huggingface_names(model: ModelConfig) -> dict[str, str]:
 
 
 def parameter_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Shapes of the parameters, by our names; weights are (out, in)."""
-    with torch.device("meta"):
-        return {name: tuple(p.shape) for name, p in Transformer(model).named_parameters()}
+    """Shapes of the parameters, by our names; weights are (out, in).
+
+    Raises:
+        UserError: the sizes are beyond what torch can count.
+    """
+    try:
+        with torch.device("meta"):
+            return {name: tuple(p.shape) for name, p in Transformer(model).named_parameters()}
+    except RuntimeError as error:
+        raise UserError(f"no machine holds a model of these sizes: {error}") from error
 
 
 def export_huggingface(

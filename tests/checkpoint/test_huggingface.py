@@ -376,3 +376,9 @@ def test_transformers_4_keys_and_5_keys_read_alike(exported: Path) -> None:
     from_new, _ = import_huggingface(exported)
     assert from_old == from_new
     assert from_old.rope_theta == 7.5 and from_old.rope_scaling.factor == 4.0
+
+
+def test_sizes_that_nobody_can_count_are_refused() -> None:
+    sizes = SMALL | {"hidden_size": 2**40, "ffn_hidden_size": 2**40, "vocab_size": 2**40}
+    with pytest.raises(UserError, match="no machine"):
+        parameter_shapes(ModelConfig(**sizes))
