@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
 from triax.training.run_directory import RunDirectory
 
 
 def plot_losses(directory: RunDirectory) -> Path | None:
     """Draw `loss.png` from metrics.jsonl and events.jsonl; None if there is nothing to draw."""
+    from matplotlib.figure import Figure  # slow to import, and only the first rank draws
+
     rows = [row for row in directory.rows(directory.metrics) if row.get("loss") is not None]
     if not rows:
         return None
