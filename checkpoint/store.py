@@ -10,7 +10,7 @@ import json
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -187,7 +187,7 @@ class CheckpointStore:
         ]
         if not infos:
             return None
-        found = self._first_good(reversed(infos))
+        found = self._newest_good_of(infos)
         if found is None:
             raise UserError(
                 f"{self._directory}: none of its {len(infos)} checkpoints is good: restore one "
@@ -202,14 +202,13 @@ class CheckpointStore:
         Raises:
             UserError: there is none, or none is good.
         """
-        infos = on_first(lambda: checkpoints_at(path), self._group)
-        found = self._first_good(reversed(infos))
+        found = self._newest_good_of(on_first(lambda: checkpoints_at(path), self._group))
         if found is None:
             raise UserError(f"{path}: no good checkpoint: restore it from a copy")
         return found
 
-    def _first_good(self, infos: Iterable[CheckpointInfo]) -> CheckpointInfo | None:
-        for info in infos:
+    def _newest_good_of(self, infos: Sequence[CheckpointInfo]) -> CheckpointInfo | None:
+        for info in reversed(infos):
             problems = self._problems_of(info)
             if not problems:
                 return info
