@@ -1,9 +1,8 @@
-"""Processes for tests: forked from a server that has imported torch and done nothing else."""
+"""Processes for tests: forked from a warm parent."""
 
 from __future__ import annotations
 
 import importlib.util
-import multiprocessing
 import os
 import sys
 from collections.abc import Callable
@@ -12,15 +11,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from warm import warm_context
+
 JOIN_SECONDS = 60
-# torch._dynamo is what DTensor imports at its first use.
-_PRELOADED = [
-    "pytest",
-    "triax.checkpoint.store",
-    "torch.distributed.fsdp",
-    "torch.distributed.tensor",
-    "torch._dynamo",
-]
 
 
 def run_ranks(
@@ -30,8 +23,7 @@ def run_ranks(
 
     Returns what each returned, or its exit code (negative: a signal) if it didn't return.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
+    context = warm_context()
     rendezvous = folder / f"rendezvous-{len(list(folder.glob('rendezvous-*')))}"
     processes, pipes = [], []
     for rank in range(num_ranks):

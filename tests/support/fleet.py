@@ -1,13 +1,8 @@
-"""Several processes of one job, forked from a warm parent that has only imported.
-
-A parent that has run a tensor op deadlocks its children, so the fork server is a process of its
-own: it imports torch once, and a fleet starts in a fraction of a second.
-"""
+"""Several processes of one job, forked from a warm parent: they start in a fraction of a second."""
 
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 import pickle
 import signal
@@ -15,25 +10,10 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
-# Asking for a GPU the usual way would leave a fork server whose children can't use one.
-os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
-
-PRELOAD = [
-    "torch",
-    "torch.distributed.fsdp",
-    "torch.distributed.pipelining",
-    "worlds",
-    "triax.launcher.train",
-    "triax.parallel.engines.native",
-    "torch.utils.tensorboard",
-    "matplotlib.figure",
-    "frozen",
-    "optional",
-]
+from warm import warm_context
 
 
 def run_fleet(
@@ -50,8 +30,7 @@ def run_fleet(
     A process's exception is raised here with its traceback; with `may_fail`, results of failed
     ranks are the exception's text, or None where a process died. Every wait is bounded.
     """
-    context = multiprocessing.get_context("forkserver")
-    _start_server()
+    context = warm_context()
     with tempfile.TemporaryDirectory() as folder:
         workers = [
             context.Process(
@@ -69,19 +48,6 @@ def run_fleet(
     if failures and not may_fail:
         raise AssertionError("\n".join(f"rank {rank}:\n{text}" for rank, text in failures))
     return [value for _, value in results]
-
-
-def _start_server() -> None:
-    """Let the fork server find the modules beside this one: it drops those it can't import."""
-    forkserver.set_forkserver_preload(PRELOAD)
-    path = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(Path(__file__).parent), path)))
-    try:
-        forkserver.ensure_running()
-    finally:
-        del os.environ["PYTHONPATH"]
-        if path is not None:
-            os.environ["PYTHONPATH"] = path
 
 
 def _wait(workers: Sequence[Any], end: float, may_fail: bool) -> None:

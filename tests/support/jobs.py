@@ -7,7 +7,6 @@ of one and runs the very `main` that torchrun would start, so it can be killed l
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -21,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fleet import PRELOAD
+from warm import warm_context
 
 NUM_STEPS = 24
 CONFIG = """\
@@ -142,8 +141,7 @@ def train(
     Args:
         signal_when: sends the signal to all workers once the function says so.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
+    context = warm_context()
     variables: list[dict[str, str]] = [{}]
     if num_processes > 1:
         port = _free_port()

@@ -7,7 +7,6 @@ launcher does, only sooner.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import socket
@@ -20,11 +19,10 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from fleet import PRELOAD
+from warm import warm_context
 
 from triax.data.shards import ShardWriter
 
-_PRELOAD = [*PRELOAD, "rehearsal"]
 _SECONDS_FOR_THE_OTHERS = 3.0
 
 VOCAB_SIZE = 64
@@ -140,8 +138,7 @@ def run_job(
         overrides: arguments of all processes.
         of_rank: further ones of single processes.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOAD)
+    context = warm_context()
     began = time.monotonic()
     port = _free_port() if num_processes > 1 else 0
     argv = [str(folder / "run.toml"), *overrides]
