@@ -218,9 +218,10 @@ def _free_port() -> int:
 
 
 def read_rows(run: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl, line by line."""
+    """metrics.jsonl, line by line; of a line that is being written nothing."""
     path = run / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
 def curve(run: Path) -> list[tuple[int, float, float]]:
