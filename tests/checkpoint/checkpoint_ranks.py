@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import multiprocessing
 import os
 import sys
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from warm import warm_context
+from warm import fork
 
 JOIN_SECONDS = 60
 
@@ -23,17 +24,14 @@ def run_ranks(
 
     Returns what each returned, or its exit code (negative: a signal) if it didn't return.
     """
-    context = warm_context()
     rendezvous = folder / f"rendezvous-{len(list(folder.glob('rendezvous-*')))}"
     processes, pipes = [], []
     for rank in range(num_ranks):
-        receiver, sender = context.Pipe(duplex=False)
+        receiver, sender = multiprocessing.Pipe(duplex=False)
         source = sys.modules[function.__module__].__file__
-        process = context.Process(
-            target=_enter,
-            args=(source, function.__name__, sender, rank, num_ranks, rendezvous, timeout, args),
+        process = fork(
+            _enter, source, function.__name__, sender, rank, num_ranks, rendezvous, timeout, args
         )
-        process.start()
         sender.close()
         processes.append(process)
         pipes.append(receiver)

@@ -209,7 +209,6 @@ def test_validation_depends_on_no_layout(
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_pinned_on_request(sources: dict[str, Source]) -> None:
     loader = make_loader(sources, pin_memory=True)
     (batches,) = loader.iterate(0, 12)

@@ -18,13 +18,7 @@ from worlds import Case, Rows, make_context, make_engine, micro_batches
 from triax.training.adamw import update_parts
 from triax.training.step import train_step
 
-CUDA = pytest.param(
-    "cuda",
-    marks=[
-        pytest.mark.gpu,
-        pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-    ],
-)
+CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
 EACH_DEVICE = pytest.mark.parametrize("device", ["cpu", CUDA])
 ON_GPU = pytest.mark.parametrize("device", [CUDA])
 BACKEND = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}

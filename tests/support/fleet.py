@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from warm import warm_context
+from warm import fork
 
 
 def run_fleet(
@@ -30,18 +30,11 @@ def run_fleet(
     A process's exception is raised here with its traceback; with `may_fail`, results of failed
     ranks are the exception's text, or None where a process died. Every wait is bounded.
     """
-    context = warm_context()
     with tempfile.TemporaryDirectory() as folder:
         workers = [
-            context.Process(
-                target=_work,
-                args=(rank, num_processes, Path(folder), backend, function, args),
-                daemon=True,
-            )
+            fork(_work, rank, num_processes, Path(folder), backend, function, args)
             for rank in range(num_processes)
         ]
-        for worker in workers:
-            worker.start()
         _wait(workers, time.monotonic() + timeout, may_fail)
         results = [_read(Path(folder) / f"{rank}.pkl") for rank in range(num_processes)]
     failures = [(rank, text) for rank, (ok, text) in enumerate(results) if not ok]

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from warm import warm_context
+from warm import fork
 
 NUM_STEPS = 24
 CONFIG = """\
@@ -133,6 +133,7 @@ def train(
     num_processes: int = 1,
     config: str = "run.toml",
     signal_when: tuple[signal.Signals | None, Callable[[], bool]] | None = None,
+    timeout: float = 90,
 ) -> Ended:
     """Train in forked workers; the code is that of the first worker to fail, or 0.
 
@@ -141,7 +142,6 @@ def train(
     Args:
         signal_when: sends the signal to all workers once the function says so.
     """
-    context = warm_context()
     variables: list[dict[str, str]] = [{}]
     if num_processes > 1:
         port = _free_port()
@@ -159,12 +159,9 @@ def train(
         log.with_suffix(".err").write_text("")
     argv = [config, *overrides]
     workers = [
-        context.Process(target=_work, args=(folder, each, log, argv), daemon=True)
-        for each, log in zip(variables, logs, strict=True)
+        fork(_work, folder, each, log, argv) for each, log in zip(variables, logs, strict=True)
     ]
-    for worker in workers:
-        worker.start()
-    codes = _wait(workers, signal_when)
+    codes = _wait(workers, signal_when, timeout)
     out = "".join(log.with_suffix(".out").read_text() for log in logs)
     error = "".join(log.with_suffix(".err").read_text() for log in logs)
     return Ended(next((code for code in codes if code), 0), out, error)
@@ -173,7 +170,7 @@ def train(
 def _wait(
     workers: Sequence[Any],
     signal_when: tuple[signal.Signals | None, Callable[[], bool]] | None,
-    timeout: float = 90.0,
+    timeout: float,
 ) -> list[int]:
     """Wait for all; returns the exit codes, those of the first to fail before the others."""
     end, failed = time.monotonic() + timeout, []

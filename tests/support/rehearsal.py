@@ -19,7 +19,7 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from warm import warm_context
+from warm import fork
 
 from triax.data.shards import ShardWriter
 
@@ -138,22 +138,15 @@ def run_job(
         overrides: arguments of all processes.
         of_rank: further ones of single processes.
     """
-    context = warm_context()
     began = time.monotonic()
     port = _free_port() if num_processes > 1 else 0
     argv = [str(folder / "run.toml"), *overrides]
     log = folder / "output.txt"
     log.write_text("")
     workers = [
-        context.Process(
-            target=_work,
-            args=(rank, num_processes, port, [*argv, *of_rank.get(rank, ())], log),
-            daemon=True,
-        )
+        fork(_work, rank, num_processes, port, [*argv, *of_rank.get(rank, ())], log)
         for rank in range(num_processes)
     ]
-    for worker in workers:
-        worker.start()
     ended = _wait(workers, time.monotonic() + timeout)
     name = next((o.split("=")[1] for o in overrides if o.startswith("--run.name=")), "run")
     codes = [worker.exitcode if worker.exitcode is not None else 0 for worker in workers]

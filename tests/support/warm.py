@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from collections.abc import Callable
 from multiprocessing import forkserver
-from multiprocessing.context import ForkServerContext
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-
-# Asking for a GPU the usual way would leave a fork server whose children can't use one.
-os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+from typing import Any
 
 _PRELOAD = [
     "pytest",
@@ -31,10 +30,11 @@ _PRELOAD = [
     "optional",
     "frozen",
 ]
+_GPUS = "CUDA_VISIBLE_DEVICES"
 
 
-def warm_context() -> ForkServerContext:
-    """The context whose processes are forks of the server, which is running then."""
+def fork(target: Callable[..., None], *args: Any) -> ForkServerProcess:
+    """Start `target(*args)` in a fork of the server; it sees the GPUs that its caller sees."""
     forkserver.set_forkserver_preload(_PRELOAD)
     # It drops modules that it can't import, and finds those beside this one by this path only.
     path = os.environ.get("PYTHONPATH")
@@ -42,7 +42,20 @@ def warm_context() -> ForkServerContext:
     try:
         forkserver.ensure_running()
     finally:
-        del os.environ["PYTHONPATH"]
-        if path is not None:
-            os.environ["PYTHONPATH"] = path
-    return multiprocessing.get_context("forkserver")
+        _set("PYTHONPATH", path)
+    process = multiprocessing.get_context("forkserver").Process(
+        target=_enter, args=(os.environ.get(_GPUS), target, args), daemon=True
+    )
+    process.start()
+    return process
+
+
+def _enter(gpus: str | None, target: Callable[..., None], args: tuple[Any, ...]) -> None:
+    _set(_GPUS, gpus)
+    target(*args)
+
+
+def _set(name: str, value: str | None) -> None:
+    os.environ.pop(name, None)
+    if value is not None:
+        os.environ[name] = value

@@ -120,7 +120,6 @@ def test_it_counts_and_updates_as_torch_does(apex: str) -> None:  # noqa: ARG001
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_nvidias_norm_is_as_near_to_fp64_as_torchs(dtype: torch.dtype) -> None:
     """Forward and backward, on activations of a model's width."""
@@ -140,7 +139,6 @@ def test_nvidias_norm_is_as_near_to_fp64_as_torchs(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_nvidias_adam_updates_as_torchs() -> None:
     fused_adam = find_fused_adam()
     if fused_adam is None:

@@ -141,7 +141,6 @@ def test_judging_waits_for_nothing() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_judging_waits_for_nothing_on_a_gpu() -> None:
     device = torch.device("cuda")
     guard = Guard(StabilityConfig(window=WINDOW, adaptive_clip_percentile=50.0), device)
