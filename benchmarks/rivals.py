@@ -71,15 +71,19 @@ def bare(config: RunConfig, device: torch.device) -> Loop:
 
 def transformers(config: RunConfig, device: torch.device) -> Loop:
     """Hugging Face's Llama, compiled as a whole, with autocast's mixed precision."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     if config.precision.compute == "fp8":
         raise UserError("has no fp8")
     fields = to_huggingface(
         config.model, dtype="float32", seq_len=config.data.seq_len, special_tokens={}
     )
+    # Its own name, "sdpa", makes a dense mask wherever it is compiled, and takes neither a causal
+    # kernel nor grouped heads with that. For a name without a mask function it makes none.
+    AttentionInterface.register("sdpa_is_causal", sdpa_attention_forward)
     with device:
-        model = LlamaForCausalLM(LlamaConfig(**fields, attn_implementation="sdpa"))
+        model = LlamaForCausalLM(LlamaConfig(**fields, attn_implementation="sdpa_is_causal"))
     weights = with_weights(config, device).state_dict()
     names = huggingface_names(config.model)
     model.load_state_dict({theirs: weights[ours] for ours, theirs in names.items()}, strict=False)
