@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jobs
 import pytest
+from ports import free_port
 from small_run import TOKENS_PER_STEP, command, losses, make_run
 
 NUM_STEPS = 12
@@ -28,10 +29,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_its_launcher_starts_processes(folder: Path) -> None:
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    port = str(22000 + os.getpid() % 5000)
     ended = subprocess.run(
         [
-            command("deepspeed"), "--num_gpus", "2", "--master_port", port, "--module",
+            command("deepspeed"), "--num_gpus", "2", "--master_port", str(free_port()), "--module",
             "triax.launcher.train", "run.toml", "--run.name=launched", DEEPSPEED,
             "--parallel.zero_stage=3",
         ],

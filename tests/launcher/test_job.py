@@ -22,6 +22,7 @@ from jobs import (
     train,
     triax,
 )
+from ports import free_port
 
 from triax.data.loader import Loader
 from triax.data.sampler import Phase, Sampler, source_names
@@ -114,10 +115,10 @@ def test_a_finished_run_says_so_and_goes_on_with_a_larger_budget(copied: Path) -
 def test_the_same_job_started_in_any_way_gives_the_same_losses(
     finished: tuple[Path, Ended], job: Path
 ) -> None:
-    two = ("--nproc-per-node", "2")
+    two, port = ("--nproc-per-node", "2"), ("--master-port", str(free_port()))
     commands = {
         "agent": ("triax", "train", "run.toml", *two),
-        "torchrun": ("torchrun", *two, "-m", "triax.launcher.train", "run.toml"),
+        "torchrun": ("torchrun", *two, *port, "-m", "triax.launcher.train", "run.toml"),
         "module": ("python", "-m", "triax.launcher.train", "run.toml"),
     }
     for name, command in commands.items():

@@ -11,7 +11,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ports import free_port
 from warm import fork
 
 NUM_STEPS = 24
@@ -144,7 +144,7 @@ def train(
     """
     variables: list[dict[str, str]] = [{}]
     if num_processes > 1:
-        port = _free_port()
+        port = free_port()
         variables = [
             {
                 "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_processes),
@@ -206,12 +206,6 @@ def _work(folder: Path, variables: dict[str, str], log: Path, argv: list[str]) -
 
     torch.set_num_threads(1)
     sys.exit(main(argv))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return int(probe.getsockname()[1])
 
 
 def read_rows(run: Path) -> list[dict[str, Any]]:

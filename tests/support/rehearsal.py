@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+from ports import free_port
 from warm import fork
 
 from triax.data.shards import ShardWriter
@@ -139,7 +139,7 @@ def run_job(
         of_rank: further ones of single processes.
     """
     began = time.monotonic()
-    port = _free_port() if num_processes > 1 else 0
+    port = free_port() if num_processes > 1 else 0
     argv = [str(folder / "run.toml"), *overrides]
     log = folder / "output.txt"
     log.write_text("")
@@ -192,9 +192,3 @@ def _work(rank: int, num_processes: int, port: int, argv: list[str], log: Path) 
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(code)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
