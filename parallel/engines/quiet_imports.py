@@ -35,6 +35,8 @@ def silence() -> Iterator[None]:
 # DeepSpeed looks for devices when it is imported, and warns if it isn't told what to find.
 os.environ.setdefault("DS_ACCELERATOR", "cpu" if _IS_CPU else "cuda")
 os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
+# Their imports ask torch for CUDA's compiler; it warns where that is and no GPU.
+logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 try:
     with silence():
         import deepspeed as deepspeed
