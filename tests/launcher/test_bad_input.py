@@ -92,10 +92,11 @@ def everything(run: Path) -> dict[str, bytes]:
     return {str(path.relative_to(run)): path.read_bytes() for path in paths if path.is_file()}
 
 
-def test_a_changed_model_is_shown_and_refused(run: Path) -> None:
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_a_changed_model_is_shown_and_refused(run: Path, num_processes: int) -> None:
     before = everything(run)
     changes = ("--model.num_layers=3", "--eval.batches=1")
-    ended = train(run.parent.parent, *changes, num_processes=2)
+    ended = train(run.parent.parent, *changes, num_processes=num_processes)
     refused(ended, "model.num_layers: 2 -> 3 (breaks the run) eval.batches: 2 -> 1")
     assert (
         "\n  model.num_layers: 2 -> 3   (breaks the run)\n  eval.batches: 2 -> 1\n" in ended.error
@@ -147,20 +148,26 @@ def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_is_taken(
     assert read_events(run, "start")[-1]["step"] == 20
 
 
-def test_a_run_whose_checkpoints_are_all_damaged_never_begins_anew(run: Path) -> None:
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_a_run_whose_checkpoints_are_all_damaged_never_begins_anew(
+    run: Path, num_processes: int
+) -> None:
     for step in (16, 20, 24):
         damage(run, step)
     before = everything(run)
-    ended = train(run.parent.parent, "--budget.tokens=7680", num_processes=2)
+    ended = train(run.parent.parent, "--budget.tokens=7680", num_processes=num_processes)
     refused(ended, "none of its 3 checkpoints is good")
     assert everything(run) == before
 
 
-def test_text_that_cannot_be_prepared(job: Path) -> None:
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_text_that_cannot_be_prepared(job: Path, num_processes: int) -> None:
     (job / "bad.jsonl").write_text('{"text": 5}\n')
     prepare = '--data.prepare={"inputs": ["bad.jsonl"], "output": "made", "vocab_size": 300}'
     places = ("--data.tokenizer=made/tokenizer", '--data.sources=[{"path": "made/train"}]')
-    ended = train(job, prepare, *places, "--data.validation=made/validation", num_processes=2)
+    ended = train(
+        job, prepare, *places, "--data.validation=made/validation", num_processes=num_processes
+    )
     refused(ended, 'bad.jsonl, line 1: "text" holds int, expected a string')
 
 
@@ -172,14 +179,15 @@ def test_a_token_outside_the_vocabulary_in_one_rank_s_validation(job: Path) -> N
     refused(train(job, num_processes=2), "rank 1: data/validation-00000: token id 60000")
 
 
-def test_a_token_outside_the_vocabulary_in_mid_run(job: Path) -> None:
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_a_token_outside_the_vocabulary_in_mid_run(job: Path, num_processes: int) -> None:
     path = job / "data/train-00000.bin"
     tokens = np.fromfile(path, dtype=np.uint16)
     good = tokens[9000]
     tokens[9000] = 60000
     tokens.tofile(path)
     overrides = ("--budget.tokens=24000", "--checkpoint.every=1000 steps")
-    ended = train(job, *overrides, num_processes=2)
+    ended = train(job, *overrides, num_processes=num_processes)
     refused(ended, "data/train-00000: token id 60000 at position 9,000 is not in [0, ")
     assert ended.error.count("token id") == 1
     assert json.loads((job / "runs/job/exit.json").read_text())["code"] == 2
@@ -187,10 +195,10 @@ def test_a_token_outside_the_vocabulary_in_mid_run(job: Path) -> None:
     reached = len(read_rows(job / "runs/job"))
     tokens[9000] = good
     tokens.tofile(path)
-    ended = train(job, *overrides, num_processes=2)
+    ended = train(job, *overrides, num_processes=num_processes)
     assert ended.code == 0, ended.text
     assert f"going on after step {reached} " in ended.out
-    whole = train(job, *overrides, "--run.name=whole", num_processes=2)
+    whole = train(job, *overrides, "--run.name=whole", num_processes=num_processes)
     assert whole.code == 0, whole.text
     assert curve(job / "runs/job") == curve(job / "runs/whole")
 

@@ -78,6 +78,7 @@ def start(folder: Path, script: str, *overrides: str) -> subprocess.Popen[str]:
         ("worker.py", "--run.name=all", 2, "triax: error: the shard is gone"),
         ("launch.py", "--run.name=all", 2, "triax: error: the shard is gone"),
         ("launch.py", "--run.name=one", 2, "triax: error: rank 1 on "),
+        ("launch.py", "--batch.global_batch_size=7", 2, "triax: error: run.toml: 1 problem"),
         ("launch.py", "--model.slow-rank-0=7", 2, "triax: error: run.toml: 1 problem"),
     ],
 )

@@ -31,12 +31,12 @@ def test_tensor_and_data_parallel(num_processes: int, parallel: dict[str, object
     assert found.worst <= TOLERANCE, found
 
 
-@pytest.mark.parametrize(("zero_stage", "tied"), [(1, False), (3, True)])
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_every_schedule(schedule: str, zero_stage: int, tied: bool) -> None:
-    """`pytest -m grid` has every stage, tied and untied."""
+def test_every_schedule_with_every_zero_stage(schedule: str, zero_stage: int) -> None:
+    """Tied and untied by turns; `pytest -m grid` has both of each."""
     parallel = {"pipeline": 2, "pipeline_schedule": schedule, "zero_stage": zero_stage}
-    found = measure(4, parallel, tied=tied)
+    found = measure(4, parallel, tied=(list(SCHEDULES).index(schedule) + zero_stage) % 2 == 0)
     assert found.worst <= TOLERANCE, found
 
 
