@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from triax.models.attention import rotary_table
 from triax.models.config import ModelConfig
-from triax.models.transformer import Block
+from triax.models.families import model_config
+from triax.models.layers.block import Block
+from triax.models.layers.rotary import rotary_table
 from triax.parallel.spread import checkpoint_activations
 
 
@@ -53,10 +54,11 @@ class LiveStorages(TorchDispatchMode):
 
 def bytes_per_token(config: ModelConfig, what: str, num_tokens: int) -> float:
     """What one block keeps after its forward pass, its output not counted."""
-    block = Block(config).to(torch.bfloat16)
+    layer = config.architecture().layers[0]
+    block = Block(layer, config.hidden_size).to(torch.bfloat16)
     checkpoint_activations(block, what)
     x_BTD = torch.randn(1, num_tokens, config.hidden_size, dtype=torch.bfloat16, requires_grad=True)
-    rotary = rotary_table(config, num_tokens, x_BTD.device)
+    rotary = rotary_table(layer.attention, num_tokens, x_BTD.device)
     parameters = {p.untyped_storage()._cdata for p in block.parameters()}
     with LiveStorages() as live:
         live._known |= parameters | {x.untyped_storage()._cdata for x in (x_BTD, rotary)}
@@ -74,7 +76,7 @@ def main() -> None:
     parser.add_argument("--preset", default="llama3-8b")
     parser.add_argument("--tokens", type=int, default=256)
     args = parser.parse_args()
-    config = ModelConfig.model_validate({"preset": args.preset})
+    config = model_config(preset=args.preset)
     print(f"{args.preset}, bf16, {args.tokens} tokens: bytes a token and block")
     for what in ("none", "selective", "full"):
         print(f"  {what:<10} {bytes_per_token(config, what, args.tokens):>12,.0f}")

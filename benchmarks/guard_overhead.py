@@ -18,7 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from triax.models.config import ModelConfig
+from triax.models.description import describe
+from triax.models.families import model_config
 from triax.parallel.config import ParallelConfig, PrecisionConfig
 from triax.parallel.engines.native import NativeEngine
 from triax.parallel.layout import Layout
@@ -76,7 +77,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
-    model = ModelConfig.model_validate({"preset": args.preset, "vocab_size": 4096})
+    model = model_config(preset=args.preset, vocab_size=4096)
     parallel = ParallelConfig()
     precision = PrecisionConfig(compute="bf16" if device.type == "cuda" else "fp32")
     engine = NativeEngine(
@@ -86,7 +87,9 @@ def main() -> None:
         precision=precision,
         seed=0,
         seq_len=args.seq_len,
-        make_optimizer=optimizer_maker(OptimizerConfig(), precision, is_native=True),
+        make_optimizer=optimizer_maker(
+            OptimizerConfig(), precision, describe(model).parameters, is_native=True
+        ),
     )
     guard = TimedGuard(device)
     context = StepContext(engine, LossScaler(PrecisionConfig(), device), guard, 1.0)

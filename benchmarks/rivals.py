@@ -23,7 +23,7 @@ from triax.checkpoint.huggingface import huggingface_names
 from triax.checkpoint.huggingface_config import to_huggingface
 from triax.common.errors import UserError
 from triax.launcher.config import RunConfig
-from triax.models.init import initialise
+from triax.models.init import initialise_model
 from triax.models.transformer import Transformer
 from triax.parallel.dtypes import DTYPES
 
@@ -115,10 +115,7 @@ def with_weights(config: RunConfig, device: torch.device) -> Transformer:
         model = Transformer(config.model)
     model.to_empty(device=device)
     model.tie()
-    for name, weight in model.named_parameters():
-        initialise(
-            weight.data, name, [0] * weight.ndim, weight.shape, config.model, config.run.seed
-        )
+    initialise_model(model, config.run.seed)
     return model
 
 

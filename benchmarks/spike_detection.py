@@ -22,8 +22,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from triax.models.config import ModelConfig
-from triax.models.init import initialise
+from triax.models.families import model_config
+from triax.models.init import initialise_model
 from triax.models.transformer import Transformer
 from triax.parallel.config import PrecisionConfig
 from triax.training.config import OptimizerConfig, ScheduleConfig
@@ -33,8 +33,8 @@ from triax.training.stability.config import StabilityConfig
 from triax.training.stability.guard import Guard, Reason
 
 VOCAB_SIZE, SEQ_LEN, BATCH = 64, 32, 16
-MODEL = ModelConfig.model_validate(
-    dict(num_layers=2, hidden_size=32, num_heads=2, ffn_hidden_size=64, vocab_size=VOCAB_SIZE)
+MODEL = model_config(
+    **dict(num_layers=2, hidden_size=32, num_heads=2, ffn_hidden_size=64, vocab_size=VOCAB_SIZE)
 )
 
 
@@ -54,9 +54,9 @@ def train(seed: int, schedule: ScheduleConfig, lr: float, clip: float, steps: in
     torch.manual_seed(seed)
     followers = torch.randint(1, VOCAB_SIZE, (VOCAB_SIZE, 4))
     model = Transformer(MODEL)
-    for name, parameter in model.named_parameters():
-        initialise(parameter, name, [0] * parameter.ndim, parameter.shape, MODEL, seed)
-    make_optimizer = optimizer_maker(OptimizerConfig(lr=lr), PrecisionConfig())
+    initialise_model(model, seed)
+    table = model.description.parameters
+    make_optimizer = optimizer_maker(OptimizerConfig(lr=lr), PrecisionConfig(), table)
     optimizer = make_optimizer(dict(model.named_parameters()))
     points = []
     for step in range(steps):

@@ -32,7 +32,7 @@ from triax.launcher import job
 from triax.launcher.checks import load_checked
 from triax.launcher.config import RunConfig
 from triax.launcher.environment import discover
-from triax.models.init import initialise
+from triax.models.init import initialise_model
 from triax.models.transformer import Transformer
 from triax.parallel.config import PrecisionConfig
 from triax.training.optimizer import optimizer_maker
@@ -71,12 +71,11 @@ class PlainLoop:
     def __init__(self, config: RunConfig, device: torch.device) -> None:
         self.device, self.config = device, config
         self.model = Transformer(config.model).to(device)
-        named = dict(self.model.named_parameters())
-        for name, weight in named.items():
-            initialise(
-                weight.data, name, [0] * weight.ndim, weight.shape, config.model, config.run.seed
-            )
-        self.optimizer = optimizer_maker(config.optimizer, PrecisionConfig())(named)
+        initialise_model(self.model, config.run.seed)
+        make = optimizer_maker(
+            config.optimizer, PrecisionConfig(), self.model.description.parameters
+        )
+        self.optimizer = make(dict(self.model.named_parameters()))
         self.losses: list[float] = []
 
     def step(self, micro_batches: Sequence[Batch]) -> None:

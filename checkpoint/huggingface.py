@@ -20,13 +20,19 @@ from triax.checkpoint.folders import new_folder
 from triax.checkpoint.huggingface_config import from_huggingface, to_huggingface
 from triax.common.errors import UserError
 from triax.models.config import ModelConfig
+from triax.models.description import describe
 from triax.models.transformer import Transformer
 
 _MAX_FILE_BYTES = 5 * 10**9
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-_HEAD, _THEIR_HEAD = "head.weight", "lm_head.weight"
+_THEIR_HEAD = "lm_head.weight"
+_OUTER_NAMES = {
+    "embedding.weight": "model.embed_tokens.weight",
+    "norm.weight": "model.norm.weight",
+    "head.weight": _THEIR_HEAD,
+}
 _BLOCK_NAMES = {
     "attention_norm.weight": "input_layernorm.weight",
     "attention.query.weight": "self_attn.q_proj.weight",
@@ -44,14 +50,13 @@ _BLOCK_NAMES = {
 
 def huggingface_names(model: ModelConfig) -> dict[str, str]:
     """Our parameter names and theirs, in the order of the model."""
-    names = {"embedding.weight": "model.embed_tokens.weight"}
-    for layer in range(model.num_layers):
-        for ours, theirs in _BLOCK_NAMES.items():
-            if model.qk_norm or not ours.endswith(("query_norm.weight", "key_norm.weight")):
-                names[f"blocks.{layer}.{ours}"] = f"model.layers.{layer}.{theirs}"
-    names["norm.weight"] = "model.norm.weight"
-    if not model.tie_embeddings:
-        names[_HEAD] = _THEIR_HEAD
+    names = {}
+    for name in describe(model).parameters:
+        if name.startswith("blocks."):
+            _, layer, rest = name.split(".", 2)
+            names[name] = f"model.layers.{layer}.{_BLOCK_NAMES[rest]}"
+        else:
+            names[name] = _OUTER_NAMES[name]
     return names
 
 

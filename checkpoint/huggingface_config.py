@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from triax.common.errors import UserError
 from triax.models.config import ModelConfig
+from triax.models.families.llama import LlamaConfig
 
 _MISTRAL_DEFAULT_WINDOW = 4096
 _DEFAULT_EPS = 1e-6
@@ -35,6 +36,7 @@ def to_huggingface(
     Raises:
         UserError: no architecture there computes this model.
     """
+    assert isinstance(model, LlamaConfig)
     if model.logit_softcap is not None:
         raise UserError(
             "model.logit_softcap: Hugging Face's Llama, Qwen3 and Mistral have no logit soft-cap, "
@@ -73,7 +75,7 @@ def to_huggingface(
     }
 
 
-def _architecture(model: ModelConfig) -> dict[str, Any]:
+def _architecture(model: LlamaConfig) -> dict[str, Any]:
     window = model.sliding_window
     if model.qk_norm:
         layer_type = "full_attention" if window is None else "sliding_attention"
@@ -95,7 +97,7 @@ def _architecture(model: ModelConfig) -> dict[str, Any]:
     return {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "mlp_bias": False}
 
 
-def from_huggingface(config: Mapping[str, Any], *, is_tied: bool, where: str) -> ModelConfig:
+def from_huggingface(config: Mapping[str, Any], *, is_tied: bool, where: str) -> LlamaConfig:
     """Read the contents of a `config.json`.
 
     Args:
@@ -127,7 +129,7 @@ def from_huggingface(config: Mapping[str, Any], *, is_tied: bool, where: str) ->
             fields["head_dim"] = config["head_dim"]
         elif kind == "qwen3":
             raise KeyError("head_dim")
-        return ModelConfig.model_validate(fields)
+        return LlamaConfig.model_validate(fields)
     except KeyError as error:
         raise UserError(f"{where}: it has no {error}") from error
     except ValidationError as error:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import NonNegativeInt
+from pydantic import NonNegativeInt, ValidationError
 from torch import Tensor
 
 from triax.checkpoint.folders import new_folder, refuse_existing
@@ -22,7 +23,8 @@ from triax.checkpoint.staging import whole
 from triax.checkpoint.writing import write_checkpoint
 from triax.common.errors import UserError
 from triax.common.section import Section
-from triax.models.sharding import Role, role_of
+from triax.models.description import Parameter, describe
+from triax.models.families import recorded_model
 
 _WEIGHT = "fp32"
 _RECORD = "triax.json"
@@ -42,11 +44,15 @@ class _Saved(Section):
 def export_universal(checkpoint: Path, output: Path) -> int:
     """Write a checkpoint as DeepSpeed's; returns the number of weight tensors.
 
+    Where its record doesn't say what model it holds, parameters are noted as cut by rows, which is
+    what DeepSpeed takes them for without a note.
+
     Raises:
         UserError: something is at `output`, it can't be written, or the checkpoint can't be read.
     """
     manifest = read_manifest(checkpoint)
     names, steps = set(), []
+    table = _table(manifest.record, checkpoint)
     with new_folder(output) as folder:
         for name, tensor in read_tensors(checkpoint).items():
             parameter, key = _split(name)
@@ -57,7 +63,9 @@ def export_universal(checkpoint: Path, output: Path) -> int:
                 steps.append(tensor)
                 _save(tensor, place / "step.pt")
             else:
-                _save({"param": tensor, "cat_dim": _dimension(parameter)}, place / f"{key}.pt")
+                _save(
+                    {"param": tensor, "cat_dim": _dimension(parameter, table)}, place / f"{key}.pt"
+                )
         state = {"step": steps[0]} if steps else {}
         groups: list[dict[str, Any]] = [{} for _ in range(_NUM_GROUPS)]
         inner = {"state": {0: state}, "param_groups": groups}
@@ -139,6 +147,17 @@ def _joined(parameter: str, key: str) -> str:
     return f"model.{parameter}" if key == _WEIGHT else f"optimizer.{parameter}.{key}"
 
 
-def _dimension(parameter: str) -> int:
+def _table(record: Mapping[str, Any], checkpoint: Path) -> Mapping[str, Parameter]:
+    """The parameters of the model that a record describes; empty where it describes none."""
+    config = record.get("config")
+    if not isinstance(config, dict) or "model" not in config:
+        return {}
+    try:
+        return describe(recorded_model(config["model"])).parameters
+    except ValidationError as error:
+        raise UserError(f"{checkpoint}: its record holds no valid model: {error}") from None
+
+
+def _dimension(name: str, table: Mapping[str, Parameter]) -> int:
     """Along which dimension tensor-parallel processes cut a parameter, if they do."""
-    return 1 if role_of(parameter.rpartition(".")[0]) is Role.ROW else 0
+    return (table[name].split_dimension or 0) if name in table else 0

@@ -13,6 +13,7 @@ from triax.launcher.config import RunConfig
 from triax.launcher.processes import Processes
 from triax.launcher.resume import Origin
 from triax.models.counts import flops_per_token
+from triax.models.description import describe
 from triax.parallel.engines import ENGINES
 from triax.parallel.engines.protocol import Engine
 from triax.parallel.layout import Layout
@@ -83,7 +84,10 @@ def make_engine(config: RunConfig, layout: Layout, processes: Processes) -> Engi
         seq_len=config.data.seq_len,
         seed=config.run.seed,
         make_optimizer=optimizer_maker(
-            config.optimizer, config.precision, is_native=config.parallel.engine == "native"
+            config.optimizer,
+            config.precision,
+            describe(config.model).parameters,
+            is_native=config.parallel.engine == "native",
         ),
         rms_norm=chosen(
             config.optimizer,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, PositiveInt, SerializeAsAny, field_validator
 
 from triax.checkpoint.config import CheckpointConfig
 from triax.common.section import Section
@@ -46,7 +46,8 @@ class RunConfig(Section):
     """All that decides a run."""
 
     run: RunSection
-    model: ModelConfig
+    model: SerializeAsAny[ModelConfig]
+    """Of the class that its family has."""
     data: DataConfig
     budget: BudgetConfig = BudgetConfig()
     batch: BatchConfig

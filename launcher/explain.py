@@ -8,11 +8,11 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any, get_args
 
-from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
+from triax.common.section import Section
 from triax.launcher.config import RunConfig
-from triax.launcher.overrides import section_class
+from triax.launcher.overrides import keys_of, section_class
 from triax.launcher.problems import Problem, did_you_mean
 from triax.models.presets import PRESETS
 
@@ -39,15 +39,20 @@ _EXPECTED = {
 _MISSING_HINTS = {"model": f"; or give a preset: {', '.join(PRESETS)}"}
 
 
-def explain(section: str, errors: list[ErrorDetails]) -> list[Problem]:
+def explain(name: str, section: type[Section], errors: list[ErrorDetails]) -> list[Problem]:
     """One problem for each thing to mend in a section.
 
     A misspelt required key is one problem, not also a missing one. An error about a whole table
     is left out where something inside it is wrong: it only follows from that.
+
+    Args:
+        name: the section's.
+        section: the class that it was validated as.
+        errors: pydantic's.
     """
     by_loc: dict[Loc, ErrorDetails] = {}
     for error in errors:
-        by_loc.setdefault((section, *error["loc"]), error)
+        by_loc.setdefault((name, *error["loc"]), error)
     missing: defaultdict[Loc, list[str]] = defaultdict(list)
     for loc, error in by_loc.items():
         if error["type"] == "missing" and isinstance(loc[-1], str):
@@ -55,13 +60,13 @@ def explain(section: str, errors: list[ErrorDetails]) -> list[Problem]:
     problems = []
     for loc, error in by_loc.items():
         if error["type"] == "extra_forbidden":
-            problems.append(_unknown_key(loc, missing[loc[:-1]]))
+            problems.append(_unknown_key(loc, section, missing[loc[:-1]]))
         elif not _follows_from_another(loc, error, by_loc):
             message = _sentence(error).removeprefix(f"{dotted(loc)} ")
             problems.append(Problem(dotted(loc), message))
-    for table, names in missing.items():
-        if names:
-            problems.append(Problem(dotted(table), _missing(dotted(table), names)))
+    for table, keys in missing.items():
+        if keys:
+            problems.append(Problem(dotted(table), _missing(dotted(table), keys)))
     return problems
 
 
@@ -70,7 +75,7 @@ def unknown_section(name: str, present: Mapping[str, Any]) -> Problem:
     absent = [section for section in RunConfig.model_fields if section not in present]
     hint = did_you_mean(name, absent) or did_you_mean(name, RunConfig.model_fields)
     if not hint:
-        homes = [section for section in RunConfig.model_fields if name in _keys_of(section)]
+        homes = [section for section in RunConfig.model_fields if name in keys_of(section)]
         hint = f"; did you mean {homes[0]}.{name}?" if homes else ""
     return Problem(name, "unknown section" + (hint or f"; there are {_listed_sections()}"))
 
@@ -86,16 +91,16 @@ def shown(value: object) -> str:
     return text if len(text) <= 48 else f"{text[:45]}..."
 
 
-def _unknown_key(loc: Loc, missing: list[str]) -> Problem:
+def _unknown_key(loc: Loc, section: type[Section], missing: list[str]) -> Problem:
     """The problem with an unknown key; takes the name it may stand for out of `missing`."""
     name = str(loc[-1])
-    valid = list(_fields(loc[:-1]))
+    valid = list(_fields(section, loc[1:-1]))
     hint = did_you_mean(name, missing)
     if hint:
         missing[:] = [other for other in missing if not hint.endswith(f" {other}?")]
     hint = hint or did_you_mean(name, valid)
     if not hint:
-        homes = [section for section in RunConfig.model_fields if name in _keys_of(section)]
+        homes = [section for section in RunConfig.model_fields if name in keys_of(section)]
         hint = f"; did you mean {homes[0]}.{name}?" if homes else f"; valid are {', '.join(valid)}"
     return Problem(dotted(loc), f"unknown key{hint}")
 
@@ -129,25 +134,19 @@ def _sentence(error: ErrorDetails) -> str:
     return sentence
 
 
-def _fields(table: Loc) -> tuple[str, ...]:
-    """The valid keys of the table at a path, list elements included."""
-    annotation: Any = RunConfig
+def _fields(section: type[Section], table: Loc) -> tuple[str, ...]:
+    """The valid keys of the table at a path within a section, list elements included."""
+    annotation: Any = section
     for part in table:
         if isinstance(part, int):
             annotation = get_args(annotation)[0]
         else:
-            section = section_class(annotation)
-            assert section is not None
-            annotation = section.model_fields[part].annotation
-    section = section_class(annotation)
-    assert section is not None
-    return tuple(section.model_fields)
-
-
-def _keys_of(section: str) -> tuple[str, ...]:
-    fields: type[BaseModel] | None = section_class(RunConfig.model_fields[section].annotation)
-    assert fields is not None
-    return tuple(fields.model_fields)
+            outer = section_class(annotation)
+            assert outer is not None
+            annotation = outer.model_fields[part].annotation
+    inner = section_class(annotation)
+    assert inner is not None
+    return tuple(inner.model_fields)
 
 
 def _listed_sections() -> str:

@@ -14,6 +14,7 @@ from triax.common.files import write_atomically
 from triax.common.section import Section
 from triax.launcher.config import RunConfig
 from triax.launcher.overrides import NOTHING, accepts_nothing
+from triax.models.families import DEFAULT
 
 BREAKING = (
     "run.seed",
@@ -38,8 +39,10 @@ class Change:
 
     @property
     def breaks(self) -> bool:
-        """Whether a run can't go on with it."""
-        return any(self.path == name or self.path.startswith(f"{name}.") for name in BREAKING)
+        """Whether a run can't go on with it; the name of a preset says nothing by itself."""
+        return self.path != "model.preset" and any(
+            self.path == name or self.path.startswith(f"{name}.") for name in BREAKING
+        )
 
     def __str__(self) -> str:
         return f"{self.path}: {_shown(self.old)} -> {_shown(self.new)}"
@@ -75,8 +78,12 @@ def write_resolved_config(config: RunConfig, path: Path) -> None:
 def diff_configs(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
     """Every value that differs, as dotted paths in the order of the old config, then the new.
 
-    Tables are compared key by key, lists as a whole.
+    Tables are compared key by key, lists as a whole. Configs of a time before there were families
+    of models name none.
     """
+    model = _as_table(old.get("model"))
+    if model:
+        old = {**old, "model": {"family": DEFAULT, **model}}
     return list(_differences(old, new, ""))
 
 

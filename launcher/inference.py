@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from triax.checkpoint.folders import inspect, resolve_checkpoint
 from triax.checkpoint.reading import load_model
 from triax.common.errors import UserError
 from triax.data.tokenizer import load_tokenizer, vocabulary_size
-from triax.models.config import ModelConfig
+from triax.models.families import recorded_model
 from triax.models.transformer import Transformer
 
 
@@ -58,7 +57,7 @@ def load_checkpoint(path: str) -> Loaded:
         raise UserError(str(info.problem))
     config = info.manifest.record.get("config", {})
     try:
-        model_config = ModelConfig.model_validate_json(json.dumps(config.get("model")))
+        model_config = recorded_model(config.get("model"))
     except ValidationError as error:
         raise UserError(f"{info.path}: its record holds no valid model: {error}") from None
     data = config.get("data", {})

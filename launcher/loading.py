@@ -26,10 +26,11 @@ from triax.launcher.overrides import (
     accepts_nothing,
     apply_overrides,
     field_type,
-    section_class,
+    section_of,
 )
 from triax.launcher.problems import ConfigError, Problem, did_you_mean
 from triax.launcher.toml_lines import locate_keys
+from triax.models.families import FAMILIES
 from triax.models.presets import PRESETS
 
 CrossCheck = Callable[[Mapping[str, Section]], Iterable[Problem]]
@@ -113,16 +114,15 @@ def _validate(tables: Mapping[str, Any]) -> tuple[dict[str, Section], list[Probl
         unknown_section(name, tables) for name in tables if name not in RunConfig.model_fields
     ]
     sections: dict[str, Section] = {}
-    for name, field in RunConfig.model_fields.items():
+    for name in RunConfig.model_fields:
         clean, found = _clean((name,), tables.get(name, {}))
         found += _unknown_names(name, clean)
-        section = section_class(field.annotation)
-        assert section is not None
+        section = section_of(name, clean)
         # Through JSON, for it has one kind of list where pydantic's strict mode has several.
         try:
             valid = section.model_validate_json(json.dumps(clean))
         except ValidationError as error:
-            found += _new(explain(name, error.errors(include_url=False)), found)
+            found += _new(explain(name, section, error.errors(include_url=False)), found)
         if found:
             problems += found
         else:
@@ -144,12 +144,15 @@ def _new(problems: list[Problem], known: list[Problem]) -> list[Problem]:
 
 
 def _unknown_names(section: str, table: Any) -> list[Problem]:
-    """A preset's name is looked up before the rest is validated, for the nearest valid one."""
-    name = table.get("preset") if section == "model" and isinstance(table, dict) else None
-    if not isinstance(name, str) or name in PRESETS:
-        return []
-    hint = did_you_mean(name, PRESETS) or f"; there are {', '.join(PRESETS)}"
-    return [Problem("model.preset", f"no preset is called {shown(name)}{hint}")]
+    """Names of presets and families are looked up before the rest is validated, for the nearest
+    valid one."""
+    problems = []
+    for key, valid in (("preset", PRESETS), ("family", FAMILIES)):
+        name = table.get(key) if section == "model" and isinstance(table, dict) else None
+        if isinstance(name, str) and name not in valid:
+            hint = did_you_mean(name, valid) or f"; there are {', '.join(valid)}"
+            problems.append(Problem(f"model.{key}", f"no {key} is called {shown(name)}{hint}"))
+    return problems
 
 
 def _clean(loc: tuple[str | int, ...], value: Any) -> tuple[Any, list[Problem]]:

@@ -10,10 +10,11 @@ import types
 from collections.abc import Container, Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel
-
+from triax.common.section import Section
 from triax.launcher.config import RunConfig
 from triax.launcher.problems import Problem
+from triax.models.config import ModelConfig
+from triax.models.families import FAMILIES, family_of
 
 ORIGIN = "command line"
 NOTHING = "none"
@@ -95,11 +96,33 @@ def field_type(keys: Sequence[str | int]) -> Any:
     """The annotation of the config field at a path, or None where there is no such field."""
     annotation: Any = RunConfig
     for key in keys:
-        section = section_class(annotation)
-        if section is None or not isinstance(key, str) or key not in section.model_fields:
+        found = [s.model_fields[key] for s in _classes(annotation) if key in s.model_fields]
+        if not found:
             return None
-        annotation = section.model_fields[key].annotation
+        annotation = found[0].annotation
     return annotation
+
+
+def section_of(name: str, table: Any) -> type[Section]:
+    """The class of a section of the config: a model's is that of the family that it names."""
+    if name == "model":
+        return FAMILIES[family_of(table if isinstance(table, dict) else {})]
+    section = section_class(RunConfig.model_fields[name].annotation)
+    assert section is not None
+    return section
+
+
+def keys_of(name: str) -> tuple[str, ...]:
+    """The keys that a section of the config may have, whatever its kind."""
+    classes = _classes(RunConfig.model_fields[name].annotation)
+    return tuple(dict.fromkeys(key for section in classes for key in section.model_fields))
+
+
+def _classes(annotation: Any) -> Sequence[type[Section]]:
+    section = section_class(annotation)
+    if section is ModelConfig:
+        return tuple(FAMILIES.values())
+    return () if section is None else (section,)
 
 
 def accepts_nothing(annotation: Any) -> bool:
@@ -111,10 +134,10 @@ def accepts_nothing(annotation: Any) -> bool:
     return type(None) in members and str not in members
 
 
-def section_class(annotation: Any) -> type[BaseModel] | None:
+def section_class(annotation: Any) -> type[Section] | None:
     """The section that an annotation such as `PrepareConfig | None` takes, if it takes one."""
     for member in _members(annotation):
-        if isinstance(member, type) and issubclass(member, BaseModel):
+        if isinstance(member, type) and issubclass(member, Section):
             return member
     return None
 

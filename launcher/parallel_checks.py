@@ -9,6 +9,7 @@ from triax.common.errors import UserError
 from triax.data.config import DataConfig
 from triax.launcher.problems import Problem
 from triax.models.config import ModelConfig
+from triax.models.description import Width, describe
 from triax.parallel.config import ParallelConfig, PrecisionConfig
 from triax.parallel.stages import (
     SCHEDULES,
@@ -119,17 +120,19 @@ def tensor_divides_model(
         yield Problem(
             "parallel.async_tensor", "needs parallel.tensor above 1 and parallel.compile = true"
         )
-    divided = {
-        "model.num_heads": model.num_heads,
-        "model.num_kv_heads": model.num_kv_heads,
-        "model.ffn_hidden_size": model.ffn_hidden_size,
-        "model.vocab_size": model.vocab_size,
-    }
+    divided = {f"model.{width.fields[0]}": width.num_units for width in _widths(model)}
+    divided["model.vocab_size"] = model.vocab_size
     if parallel.sequence_parallel:
         divided["data.seq_len"] = data.seq_len
     for path, value in divided.items():
         if value % parallel.tensor:
             yield Problem(path, _not_divided(path, value, parallel.tensor))
+
+
+def _widths(model: ModelConfig) -> Iterator[Width]:
+    """The numbers of features within the layers that the model's section has a field for."""
+    fields = type(model).model_fields
+    return (width for width in describe(model).widths() if width.fields[0] in fields)
 
 
 _FLOAT8_UNIT = 16
@@ -146,25 +149,18 @@ def float8_fits_shapes(
     """The matrices that fp8 multiplies have sizes that the hardware takes."""
     if precision.compute != "fp8":
         return
-    sizes = {
-        "model.hidden_size": model.hidden_size,
-        "model.num_heads": model.num_heads * model.head_dim // parallel.tensor,
-        "model.num_kv_heads": model.num_kv_heads * model.head_dim // parallel.tensor,
-        "model.ffn_hidden_size": model.ffn_hidden_size // parallel.tensor,
-        "batch.micro_batch_size": batch.micro_batch_size * data.seq_len,
-    }
-    whats = {
-        "model.num_heads": " x model.head_dim",
-        "model.num_kv_heads": " x model.head_dim",
-        "batch.micro_batch_size": " x data.seq_len",
-    }
-    for path, size in sizes.items():
+    share = " / parallel.tensor" if parallel.tensor > 1 else ""
+    sizes = {"model.hidden_size": model.hidden_size}
+    for width in _widths(model):
+        product = " x ".join(f"model.{field}" for field in width.fields)
+        sizes[f"{product}{share}"] = width.num_features // parallel.tensor
+    sizes["batch.micro_batch_size x data.seq_len"] = batch.micro_batch_size * data.seq_len
+    for product, size in sizes.items():
         if size % _FLOAT8_UNIT:
-            share = " / parallel.tensor" if parallel.tensor > 1 and path[0] == "m" else ""
             yield Problem(
-                path,
-                f"{path}{whats.get(path, '')}{share} = {size} is not a multiple of "
-                f'{_FLOAT8_UNIT}, as precision.compute = "fp8" needs: change it, or use bf16',
+                product.split()[0],
+                f"{product} = {size} is not a multiple of {_FLOAT8_UNIT}, as "
+                'precision.compute = "fp8" needs: change it, or use bf16',
             )
 
 

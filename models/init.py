@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from triax.models.config import ModelConfig
+from triax.models.description import Parameter
+from triax.models.transformer import Transformer
 
 _CHUNK_ELEMENTS = 1 << 20
 
@@ -49,40 +50,31 @@ def _key(seed: int, name: str) -> int:
     return int.from_bytes(digest, "big", signed=True)
 
 
-def _standard_deviation(name: str, config: ModelConfig) -> float:
-    """GPT-2's scheme: what writes to the residual stream is scaled by 1/sqrt(2L)."""
-    if name.endswith(("attention.output.weight", "mlp.down.weight")):
-        return config.init_std / math.sqrt(2 * config.num_layers)
-    return config.init_std
-
-
 @torch.no_grad()
-def initialise(
-    shard: Tensor,
-    name: str,
-    offset: Sequence[int],
-    shape: Sequence[int],
-    config: ModelConfig,
-    seed: int,
-) -> None:
+def initialise(shard: Tensor, parameter: Parameter, offset: Sequence[int], seed: int) -> None:
     """Fill one process's part of a parameter with its initial values.
 
     Args:
         shard: the part, 1-D or 2-D, floating point, written in place; may be empty.
-        name: the parameter's name in the whole model.
+        parameter: the whole one, which says its distribution.
         offset: where the part begins in the whole parameter, one number a dimension.
-        shape: the whole parameter's shape.
-        config: decides the standard deviation; norms are ones.
         seed: the run's seed.
     """
-    if shard.ndim == 1:
-        shard.fill_(1.0)
+    if parameter.init_std == 0:
+        shard.fill_(parameter.init_value)
         return
     num_rows, num_columns = shard.shape
-    key, deviation = _key(seed, name), _standard_deviation(name, config)
+    key = _key(seed, parameter.name)
     columns = torch.arange(num_columns, device=shard.device) + offset[1]
     rows_per_chunk = max(1, _CHUNK_ELEMENTS // max(1, num_columns))
     for start in range(0, num_rows, rows_per_chunk):
         stop = min(start + rows_per_chunk, num_rows)
         rows = torch.arange(start, stop, device=shard.device) + offset[0]
-        shard[start:stop] = _normal(rows[:, None] * shape[1] + columns, key) * deviation
+        elements = rows[:, None] * parameter.shape[1] + columns
+        shard[start:stop] = _normal(elements, key) * parameter.init_std
+
+
+def initialise_model(model: Transformer, seed: int) -> None:
+    """Fill a whole model on one device."""
+    for name, weight in model.named_parameters():
+        initialise(weight, model.description.parameters[name], [0] * weight.ndim, seed)

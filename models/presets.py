@@ -1,7 +1,7 @@
 """Published model shapes by name, as fields of the `[model]` section. Imports nothing.
 
-Llama shapes are those of the models' published config files. `gpt2-124m` has GPT-2's size
-in this architecture: a SwiGLU of width 2048 has as many weights as GPT-2's MLP of width 3072.
+Llama shapes are those of the models' published config files. `llama-124m` has GPT-2's
+size in Llama's architecture: a SwiGLU of width 2048 has as many weights as an MLP of width 3072.
 The `-untied` ones have a head of their own: 1.5B and 3.6B parameters, for benchmarks.
 """
 
@@ -21,10 +21,11 @@ def _llama3_1_rope(factor: float) -> dict[str, float | int]:
     }
 
 
-def _shape(
+def _llama(
     num_layers: int, hidden_size: int, num_heads: int, num_kv_heads: int, ffn_hidden_size: int
 ) -> dict[str, Any]:
     return {
+        "family": "llama",
         "num_layers": num_layers,
         "hidden_size": hidden_size,
         "num_heads": num_heads,
@@ -36,25 +37,25 @@ def _shape(
 _MINI = {"tie_embeddings": True, "qk_norm": True}
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "mini-10m": _shape(6, 384, 6, 2, 896) | _MINI | {"vocab_size": 4096},
-    "mini-30m": _shape(8, 512, 8, 4, 1536) | _MINI | {"vocab_size": 16384},
-    "mini-50m": _shape(12, 576, 9, 3, 1536) | _MINI | {"vocab_size": 16384},
-    "gpt2-124m": _shape(12, 768, 12, 12, 2048) | {"vocab_size": 50257, "tie_embeddings": True},
-    "llama3.2-1b": _shape(16, 2048, 32, 8, 8192)
+    "mini-10m": _llama(6, 384, 6, 2, 896) | _MINI | {"vocab_size": 4096},
+    "mini-30m": _llama(8, 512, 8, 4, 1536) | _MINI | {"vocab_size": 16384},
+    "mini-50m": _llama(12, 576, 9, 3, 1536) | _MINI | {"vocab_size": 16384},
+    "llama-124m": _llama(12, 768, 12, 12, 2048) | {"vocab_size": 50257, "tie_embeddings": True},
+    "llama3.2-1b": _llama(16, 2048, 32, 8, 8192)
     | _LLAMA3
     | {"tie_embeddings": True, "rope_scaling": _llama3_1_rope(32.0)},
-    "llama3.2-3b": _shape(28, 3072, 24, 8, 8192)
+    "llama3.2-3b": _llama(28, 3072, 24, 8, 8192)
     | _LLAMA3
     | {"tie_embeddings": True, "rope_scaling": _llama3_1_rope(32.0)},
-    "llama3.2-1b-untied": _shape(16, 2048, 32, 8, 8192)
+    "llama3.2-1b-untied": _llama(16, 2048, 32, 8, 8192)
     | _LLAMA3
     | {"rope_scaling": _llama3_1_rope(32.0)},
-    "llama3.2-3b-untied": _shape(28, 3072, 24, 8, 8192)
+    "llama3.2-3b-untied": _llama(28, 3072, 24, 8, 8192)
     | _LLAMA3
     | {"rope_scaling": _llama3_1_rope(32.0)},
-    "llama3-8b": _shape(32, 4096, 32, 8, 14336) | _LLAMA3,
-    "llama3-70b": _shape(80, 8192, 64, 8, 28672) | _LLAMA3,
-    "llama3-405b": _shape(126, 16384, 128, 8, 53248)
+    "llama3-8b": _llama(32, 4096, 32, 8, 14336) | _LLAMA3,
+    "llama3-70b": _llama(80, 8192, 64, 8, 28672) | _LLAMA3,
+    "llama3-405b": _llama(126, 16384, 128, 8, 53248)
     | _LLAMA3
     | {"rope_scaling": _llama3_1_rope(8.0)},
 }

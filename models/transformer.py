@@ -1,82 +1,38 @@
 """The decoder-only transformer, for one device; how it is spread is decided outside.
 
-Shape letters: B batch, T tokens, D hidden size, V vocabulary, N = B x T.
+Shape letters: B batch, T tokens, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask
 
-from triax.models.attention import Attention, attention_mask, rotary_table
+from triax.models.architecture import Attention
 from triax.models.config import ModelConfig
-from triax.models.loss import LossOptions, LossSums, capped_logits, chunked_cross_entropy
-
-
-class FeedForward(nn.Module):
-    """SwiGLU (Shazeer 2020): `down(silu(gate(x)) * up(x))`, without biases."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.gate = nn.Linear(config.hidden_size, config.ffn_hidden_size, bias=False)
-        self.up = nn.Linear(config.hidden_size, config.ffn_hidden_size, bias=False)
-        self.down = nn.Linear(config.ffn_hidden_size, config.hidden_size, bias=False)
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        return self.down(F.silu(self.gate(x_BTD)) * self.up(x_BTD))
-
-
-class Block(nn.Module):
-    """Pre-norm residual block: attention, then feed-forward."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.attention_norm = nn.RMSNorm(config.hidden_size, config.norm_eps)
-        self.attention = Attention(config)
-        self.mlp_norm = nn.RMSNorm(config.hidden_size, config.norm_eps)
-        self.mlp = FeedForward(config)
-
-    def forward(self, x_BTD: Tensor, rotary: Tensor, mask: Tensor | BlockMask | None) -> Tensor:
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotary, mask)
-        return x_BTD + self.mlp(self.mlp_norm(x_BTD))
-
-
-class Head(nn.Module):
-    """The output projection and the loss, which never meet as a whole matrix of logits."""
-
-    weight: Tensor
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
-        nn.init.normal_(self.weight, std=config.init_std)
-        self.options = LossOptions(config.z_loss, config.logit_softcap)
-
-    def logits(self, h_BTD: Tensor) -> Tensor:
-        """Logits (B, T, V) in fp32."""
-        return capped_logits(h_BTD, self.weight, self.options.softcap)
-
-    def forward(self, h_BTD: Tensor, targets_BT: Tensor, weight: Tensor) -> LossSums:
-        """Loss sums; the arguments are those of `Transformer.forward`."""
-        return chunked_cross_entropy(
-            h_BTD.flatten(0, 1), self.weight, targets_BT.flatten(), weight, self.options
-        )
+from triax.models.description import describe
+from triax.models.layers.block import Block
+from triax.models.layers.head import Head
+from triax.models.layers.loss import LossSums
+from triax.models.layers.masks import attention_mask
+from triax.models.layers.norm import make_norm
+from triax.models.layers.positions import LearnedPositions
+from triax.models.layers.rotary import rotary_table
 
 
 class Transformer(nn.Module):
-    """Embedding, blocks, norm and head of a Llama-style language model.
+    """Embedding, blocks, norm and head of a language model, as its architecture says.
 
     Blocks live in a ModuleDict, so that a pipeline stage can drop some and the others keep their
-    parameters' names; a stage without embedding, norm or head has None in their place. The names
-    map one to one to Hugging Face's Llama.
+    parameters' names; a stage without embedding, norm or head has None in their place. All
+    parameters are those of the table in `models/description.py`, in its order.
     """
 
     embedding: nn.Embedding | None
-    norm: nn.RMSNorm | None
+    positions: LearnedPositions | None
+    norm: nn.RMSNorm | nn.LayerNorm | None
     head: Head | None
     make_mask: Callable[..., Tensor | BlockMask | None] = staticmethod(attention_mask)
     """`attention_mask`, or `block_mask`, which compiled blocks on a GPU are fast with."""
@@ -84,11 +40,30 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.blocks = nn.ModuleDict({str(i): Block(config) for i in range(config.num_layers)})
-        self.norm = nn.RMSNorm(config.hidden_size, config.norm_eps)
-        self.head = Head(config)
+        self.description = describe(config)
+        model = self.description.architecture
+        width, num_positions = model.hidden_size, model.num_positions
+        self.embedding = nn.Embedding(model.vocab_size, width)
+        self.positions = None
+        if num_positions is not None:
+            self.positions = LearnedPositions(num_positions, width, model.init_std)
+        self.blocks = nn.ModuleDict(
+            {str(number): Block(layer, width) for number, layer in enumerate(model.layers)}
+        )
+        self.norm = make_norm(model.norm, width)
+        self.head = Head(model)
         self.tie()
+
+    def keep(self, layers: range) -> None:
+        """Become the pipeline stage of these layers: drop what belongs to others."""
+        num_layers = len(self.blocks)
+        for name in list(self.blocks):
+            if int(name) not in layers:
+                del self.blocks[name]
+        if layers.start > 0:
+            self.embedding = self.positions = None
+        if layers.stop < num_layers:
+            self.norm = self.head = None
 
     def tie(self) -> None:
         """Make embedding and head one parameter, if they are to be and both are here.
@@ -108,12 +83,24 @@ class Transformer(nn.Module):
             num_tokens: T, which `x` doesn't tell where its tokens are divided over processes.
             document_ids_BT: as in `forward`.
         """
-        rotary = rotary_table(self.config, num_tokens, x.device)
-        mask = self.make_mask(document_ids_BT, num_tokens, self.config.sliding_window, x.device)
+        layers = [self._attention(number) for number in self.blocks]
+        masks = {
+            window: self.make_mask(document_ids_BT, num_tokens, window, x.device)
+            for window in {layer.window for layer in layers}
+        }
+        turns = {
+            (layer.rotary, layer.head_dim): rotary_table(layer, num_tokens, x.device)
+            for layer in dict.fromkeys(layers)
+        }
         h_BTD = x if self.embedding is None else self.embedding(x)
-        for block in self.blocks.values():
-            h_BTD = block(h_BTD, rotary, mask)
+        if self.positions is not None:
+            h_BTD = self.positions(h_BTD)
+        for layer, block in zip(layers, self.blocks.values(), strict=True):
+            h_BTD = block(h_BTD, turns[layer.rotary, layer.head_dim], masks[layer.window])
         return h_BTD
+
+    def _attention(self, block: str) -> Attention:
+        return self.description.architecture.layers[int(block)].attention
 
     def logits(self, tokens_BT: Tensor, document_ids_BT: Tensor | None = None) -> Tensor:
         """Logits (B, T, V) in fp32 for int64 tokens (B, T); needs the whole model."""

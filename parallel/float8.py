@@ -28,7 +28,8 @@ from torch.distributed.tensor import DTensor, Partial, Shard
 from torch.distributed.tensor.placement_types import Placement
 
 from triax.common.errors import UserError
-from triax.models.sharding import Role, role_of
+from triax.models.description import Role
+from triax.models.transformer import Transformer
 
 _SMALLEST_PEAK = 2.0**-100
 """Tensors with smaller values are scaled as if this were among them: the scale stays finite."""
@@ -57,7 +58,7 @@ RECIPES = {
 """By `precision.fp8_recipe`."""
 
 
-def use_float8(model: nn.Module, recipe: str) -> None:
+def use_float8(model: Transformer, recipe: str) -> None:
     """Let the blocks' linear layers multiply in fp8; parameters and their names stay.
 
     Args:
@@ -65,9 +66,9 @@ def use_float8(model: nn.Module, recipe: str) -> None:
         recipe: `precision.fp8_recipe`.
     """
     for name, module in list(model.named_modules()):
-        if role_of(name) in (Role.COLUMN, Role.ROW):
+        if model.description.role_of_module(name) in (Role.COLUMN, Role.ROW):
             assert isinstance(module, nn.Linear)
-            model.set_submodule(name, Float8Linear(module.weight, RECIPES[recipe]))
+            model.set_submodule(name, Float8Linear(module, RECIPES[recipe]))
 
 
 def require_float8(device: torch.device, recipe: str) -> None:
@@ -176,18 +177,22 @@ def float8_linear(x: Tensor, w_FD: Tensor, recipe: Recipe) -> Tensor:
 
 
 class Float8Linear(nn.Linear):
-    """A linear layer around a weight; on the tensor axis each process scales its own part.
+    """Takes the place of a linear layer; on the tensor axis each process scales its own part.
 
     A class, and not another `forward` for each module: the compiler takes all blocks for one then,
     as it takes plain ones, and not for so many that it gives up on them.
     """
 
-    def __init__(self, weight: Tensor, recipe: Recipe) -> None:
-        super().__init__(weight.shape[1], weight.shape[0], bias=False, device="meta")
-        self.weight = weight
+    def __init__(self, linear: nn.Linear, recipe: Recipe) -> None:
+        super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
+        self.weight, self.bias = linear.weight, linear.bias
         self.recipe = recipe
 
     def forward(self, x: Tensor) -> Tensor:
+        y = self._product(x)
+        return y if self.bias is None else y + self.bias
+
+    def _product(self, x: Tensor) -> Tensor:
         weight = self.weight
         if not isinstance(weight, DTensor):
             return float8_linear(x, weight, self.recipe)

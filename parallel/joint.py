@@ -24,12 +24,14 @@ def project_as_one(x: Tensor, linears: Sequence[nn.Linear]) -> Sequence[Tensor]:
     kept for the backward pass, unless activations are computed again there.
 
     Args:
-        linears: without biases, all of one kind, none of them split over processes.
+        linears: all of one kind, with biases or without, none of them split over processes.
     """
     weight_FD = torch.cat([linear.weight for linear in linears])
     first = linears[0]
+    bias_F = None if first.bias is None else torch.cat([linear.bias for linear in linears])
     if isinstance(first, Float8Linear):
         y = float8_linear(x, weight_FD, first.recipe)
+        y = y if bias_F is None else y + bias_F
     else:
-        y = F.linear(x, weight_FD)
+        y = F.linear(x, weight_FD, bias_F)
     return y.split([linear.out_features for linear in linears], dim=-1)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from triax.common.tokens import IGNORE_INDEX
-from triax.models.loss import LossSums
+from triax.models.layers.loss import LossSums
 from triax.models.transformer import Transformer
 from triax.parallel.engines.protocol import MicroBatch
 from triax.parallel.zero import free_gathered, set_micro_batch

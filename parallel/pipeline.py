@@ -25,7 +25,7 @@ from torch.distributed.pipelining import (
 )
 
 from triax.models.config import ModelConfig
-from triax.models.loss import LossSums
+from triax.models.layers.loss import LossSums
 from triax.models.transformer import Transformer
 from triax.parallel.config import ParallelConfig
 from triax.parallel.passes import Inputs, Part
@@ -46,14 +46,7 @@ def make_part(model: ModelConfig, config: ParallelConfig, stage: int, seq_len: i
     """One stage of the transformer on the meta device; its parameters keep their names."""
     with torch.device("meta"):
         part = Transformer(model)
-    layers = split_layers(model, config, seq_len)
-    for name in list(part.blocks):
-        if int(name) not in layers[stage]:
-            del part.blocks[name]
-    if stage > 0:
-        part.embedding = None
-    if stage < len(layers) - 1:
-        part.norm = part.head = None
+    part.keep(split_layers(model, config, seq_len)[stage])
     return Part(stage, part)
 
 

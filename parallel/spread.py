@@ -16,10 +16,12 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-from triax.models.block_mask import BLOCK_TOKENS, block_mask
 from triax.models.config import ModelConfig
-from triax.models.loss import CHUNK_TOKENS, chunk_gradient, chunk_statistics
-from triax.models.transformer import Block, Head
+from triax.models.description import Description
+from triax.models.layers.block import Block
+from triax.models.layers.head import Head
+from triax.models.layers.loss import CHUNK_TOKENS, chunk_gradient, chunk_statistics
+from triax.models.layers.masks import BLOCK_TOKENS, block_mask
 from triax.parallel.config import ParallelConfig, PrecisionConfig
 from triax.parallel.float8 import use_float8
 from triax.parallel.joint import project_as_one
@@ -48,11 +50,12 @@ _EXPENSIVE = (
 
 
 def masks_in_blocks(
-    model: ModelConfig, config: ParallelConfig, device_type: str, seq_len: int
+    model: Description, config: ParallelConfig, device_type: str, seq_len: int
 ) -> bool:
     """Whether FlexAttention masks: uncompiled it would be slower than a dense mask, its kernels
     take no heads of less than 16 dimensions, and one block has nothing to leave out."""
-    can = config.compile and device_type == "cuda" and model.head_dim >= 16
+    dims = (layer.attention.head_dim for layer in model.architecture.layers)
+    can = config.compile and device_type == "cuda" and min(dims) >= 16
     return can and seq_len > BLOCK_TOKENS
 
 
@@ -94,7 +97,7 @@ def spread(
         if config.tensor > 1:
             split_tensors(part.module, mesh["tensor"], config.sequence_parallel)
             part.module.tie()  # or ZeRO would gather and reduce the tied weight twice
-        if masks_in_blocks(model, config, mesh.device_type, seq_len):
+        if masks_in_blocks(part.module.description, config, mesh.device_type, seq_len):
             part.module.make_mask = block_mask
         for block in part.module.blocks.values():
             assert isinstance(block, Block)

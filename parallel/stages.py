@@ -6,13 +6,14 @@ schedules give rank r the stages r, r + p, r + 2p, ...; V schedules r and 2p - 1
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
 from triax.common.errors import UserError
 from triax.models.config import ModelConfig
-from triax.models.counts import block_flops_per_token, head_flops_per_token
+from triax.models.description import describe
 from triax.parallel.config import ParallelConfig
 
 _EMBEDDING_SHARE = 1 / 6
@@ -92,33 +93,41 @@ def split_layers(model: ModelConfig, config: ParallelConfig, seq_len: int) -> li
             f"stages: lower parallel.pipeline or parallel.stages_per_rank"
         )
     else:
-        block = block_flops_per_token(model, seq_len)
-        head = head_flops_per_token(model)
-        sizes = _balanced(model.num_layers, count, block, _EMBEDDING_SHARE * head, head)
+        described = describe(model)
+        head = described.head_flops_per_token()
+        costs = described.layer_flops_per_token(seq_len)
+        sizes = _balanced(costs, count, _EMBEDDING_SHARE * head, head)
     starts = [sum(sizes[:i]) for i in range(count)]
     return [range(start, start + size) for start, size in zip(starts, sizes, strict=True)]
 
 
-def _balanced(num_layers: int, count: int, block: float, first: float, last: float) -> list[int]:
+def _balanced(costs: Sequence[float], count: int, first: float, last: float) -> list[int]:
     """Layers of each stage that make the costliest one cheapest; of equals, the evenest.
 
     At least one layer a stage: an empty one would only pass data on.
+
+    Args:
+        costs: of the layers.
+        count: of the stages.
+        first: what the first stage costs besides.
+        last: what the last stage costs besides.
     """
+    before = list(itertools.accumulate(costs, initial=0))
 
     @cache
-    def best(stage: int, remaining: int) -> tuple[tuple[float, float], tuple[int, ...]]:
+    def best(stage: int, start: int) -> tuple[tuple[float, float], tuple[int, ...]]:
         extra = (first if stage == 0 else 0) + (last if stage == count - 1 else 0)
         if stage == count - 1:
-            cost = remaining * block + extra
-            return (cost, cost * cost), (remaining,)
+            cost = before[-1] - before[start] + extra
+            return (cost, cost * cost), (len(costs) - start,)
         options = []
-        for size in range(1, remaining - (count - 1 - stage) + 1):
-            cost = size * block + extra
-            (worst, squares), rest = best(stage + 1, remaining - size)
-            options.append(((max(cost, worst), squares + cost * cost), (size, *rest)))
+        for end in range(start + 1, len(costs) - (count - 1 - stage) + 1):
+            cost = before[end] - before[start] + extra
+            (worst, squares), rest = best(stage + 1, end)
+            options.append(((max(cost, worst), squares + cost * cost), (end - start, *rest)))
         return min(options)
 
-    return list(best(0, num_layers)[1])
+    return list(best(0, 0)[1])
 
 
 def schedule_problem(config: ParallelConfig, num_micro_batches: int) -> str | None:

@@ -27,15 +27,16 @@ from torch.distributed.tensor.parallel import (
 from torch.distributed.tensor.placement_types import Placement
 
 from triax.common.errors import UserError
-from triax.models.loss import LossSums, chunked_cross_entropy
-from triax.models.sharding import Role, role_of, takes_whole_sequence
-from triax.models.transformer import Head
+from triax.models.description import Role
+from triax.models.layers.head import Head
+from triax.models.layers.loss import LossSums, chunked_cross_entropy
+from triax.models.transformer import Transformer
 
 _TOKENS, _HEADS = Shard(1), Shard(2)
 """What (B, T, D) and (B, T, H, K) activations are divided by."""
 
 
-def split_tensors(model: nn.Module, mesh: DeviceMesh, sequence_parallel: bool) -> None:
+def split_tensors(model: Transformer, mesh: DeviceMesh, sequence_parallel: bool) -> None:
     """Split the model's parameters over the tensor axis, in place; names stay.
 
     Args:
@@ -46,10 +47,10 @@ def split_tensors(model: nn.Module, mesh: DeviceMesh, sequence_parallel: bool) -
     tokens = _TOKENS if sequence_parallel else Replicate()
     plan: dict[str, ParallelStyle] = {}
     for name, _ in model.named_modules():
-        role = role_of(name)
+        role = model.description.role_of_module(name)
         if role is not None:
             plan[name] = _style(role, tokens)
-        elif takes_whole_sequence(name):
+        elif model.description.takes_whole_sequence(name):
             plan[name] = _WholeSequence(tokens)
     parallelize_module(model, mesh, plan)
 
@@ -76,9 +77,9 @@ def _style(role: Role, tokens: Placement) -> ParallelStyle:
             return ColwiseParallel()
         case Role.ROW:
             return RowwiseParallel(output_layouts=tokens)
-        case Role.SEQUENCE:
+        case Role.NORM | Role.POSITIONS:
             return _WholeWeight(tokens)
-        case Role.HEADS:
+        case Role.HEAD_NORM:
             return _WholeWeight(_HEADS)
         case Role.HEAD:
             return _VocabularyHead(tokens)
@@ -135,9 +136,9 @@ class _WholeSequence(ParallelStyle):
 
 
 class _WholeWeight(ParallelStyle):
-    """A weight that every process holds, applied to activations divided as `layout` says.
+    """Weights that every process holds, applied to activations divided as `layout` says.
 
-    Its gradient is a sum over processes if the activations are divided.
+    Their gradients are sums over processes if the activations are divided.
     """
 
     def __init__(self, layout: Placement) -> None:

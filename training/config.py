@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, PositiveInt
 
 from triax.common.quantities import CountedField, Duration, DurationField, Unit, parse_count
 from triax.common.section import Section
+from triax.models.description import Role
 
 
 def _tokens(value: object) -> object:
@@ -56,6 +57,10 @@ class OptimizerConfig(Section):
     weight_decay: float = Field(0.1, ge=0)
     state_dtype: Literal["fp32", "bf16"] = "fp32"
     """Of the moments. bf16 ones take half the memory and are rounded by chance."""
+    lr_scales: dict[Annotated[Role, Field(strict=False)], Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict
+    )
+    """What the rate of a role's parameters is, of the schedule's: `{ vocabulary = 0.1 }`."""
     clip_norm: float | None = Field(1.0, gt=0)
     """The global gradient norm is scaled down to this; none clips nothing."""
 

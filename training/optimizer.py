@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 
+from triax.models.description import Parameter, Role
 from triax.parallel.config import PrecisionConfig
 from triax.parallel.dtypes import DTYPES
 from triax.parallel.engines.protocol import MakeOptimizer
@@ -19,7 +20,11 @@ from triax.training.config import OptimizerConfig
 
 
 def optimizer_maker(
-    config: OptimizerConfig, precision: PrecisionConfig, *, is_native: bool = False
+    config: OptimizerConfig,
+    precision: PrecisionConfig,
+    table: Mapping[str, Parameter],
+    *,
+    is_native: bool = False,
 ) -> MakeOptimizer:
     """A function that builds AdamW (Loshchilov and Hutter 2019) over the engine's parameters.
 
@@ -30,16 +35,12 @@ def optimizer_maker(
     Args:
         config: the `[optimizer]` section.
         precision: the `[precision]` section.
+        table: the model's parameters, which say what decays and whose rate is another.
         is_native: it is for the native engine, whose parameters may be DTensors or masters.
     """
 
     def make(parameters: Mapping[str, Tensor]) -> Optimizer:
-        matrices = [parameter for parameter in parameters.values() if parameter.ndim >= 2]
-        vectors = [parameter for parameter in parameters.values() if parameter.ndim < 2]
-        groups = [
-            {"params": matrices, "weight_decay": config.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
-        ]
+        groups = parameter_groups(config, parameters, table)
         settings: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
         if _wants_ours(config, precision, parameters, is_native=is_native):
             by_block = [part for group in groups for part in _by_block(parameters, group)]
@@ -52,6 +53,31 @@ def optimizer_maker(
         return AdamW(groups, fused=True, **settings)
 
     return make
+
+
+def parameter_groups(
+    config: OptimizerConfig, parameters: Mapping[str, Tensor], table: Mapping[str, Parameter]
+) -> list[dict[str, Any]]:
+    """The parameters that are updated alike: those that decay first, then by their rate.
+
+    A group's `lr_scale` is what the engine multiplies the learning rate by.
+    """
+    kinds = dict.fromkeys(
+        (decays, config.lr_scales.get(role, 1.0)) for decays in (True, False) for role in Role
+    )
+    members: dict[tuple[bool, float], list[Tensor]] = {kind: [] for kind in kinds}
+    for name, parameter in parameters.items():
+        row = table[name]
+        members[row.decays, config.lr_scales.get(row.role, 1.0)].append(parameter)
+    return [
+        {
+            "params": group,
+            "weight_decay": config.weight_decay if decays else 0.0,
+            "lr_scale": scale,
+        }
+        for (decays, scale), group in members.items()
+        if group
+    ]
 
 
 def _wants_ours(

@@ -27,6 +27,7 @@ from triax.common.errors import ExitCode, UserError
 from triax.common.quantities import format_count, format_seconds
 from triax.launcher.arguments import positive_int
 from triax.models.config import ModelConfig
+from triax.models.families import recorded_model
 from triax.parallel.dtypes import DTYPES
 
 _EXAMPLE = """\
@@ -155,7 +156,7 @@ def _export(args: argparse.Namespace) -> int:
 
 def _model_config(fields: object, checkpoint: Path) -> ModelConfig:
     try:
-        return ModelConfig.model_validate(fields)
+        return recorded_model(fields)
     except ValidationError as error:
         raise UserError(f"{checkpoint}: its recorded model config is not valid: {error}") from error
 

@@ -26,6 +26,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from triax.common.errors import UserError
 from triax.models.config import ModelConfig
+from triax.models.description import describe
 from triax.models.init import initialise
 from triax.models.transformer import Transformer
 from triax.parallel.config import ParallelConfig, PrecisionConfig
@@ -43,7 +44,13 @@ from triax.parallel.engines.megatron_layers import (
     torch_rms_norm,
 )
 from triax.parallel.engines.nvme import SwapFolder
-from triax.parallel.engines.protocol import MakeOptimizer, MicroBatch, RMSNorm, StepSums
+from triax.parallel.engines.protocol import (
+    MakeOptimizer,
+    MicroBatch,
+    RMSNorm,
+    StepSums,
+    set_rates,
+)
 from triax.parallel.engines.zero_shares import shares_of
 from triax.parallel.mesh import num_readers
 from triax.parallel.nonfinite import NonFiniteFinder
@@ -114,7 +121,7 @@ class DeepSpeedEngine:
         self.optimizer.step = self._gated_step
         for name, pieces in self._pieces(self._zero.buffers()).items():
             for offset, values in pieces.pieces:
-                initialise(values, name, offset, pieces.shape, model, seed)
+                initialise(values, describe(model).parameters[name], offset, seed)
 
     def count_targets(self, micro_batches: Sequence[MicroBatch]) -> Tensor:
         total = num_targets(micro_batches, self.device)
@@ -139,8 +146,7 @@ class DeepSpeedEngine:
     def update(self, lr: float, gradient_factor: Tensor, skip: Tensor) -> None:
         self._factor = gradient_factor
         self._skip = bool(skip)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_rates(self.optimizer, lr)
         self._passes.step()
         if self._skip:
             self._zero.drop_gradients()
@@ -266,7 +272,8 @@ def _spread(
     stage = mesh["pipeline"].get_local_rank()
     part = make_part(model, config, stage, seq_len).module
     group = mesh["tensor"].get_group()
-    blocks = {name: block_of(name, p.shape, group) for name, p in part.named_parameters()}
+    parameters = part.description.parameters
+    blocks = {name: block_of(parameters[name], group) for name, _ in part.named_parameters()}
     if config.tensor > 1:
         swap_layers(part, group, config.sequence_parallel)
     swap_norms(part, group, config.sequence_parallel, rms_norm)
@@ -313,7 +320,7 @@ def _make_optimizer(
     device: torch.device,
 ) -> Any:
     """The optimizer over parameters that, at stage 3, have lost their shapes already: it is made
-    over stand-ins without memory, from whose shapes it can tell matrices from norms."""
+    over stand-ins without memory, of their shapes, where the update will be."""
     stand_ins = {
         name: nn.Parameter(torch.zeros((), device=device).expand(blocks[name].shape))
         for name in parameters

@@ -18,7 +18,7 @@ from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from triax.models.loss import LossSums
+from triax.models.layers.loss import LossSums
 from triax.models.transformer import Transformer
 from triax.parallel.passes import Inputs
 from triax.parallel.tied import TiedHead

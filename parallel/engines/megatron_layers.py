@@ -27,9 +27,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from triax.common.tokens import IGNORE_INDEX
-from triax.models.loss import LossSums
-from triax.models.sharding import Role, role_of, takes_whole_sequence
-from triax.models.transformer import Head, Transformer
+from triax.models.description import Parameter, Role
+from triax.models.layers.head import Head
+from triax.models.layers.loss import LossSums
+from triax.models.transformer import Transformer
 from triax.parallel.engines.protocol import RMSNorm
 from triax.parallel.pieces import Block
 
@@ -43,11 +44,11 @@ def swap_layers(model: Transformer, group: dist.ProcessGroup, sequence_parallel:
         sequence_parallel: divide the tokens between the split modules.
     """
     for name, module in list(model.named_modules()):
-        role = role_of(name)
-        if role is not None and not isinstance(module, nn.Identity | nn.RMSNorm):
+        role = model.description.role_of_module(name)
+        if role is not None and not isinstance(module, nn.RMSNorm):
             with torch.device("meta"):
                 model.set_submodule(name, _swapped(role, module, group, sequence_parallel))
-        elif takes_whole_sequence(name):
+        elif model.description.takes_whole_sequence(name):
             module.register_forward_pre_hook(_WholeSequence(group, sequence_parallel))
     model.tie()
 
@@ -66,7 +67,8 @@ def swap_norms(
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.RMSNorm):
             # Without sequence parallelism, norms of whole tokens see the same ones everywhere.
-            is_partial = group.size() > 1 and (sequence_parallel or role_of(name) is Role.HEADS)
+            is_of_heads = model.description.role_of_module(name) is Role.HEAD_NORM
+            is_partial = group.size() > 1 and (sequence_parallel or is_of_heads)
             model.set_submodule(name, _Norm(module, compute, group if is_partial else None))
 
 
@@ -75,28 +77,14 @@ def torch_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return F.rms_norm(x, weight.shape, weight, eps)
 
 
-def block_of(name: str, whole_shape: torch.Size, group: dist.ProcessGroup) -> Block:
-    """This process's rectangle of a parameter.
-
-    Args:
-        name: the parameter's.
-        whole_shape: its shape in the model that isn't split.
-        group: the processes of the tensor axis.
-    """
-    shape, offset = list(whole_shape), [0] * len(whole_shape)
-    dimension = _SPLIT_DIMENSION.get(role_of(name.rpartition(".")[0]))
+def block_of(parameter: Parameter, group: dist.ProcessGroup) -> Block:
+    """The rectangle of a parameter that this process of the tensor axis holds."""
+    shape, offset = list(parameter.shape), [0] * len(parameter.shape)
+    dimension = parameter.split_dimension
     if dimension is not None:
         shape[dimension] //= group.size()
         offset[dimension] = shape[dimension] * group.rank()
-    return Block(tuple(offset), tuple(shape), tuple(whole_shape))
-
-
-_SPLIT_DIMENSION: dict[Role | None, int] = {
-    Role.VOCABULARY: 0,
-    Role.COLUMN: 0,
-    Role.ROW: 1,
-    Role.HEAD: 0,
-}
+    return Block(tuple(offset), tuple(shape), parameter.shape)
 
 
 def _swapped(
@@ -123,8 +111,8 @@ def _swapped(
         case Role.HEAD:
             assert isinstance(module, Head)
             return _Head(module, _WholeSequence(group, sequence_parallel), **options)
-        case Role.SEQUENCE | Role.HEADS:
-            raise AssertionError("norms are for `swap_norms`")
+        case Role.NORM | Role.HEAD_NORM | Role.POSITIONS:
+            raise AssertionError(f"{module} is whole on every process")
 
 
 def _no_init(_weight: Tensor) -> None:

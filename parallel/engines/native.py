@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from triax.models.config import ModelConfig
+from triax.models.description import describe
 from triax.models.init import initialise
 from triax.parallel.config import ParallelConfig, PrecisionConfig
 from triax.parallel.dtypes import DTYPES
@@ -22,6 +23,7 @@ from triax.parallel.engines.protocol import (
     MicroBatch,
     RMSNorm,
     StepSums,
+    set_rates,
     takes_flags,
 )
 from triax.parallel.masters import Masters
@@ -86,7 +88,7 @@ class NativeEngine:
                 keep_gradients_in(part.module, self._gradient_dtype)
         for name, parameter in self.parameters.items():
             local, offset = _local_part(parameter)
-            initialise(local, name, offset, parameter.shape, model, seed)
+            initialise(local, describe(model).parameters[name], offset, seed)
         self._passes: Passes
         if config.pipeline == 1:
             self._passes = DirectPasses(self.parts[0].module, config.zero_stage)
@@ -123,8 +125,7 @@ class NativeEngine:
         return StepSums(*self._reduce(cross_entropy), own_finite)
 
     def update(self, lr: float, gradient_factor: Tensor, skip: Tensor) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_rates(self.optimizer, lr)
         if takes_flags(self.optimizer):
             # It divides where it reads the gradients anyway.
             self.optimizer.grad_scale = 1 / gradient_factor

@@ -28,6 +28,12 @@ class FlaggedOptimizer(Protocol):
     def step(self) -> object: ...
 
 
+def set_rates(optimizer: Optimizer, lr: float) -> None:
+    """Give every parameter group the learning rate, times the group's own `lr_scale`."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_scale", 1.0)
+
+
 def takes_flags(optimizer: Optimizer) -> TypeGuard[FlaggedOptimizer]:
     """Whether the optimizer is such a one, as torch's fused ones are; they mark it themselves."""
     return bool(getattr(optimizer, "_step_supports_amp_scaling", False))

@@ -17,6 +17,7 @@ from triax.checkpoint.huggingface import (
 )
 from triax.common.errors import UserError
 from triax.models.config import ModelConfig
+from triax.models.families import model_config
 from triax.models.transformer import Transformer
 
 transformers = pytest.importorskip("transformers")
@@ -65,7 +66,7 @@ SEQ_LEN = 24
 
 
 def config_of(shape: str) -> ModelConfig:
-    return ModelConfig.model_validate(SMALL | SHAPES[shape])
+    return model_config(**SMALL | SHAPES[shape])
 
 
 def weights_of(
@@ -207,7 +208,7 @@ def test_the_tokenizer_comes_along(
     if has_config:
         config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>"}
         (tokenizer / "tokenizer_config.json").write_text(json.dumps(config))
-    model = ModelConfig.model_validate(SMALL | SHAPES[shape] | {"vocab_size": 300})
+    model = model_config(**SMALL | SHAPES[shape] | {"vocab_size": 300})
     export_huggingface(
         weights_of(model), model, tmp_path / "hf", tokenizer=tokenizer, seq_len=SEQ_LEN
     )
@@ -223,7 +224,7 @@ def test_the_tokenizer_comes_along(
 
 
 def test_a_soft_cap_cannot_be_exported(tmp_path: Path) -> None:
-    model = ModelConfig.model_validate(SMALL | {"logit_softcap": 30.0})
+    model = model_config(**SMALL | {"logit_softcap": 30.0})
     with pytest.raises(UserError, match="logit_softcap"):
         export_huggingface(weights_of(model), model, tmp_path / "hf", seq_len=SEQ_LEN)
     assert not (tmp_path / "hf").exists()
@@ -381,4 +382,4 @@ def test_transformers_4_keys_and_5_keys_read_alike(exported: Path) -> None:
 def test_sizes_that_nobody_can_count_are_refused() -> None:
     sizes = SMALL | {"hidden_size": 2**40, "ffn_hidden_size": 2**40, "vocab_size": 2**40}
     with pytest.raises(UserError, match="no machine"):
-        parameter_shapes(ModelConfig(**sizes))
+        parameter_shapes(model_config(**sizes))

@@ -24,15 +24,15 @@ from triax.launcher.cli import main
 from triax.launcher.commands.bench import add_arguments, as_overrides, worker_arguments
 from triax.launcher.overrides import parse_arguments
 from triax.launcher.problems import ConfigError
-from triax.models.config import ModelConfig
 from triax.models.counts import flops_per_token
+from triax.models.families import model_config
 
 TINY = (
     "--model.num_layers=2", "--model.hidden_size=32", "--model.num_heads=2",
     "--model.ffn_hidden_size=64", "--model.vocab_size=304", "--seq-len=32", "--steps=2",
 )  # fmt: skip
 FLOPS = flops_per_token(
-    ModelConfig(num_layers=2, hidden_size=32, num_heads=2, num_kv_heads=2, head_dim=16,
+    model_config(num_layers=2, hidden_size=32, num_heads=2, num_kv_heads=2, head_dim=16,
                 ffn_hidden_size=64, vocab_size=304),
     seq_len=32,
 )  # fmt: skip
@@ -213,7 +213,7 @@ def test_a_preset_takes_the_place_of_the_config_s_model(tmp_path: Path) -> None:
     path = tmp_path / "run.toml"
     path.write_text(CONFIG.replace('"TOKENS"', "512").replace("EVERY", "1000"))
     config = bench_config(str(path), as_overrides(parsed("x", "--preset=mini-30m")), "cpu", 1)
-    assert config.model == ModelConfig.model_validate({"preset": "mini-30m"})
+    assert config.model == model_config(preset="mini-30m")
     assert config.optimizer.lr == 3e-3
 
 

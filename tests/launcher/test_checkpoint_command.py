@@ -14,20 +14,18 @@ from triax.checkpoint.reading import read_tensors
 from triax.checkpoint.store import CheckpointStore
 from triax.common.errors import ExitCode
 from triax.launcher.cli import main
-from triax.models.config import ModelConfig
+from triax.models.families import model_config
 from triax.models.transformer import Transformer
 
-MODEL = ModelConfig.model_validate(
-    {
-        "num_layers": 2,
-        "hidden_size": 16,
-        "num_heads": 4,
-        "num_kv_heads": 2,
-        "ffn_hidden_size": 24,
-        "vocab_size": 40,
-        "tie_embeddings": True,
-        "qk_norm": True,
-    }
+MODEL = model_config(
+    num_layers=2,
+    hidden_size=16,
+    num_heads=4,
+    num_kv_heads=2,
+    ffn_hidden_size=24,
+    vocab_size=40,
+    tie_embeddings=True,
+    qk_norm=True,
 )
 
 

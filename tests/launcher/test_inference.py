@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models
 
 from triax.common.errors import UserError
 from triax.launcher.inference import Loaded
-from triax.models.config import ModelConfig
+from triax.models.families import model_config
 from triax.models.transformer import Transformer
 
 
@@ -19,7 +19,7 @@ def test_a_tokenizer_with_ids_beyond_the_model_is_refused(tmp_path: Path) -> Non
     gaps.save(str(tmp_path / "tokenizer.json"))
     shape = {"num_layers": 1, "hidden_size": 16, "num_heads": 2, "ffn_hidden_size": 16}
     small, large = (
-        Loaded(tmp_path, Transformer(ModelConfig(**shape, vocab_size=size)), str(tmp_path), None)
+        Loaded(tmp_path, Transformer(model_config(**shape, vocab_size=size)), str(tmp_path), None)
         for size in (20, 21)
     )
     assert large.tokenizer().encode("b").ids == [20]

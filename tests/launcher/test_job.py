@@ -29,7 +29,7 @@ from triax.data.sampler import Phase, Sampler, source_names
 from triax.data.source import Source
 from triax.launcher.inference import load_checkpoint
 from triax.launcher.loading import load_config
-from triax.models.init import initialise
+from triax.models.init import initialise_model
 from triax.models.transformer import Transformer
 
 
@@ -188,8 +188,7 @@ def test_a_run_is_a_plain_pytorch_loop(
         global_batch_size=8, micro_batch_size=8, dp_rank=0, dp_size=1, mask_documents=True,
     )  # fmt: skip
     model = Transformer(config.model)
-    for name, weight in model.named_parameters():
-        initialise(weight.data, name, [0] * weight.ndim, weight.shape, config.model, 0)
+    initialise_model(model, 0)
     optimizer = torch.optim.AdamW(
         [
             {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": 0.1},

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from triax.models.attention import attend, attention_mask
-from triax.models.block_mask import BLOCK_TOKENS, block_mask
+from triax.models.layers.attention import attend
+from triax.models.layers.masks import BLOCK_TOKENS, attention_mask, block_mask
 
 CPU = torch.device("cpu")
 DOCUMENTS = ("none", "rising", "any")

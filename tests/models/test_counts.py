@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from triax.models.config import ModelConfig
 from triax.models.counts import flops_per_token, num_non_embedding_parameters, num_parameters
+from triax.models.families import model_config
 from triax.models.presets import PRESETS
 from triax.models.transformer import Transformer
 
@@ -25,21 +25,21 @@ PUBLISHED = {
 
 @pytest.mark.parametrize(("preset", "count"), PUBLISHED.items())
 def test_llama_presets_have_the_published_number_of_parameters(preset: str, count: int) -> None:
-    assert num_parameters(ModelConfig.model_validate({"preset": preset})) == count
+    assert num_parameters(model_config(preset=preset)) == count
 
 
 @pytest.mark.parametrize(
     ("preset", "millions"),
-    [("mini-10m", 10), ("mini-30m", 30), ("mini-50m", 50), ("gpt2-124m", 124)],
+    [("mini-10m", 10), ("mini-30m", 30), ("mini-50m", 50), ("llama-124m", 124)],
 )
 def test_other_presets_have_the_size_in_their_name(preset: str, millions: int) -> None:
-    count = num_parameters(ModelConfig.model_validate({"preset": preset}))
+    count = num_parameters(model_config(preset=preset))
     assert count == pytest.approx(millions * 1e6, rel=0.12)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_counts_are_those_of_the_model(preset: str) -> None:
-    config = ModelConfig.model_validate({"preset": preset})
+    config = model_config(preset=preset)
     with torch.device("meta"):
         model = Transformer(config)
     assert num_parameters(config) == sum(p.numel() for p in model.parameters())
@@ -60,7 +60,7 @@ def test_flops_are_those_of_the_matrix_products(
     """Torch's own counter sees the forward pass; a backward pass costs twice as much."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    config = ModelConfig(
+    config = model_config(
         num_layers=layers, hidden_size=16, num_heads=heads, num_kv_heads=kv, head_dim=8,
         ffn_hidden_size=ffn, vocab_size=vocab,
     )  # fmt: skip
@@ -76,6 +76,6 @@ def test_flops_are_those_of_the_matrix_products(
 
 def test_published_flops() -> None:
     """PaLM, appendix B: 6N + 12LHQT; for Llama-3 8B at 8192 tokens 57.9 GFLOP a token."""
-    config = ModelConfig.model_validate({"preset": "llama3-8b"})
+    config = model_config(preset="llama3-8b")
     multiplying = num_parameters(config) - 128256 * 4096 - (2 * 32 + 1) * 4096
     assert flops_per_token(config, 8192) == 6 * multiplying + 12 * 32 * 32 * 128 * 8192

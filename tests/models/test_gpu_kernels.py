@@ -8,14 +8,14 @@ from fast_paths import EACH_DEVICE, ON_GPU, Operations, error
 from torch import Tensor
 
 from triax.common.tokens import IGNORE_INDEX
-from triax.models.attention import attend, attention_mask
-from triax.models.block_mask import block_mask
-from triax.models.loss import (
+from triax.models.layers.attention import attend
+from triax.models.layers.loss import (
     LossOptions,
     chunk_gradient,
     chunk_statistics,
     chunked_cross_entropy,
 )
+from triax.models.layers.masks import attention_mask, block_mask
 from triax.parallel.passes import attention_kernels
 
 BF16_TOLERANCE = 2e-2

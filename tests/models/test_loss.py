@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from triax.common.tokens import IGNORE_INDEX
-from triax.models.loss import LossOptions, chunk_gradient, chunked_cross_entropy
+from triax.models.layers.loss import LossOptions, chunk_gradient, chunked_cross_entropy
 
 N, D, V = 50, 12, 31
 

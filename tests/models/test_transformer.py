@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from triax.models.attention import attention_mask, rotary_table, rotate
-from triax.models.config import ModelConfig
-from triax.models.init import initialise
+from triax.models.description import Parameter, Role, describe
+from triax.models.families import model_config
+from triax.models.init import initialise, initialise_model
+from triax.models.layers.masks import attention_mask
+from triax.models.layers.rotary import rotary_table, rotate
 from triax.models.transformer import Transformer
 
 SHAPE = dict(
@@ -19,10 +21,9 @@ SHAPE = dict(
 
 
 def make_model(**changes: object) -> Transformer:
-    config = ModelConfig.model_validate(SHAPE | changes)
+    config = model_config(**SHAPE | changes)
     model = Transformer(config)
-    for name, parameter in model.named_parameters():
-        initialise(parameter, name, [0] * parameter.ndim, parameter.shape, config, seed=1)
+    initialise_model(model, seed=1)
     return model
 
 
@@ -60,9 +61,10 @@ def test_attention_mask_against_its_definition() -> None:
 
 
 def test_rotary_positions_against_complex_numbers() -> None:
-    config = ModelConfig.model_validate(SHAPE | {"rope_theta": 100.0})
+    config = model_config(**SHAPE | {"rope_theta": 100.0})
     x = torch.randn(1, 6, 2, config.head_dim)
-    turned = rotate(x, rotary_table(config, 6, torch.device("cpu")))
+    layer = config.architecture().layers[0].attention
+    turned = rotate(x, rotary_table(layer, 6, torch.device("cpu")))
     half = config.head_dim // 2
     for position in range(6):
         for pair in range(half):
@@ -87,9 +89,9 @@ def test_tied_embeddings_are_one_parameter() -> None:
 
 
 def fill(shape: tuple[int, int], offset: tuple[int, int], whole: tuple[int, int]) -> Tensor:
-    config = ModelConfig.model_validate(SHAPE)
     part = torch.empty(shape)
-    initialise(part, "blocks.0.mlp.up.weight", offset, whole, config, seed=5)
+    up = Parameter("blocks.0.mlp.up.weight", whole, Role.COLUMN, 0, init_std=0.02)
+    initialise(part, up, offset, seed=5)
     return part
 
 
@@ -101,12 +103,11 @@ def test_any_slice_of_a_parameter_can_be_made_alone() -> None:
 
 
 def test_initial_weights_are_normal_and_differ_by_name_and_seed() -> None:
-    config = ModelConfig.model_validate(SHAPE)
     parts = []
     for name, seed in (("a.weight", 0), ("a.weight", 1), ("b.weight", 0)):
         part = torch.empty(1500, 1000)
-        initialise(part, name, (0, 0), part.shape, config, seed)
-        parts.append(part / config.init_std)
+        initialise(part, Parameter(name, (1500, 1000), Role.COLUMN, 0, 0.02), (0, 0), seed)
+        parts.append(part / 0.02)
     for part in parts:
         flat = part.flatten().double()
         assert abs(flat.mean()) < 0.005
@@ -120,7 +121,8 @@ def test_initial_weights_are_normal_and_differ_by_name_and_seed() -> None:
 
 @pytest.mark.parametrize("name", ["blocks.1.attention.output.weight", "blocks.1.mlp.down.weight"])
 def test_what_writes_to_the_residual_stream_starts_smaller(name: str) -> None:
-    config = ModelConfig.model_validate(SHAPE | {"num_layers": 8})
-    part = torch.empty(300, 300)
-    initialise(part, name, (0, 0), part.shape, config, seed=0)
+    config = model_config(**SHAPE | {"num_layers": 8, "hidden_size": 128, "ffn_hidden_size": 256})
+    parameter = describe(config).parameters[name]
+    part = torch.empty(parameter.shape)
+    initialise(part, parameter, (0, 0), seed=0)
     assert part.std().item() == pytest.approx(config.init_std / 4, rel=0.02)

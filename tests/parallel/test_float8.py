@@ -20,8 +20,8 @@ from torch._functorch.partitioners import min_cut_rematerialization_partition
 from worlds import Case, Run, compiled_run, engine_run, merged
 
 from triax.common.errors import UserError
-from triax.models.attention import rotary_table
-from triax.models.config import ModelConfig
+from triax.models.families import model_config
+from triax.models.layers.rotary import rotary_table
 from triax.models.transformer import Transformer
 from triax.parallel.float8 import (
     RECIPES,
@@ -173,7 +173,7 @@ def test_zeros_are_zeros(recipe: str) -> None:
 def test_compiled_equal_casts_are_one_and_weights_are_not_kept() -> None:
     """Query, key and value have one input, gate and up another: four inputs, seven weights, each
     with the largest value of its rows and of those."""
-    model = Transformer(ModelConfig(**SHAPE | {"num_layers": 1})).bfloat16()
+    model = Transformer(model_config(**SHAPE | {"num_layers": 1})).bfloat16()
     use_float8(model, "tensorwise")
     forward: list[torch.fx.Graph] = []
 
@@ -188,7 +188,7 @@ def test_compiled_equal_casts_are_one_and_weights_are_not_kept() -> None:
     )
     block = torch.compile(model.blocks["0"].forward, backend=backend, fullgraph=True)
     x = torch.randn(2, 64, 32, dtype=torch.bfloat16, requires_grad=True)
-    block(x, rotary_table(model.config, 64, CPU), None).sum().backward()
+    block(x, rotary_table(block.attention.layer, 64, CPU), None).sum().backward()
 
     nodes = list(forward[0].nodes)
     assert sum(node.target is torch.ops.aten.amax.default for node in nodes) == 2 * (4 + 7)
@@ -204,13 +204,13 @@ def test_compiled_equal_casts_are_one_and_weights_are_not_kept() -> None:
 
 def test_all_blocks_are_one_to_the_compiler() -> None:
     """Otherwise it gives up on the ninth."""
-    model = Transformer(ModelConfig(**SHAPE | {"num_layers": 3})).bfloat16()
+    model = Transformer(model_config(**SHAPE | {"num_layers": 3})).bfloat16()
     use_float8(model, "tensorwise")
     x = torch.randn(2, 16, 32, dtype=torch.bfloat16, requires_grad=True)
     for number, block in enumerate(model.blocks.values()):
         forward = torch.compile(block.forward, backend="aot_eager", fullgraph=True)
         with torch._dynamo.config.patch(error_on_recompile=number > 0):
-            x = forward(x, rotary_table(model.config, 16, CPU), None)
+            x = forward(x, rotary_table(model.blocks["0"].attention.layer, 16, CPU), None)
     assert x.isfinite().all()
 
 

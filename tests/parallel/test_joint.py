@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from triax.models.attention import project_apart
-from triax.models.config import ModelConfig
+from triax.models.families import model_config
+from triax.models.layers.attention import project_apart
 from triax.models.transformer import Transformer
 from triax.parallel.config import ParallelConfig
 from triax.parallel.float8 import RECIPES, Float8Linear
@@ -76,7 +76,7 @@ def test_no_layout_keeps_copies_of_weights_that_it_would_free(
 
 
 def test_a_joint_layer_that_overflows_is_found() -> None:
-    config = ModelConfig(
+    config = model_config(
         num_layers=1, hidden_size=32, num_heads=2, num_kv_heads=1, ffn_hidden_size=64, vocab_size=8
     )
     model = Transformer(config)

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from triax.common.errors import UserError
 from triax.models.config import ModelConfig
-from triax.models.counts import block_flops_per_token, head_flops_per_token
+from triax.models.description import describe
+from triax.models.families import model_config
 from triax.parallel.config import ParallelConfig
 from triax.parallel.stages import (
     SCHEDULES,
@@ -21,7 +22,7 @@ from triax.parallel.stages import (
 
 
 def model(num_layers: int, vocab_size: int = 64) -> ModelConfig:
-    return ModelConfig(
+    return model_config(
         num_layers=num_layers, hidden_size=32, num_heads=4, ffn_hidden_size=64,
         vocab_size=vocab_size,
     )  # fmt: skip
@@ -46,7 +47,8 @@ def test_every_layer_is_in_one_stage_and_no_split_is_cheaper_by_moving_one_layer
     assert all(len(part) > 0 for part in split)
 
     def costliest(sizes: list[int]) -> float:
-        block, head = block_flops_per_token(shape, 128), head_flops_per_token(shape)
+        model = describe(shape)
+        block, head = model.layer_flops_per_token(128)[0], model.head_flops_per_token()
         costs = [size * block for size in sizes]
         costs[0] += head / 6
         costs[-1] += head

@@ -23,7 +23,8 @@ from worlds import SEED, SMALL, Case, make_context, make_engine, micro_batches, 
 from triax.checkpoint.huggingface_config import to_huggingface
 from triax.models.config import ModelConfig
 from triax.models.counts import flops_per_token, num_non_embedding_parameters, num_parameters
-from triax.models.init import initialise
+from triax.models.families import model_config
+from triax.models.init import initialise_model
 from triax.models.presets import PRESETS
 from triax.models.transformer import Transformer
 from triax.parallel.config import ParallelConfig
@@ -149,11 +150,9 @@ def models() -> dict[str, ModelConfig]:
     """Presets, and the small model with each of the changes."""
     changes = {"plain": _PLAIN, "tied": _TIED, "window": _WINDOW, "wide": _WIDE, "scaled": _SCALED}
     found = {
-        name: ModelConfig.model_validate({"preset": name}) for name in PRESETS if "gpt2" not in name
+        name: model_config(preset=name) for name in PRESETS if name.startswith(("mini", "llama3"))
     }
-    return found | {
-        name: ModelConfig.model_validate(SMALL | change) for name, change in changes.items()
-    }
+    return found | {name: model_config(**SMALL | change) for name, change in changes.items()}
 
 
 def names_checksum(config: ModelConfig) -> str:
@@ -172,10 +171,9 @@ def stages_of(config: ModelConfig) -> list[int]:
 
 def initial_checksum() -> str:
     """Of the small model's initial weights."""
-    config = ModelConfig.model_validate(SMALL)
+    config = model_config(**SMALL)
     model = Transformer(config)
-    for name, parameter in model.named_parameters():
-        initialise(parameter, name, [0] * parameter.ndim, parameter.shape, config, SEED)
+    initialise_model(model, SEED)
     return checksum(dict(model.named_parameters()))
 
 

@@ -13,7 +13,7 @@ from triax.data.config import DataConfig
 from triax.launcher import parallel_checks
 from triax.launcher.checks import CHECKS
 from triax.launcher.problems import Problem
-from triax.models.config import ModelConfig
+from triax.models.families import model_config
 from triax.parallel.config import ParallelConfig, PrecisionConfig
 from triax.parallel.stages import SCHEDULES
 from triax.training.config import BatchConfig, OptimizerConfig
@@ -71,7 +71,7 @@ def problems(
     if schedule.splits_backward and not CAN_SPLIT_BACKWARD:
         return [Problem("parallel.pipeline_schedule", "needs a later torch")]
     sections = {
-        "model": ModelConfig(**model),
+        "model": model_config(**model),
         "data": DataConfig(sources=({"path": "any"},), seq_len=SEQ_LEN),
         "parallel": ParallelConfig(**parallel),
         "batch": BatchConfig(**batch),

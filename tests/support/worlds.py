@@ -23,8 +23,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from triax.checkpoint.store import CheckpointStore
 from triax.common.tokens import IGNORE_INDEX
-from triax.models.config import ModelConfig
-from triax.models.init import initialise
+from triax.models.description import describe
+from triax.models.families import model_config
+from triax.models.init import initialise_model
 from triax.models.transformer import Transformer
 from triax.parallel.config import ParallelConfig, PrecisionConfig
 from triax.parallel.engines import ENGINES
@@ -104,10 +105,9 @@ def sequences(first: int, count: int, vocab_size: int, seq_len: int = SEQ_LEN) -
 
 def plain_run(case: Case) -> Run:
     """The reference: a plain model, a plain loop, torch's own clipping and AdamW."""
-    config = ModelConfig(**case.model)
+    config = model_config(**case.model)
     model = Transformer(config)
-    for name, parameter in model.named_parameters():
-        initialise(parameter, name, [0] * parameter.ndim, parameter.shape, config, SEED)
+    initialise_model(model, SEED)
     optimizer_config = OptimizerConfig(**case.optimizer)
     groups = [
         {"params": [p for p in model.parameters() if p.ndim >= 2]},
@@ -268,10 +268,12 @@ def make_engine(case: Case, kind: type | None = None) -> Any:
     mesh = build_mesh(Layout.of(parallel, dist.get_world_size()), case.device)
     optimizer = OptimizerConfig(**case.optimizer)
     is_native = parallel.engine == "native"
+    model = model_config(**case.model)
+    table = describe(model).parameters
     return (kind or engine_class(case))(
-        ModelConfig(**case.model), mesh, parallel,
+        model, mesh, parallel,
         precision=precision, seq_len=case.seq_len, seed=SEED,
-        make_optimizer=optimizer_maker(optimizer, precision, is_native=is_native),
+        make_optimizer=optimizer_maker(optimizer, precision, table, is_native=is_native),
         rms_norm=chosen(optimizer, find_fused_rms_norm, can_take=True, on_cuda=False),
     )  # fmt: skip
 
@@ -281,7 +283,7 @@ def micro_batches(case: Case, step: int) -> list[Rows]:
     layout = Layout.of(ParallelConfig(**case.parallel), dist.get_world_size())
     share = case.global_batch_size // layout.data_parallel
     first = step * case.global_batch_size + layout.data_rank(dist.get_rank()) * share
-    vocab_size = ModelConfig(**case.model).vocab_size
+    vocab_size = model_config(**case.model).vocab_size
     return [
         sequences(start, case.micro_batch_size, vocab_size, case.seq_len)
         for start in range(first, first + share, case.micro_batch_size)

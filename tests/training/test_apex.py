@@ -18,11 +18,17 @@ from torch.nn import functional as F
 
 from triax.common.errors import UserError
 from triax.launcher.deepspeed_checks import apex_is_nvidias
+from triax.models.description import Parameter, Role
 from triax.parallel.config import ParallelConfig, PrecisionConfig
 from triax.parallel.engines.protocol import RMSNorm
 from triax.training.apex import chosen, find_fused_adam, find_fused_rms_norm
 from triax.training.config import OptimizerConfig
 from triax.training.optimizer import optimizer_maker
+
+TABLE = {
+    "w": Parameter("w", (3, 2), Role.COLUMN, 0),
+    "v": Parameter("v", (4,), Role.NORM, 0),
+}
 
 
 @pytest.fixture(params=KINDS)
@@ -44,7 +50,7 @@ def test_only_nvidias_is_taken(apex: str) -> None:
     config = OptimizerConfig(implementation="apex")
     problems = list(apex_is_nvidias(config, ParallelConfig(engine="deepspeed")))
     assert (problems == []) == (apex in ("nvidia", "not-compiled"))
-    make = optimizer_maker(config, PrecisionConfig())
+    make = optimizer_maker(config, PrecisionConfig(), TABLE)
     if apex == "nvidia":
         assert type(make({"w": nn.Parameter(torch.ones(2, 2))})).__name__ == "CountedFusedAdam"
         assert rms_norm(config) is not None
@@ -63,7 +69,7 @@ def rms_norm(config: OptimizerConfig, *, on_cuda: bool = False) -> object:
 
 def test_auto_needs_a_gpu_and_torch_takes_torchs(apex: str) -> None:  # noqa: ARG001
     for implementation in ("auto", "torch"):
-        make = optimizer_maker(make_config(implementation), PrecisionConfig())
+        make = optimizer_maker(make_config(implementation), PrecisionConfig(), TABLE)
         assert type(make({"w": nn.Parameter(torch.ones(2, 2))})) is torch.optim.AdamW
         assert rms_norm(make_config(implementation)) is None
 
@@ -101,7 +107,7 @@ def test_it_counts_and_updates_as_torch_does(apex: str) -> None:  # noqa: ARG001
     for implementation in ("torch", "apex"):
         parameters = {name: nn.Parameter(value.clone()) for name, value in start.items()}
         config = OptimizerConfig(lr=0.1, implementation=implementation)  # type: ignore[arg-type]
-        optimizer = optimizer_maker(config, PrecisionConfig())(parameters)
+        optimizer = optimizer_maker(config, PrecisionConfig(), TABLE)(parameters)
         for step in range(5):
             for parameter in parameters.values():
                 parameter.grad = torch.sin(parameter.detach() + step)
@@ -146,7 +152,9 @@ def test_nvidias_adam_updates_as_torchs() -> None:
     finals = []
     for implementation in ("torch", "apex"):
         weight = nn.Parameter(torch.linspace(-1, 1, 4096, device="cuda").view(64, 64))
-        optimizer = optimizer_maker(make_config(implementation), PrecisionConfig())({"w": weight})
+        optimizer = optimizer_maker(make_config(implementation), PrecisionConfig(), TABLE)(
+            {"w": weight}
+        )
         for step in range(10):
             weight.grad = torch.sin(weight.detach() * 3 + step)
             optimizer.step()

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from triax.common.errors import UserError
-from triax.models.config import ModelConfig
 from triax.models.counts import num_non_embedding_parameters, num_parameters
+from triax.models.families import model_config
 from triax.training.budget import chinchilla_tokens, resolve_budget
 from triax.training.config import BudgetConfig
 
-MODEL = ModelConfig.model_validate({"preset": "mini-10m"})
+MODEL = model_config(preset="mini-10m")
 
 
 @settings(deadline=None)
@@ -40,7 +40,7 @@ def test_chinchilla_counts_parameters_by_the_stated_convention(convention, count
 
 
 def test_llama3_8b_s_budget_is_that_of_its_published_size() -> None:
-    model = ModelConfig.model_validate({"preset": "llama3-8b"})
+    model = model_config(preset="llama3-8b")
     assert chinchilla_tokens(BudgetConfig(), model) == 20 * 8_030_261_248
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from triax.models.config import ModelConfig
+from triax.models.families import model_config
 from triax.models.transformer import Transformer
 from triax.training.generate import generate
 
@@ -14,7 +14,7 @@ from triax.training.generate import generate
 def model() -> Transformer:
     torch.manual_seed(0)
     return Transformer(
-        ModelConfig(
+        model_config(
             num_layers=1, hidden_size=16, num_heads=2, ffn_hidden_size=16, vocab_size=20,
             init_std=1.0,
         )

@@ -6,9 +6,11 @@ micro-batch, T tokens of a sequence, H heads, G key/value heads, C head dimensio
 
 from __future__ import annotations
 
+import itertools
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,7 +18,9 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, current_flash_attention_impl, sdpa_kernel
 
 from triax.common.errors import UserError
+from triax.models.architecture import Attention
 from triax.models.config import ModelConfig
+from triax.models.description import Parameter, Role, describe
 from triax.parallel.config import PrecisionConfig
 from triax.parallel.dtypes import DTYPES
 from triax.parallel.pieces import local_parts
@@ -99,21 +103,42 @@ class Limit:
 
 def products(work: Work) -> list[Product]:
     """The step's matrix products. The head stays in half precision where blocks are in fp8."""
-    model, split = work.model, work.tensor
-    width, ffn = model.hidden_size, model.ffn_hidden_size // split
-    queries = model.num_heads * model.head_dim // split
-    keys = model.num_kv_heads * model.head_dim // split
-    rows = work.micro_batch_size * work.seq_len
-    each_block = model.num_layers * work.num_micro_batches
-    head_compute = "bf16" if work.compute == "fp8" else work.compute
+    counts = Counter(
+        _product(work, readers) for readers in _readers_of_one_input(describe(work.model).table)
+    )
     return [
-        Product("query, key, value", rows, width, (queries, keys, keys), each_block, work.compute),
-        Product("output", rows, queries, (width,), each_block, work.compute),
-        Product("gate, up", rows, width, (ffn, ffn), each_block, work.compute),
-        Product("down", rows, ffn, (width,), each_block, work.compute),
-        Product("head", rows, width, (model.vocab_size // split,), work.num_micro_batches,
-                head_compute),
-    ]  # fmt: skip
+        replace(product, count=num_layers * work.num_micro_batches)
+        for product, num_layers in counts.items()
+    ]
+
+
+def _readers_of_one_input(table: Iterable[Parameter]) -> Iterator[list[Parameter]]:
+    """The weights that multiply, those together that read the same input: the column-split ones of
+    one module."""
+    factors = [parameter for parameter in table if parameter.flops_per_token]
+
+    def input_of(parameter: Parameter) -> tuple[str, bool]:
+        module, _, _ = parameter.name.removesuffix(".weight").rpartition(".")
+        return module, parameter.role is Role.COLUMN
+
+    for _, readers in itertools.groupby(factors, key=input_of):
+        yield list(readers)
+
+
+def _product(work: Work, readers: Sequence[Parameter]) -> Product:
+    """One micro-batch's product of one layer."""
+    first = readers[0]
+    inputs = first.shape[1] // (work.tensor if first.split_dimension == 1 else 1)
+    split = work.tensor if first.split_dimension == 0 else 1
+    is_head = first.role is Role.HEAD
+    return Product(
+        name=", ".join(each.name.split(".")[-2] for each in readers),
+        num_rows=work.micro_batch_size * work.seq_len,
+        num_inputs=inputs,
+        num_outputs=tuple(each.shape[0] // split for each in readers),
+        count=1,
+        compute="bf16" if is_head and work.compute == "fp8" else work.compute,
+    )
 
 
 def optimizer_bytes(state: Mapping[str, Tensor], precision: PrecisionConfig) -> int:
@@ -194,24 +219,28 @@ def _fp8_product(m: int, k: int, n: int, device: torch.device) -> Callable[[], T
 
 
 def _best_attention(work: Work, device: torch.device) -> tuple[float, str]:
-    """Seconds of a step's attention by the fastest kernel, and that kernel's name."""
-    found = dict(_attention_seconds(work, _BACKENDS, device))
-    # It keeps all scores: only where nothing else works.
-    found = found or dict(_attention_seconds(work, (SDPBackend.MATH,), device))
-    if not found:
-        raise UserError(f"no attention kernel of torch takes {work.compute} on {device}")
-    name = min(found, key=lambda each: found[each])
-    return found[name] * work.model.num_layers * work.num_micro_batches, name
+    """Seconds of a step's attention by each layer's fastest kernel, and the kernels' names."""
+    seconds, names = 0.0, []
+    layers = Counter(layer.attention for layer in describe(work.model).architecture.layers)
+    for layer, count in layers.items():
+        found = dict(_attention_seconds(work, layer, _BACKENDS, device))
+        # It keeps all scores: only where nothing else works.
+        found = found or dict(_attention_seconds(work, layer, (SDPBackend.MATH,), device))
+        if not found:
+            raise UserError(f"no attention kernel of torch takes {work.compute} on {device}")
+        names.append(min(found, key=lambda each: found[each]))
+        seconds += found[names[-1]] * count * work.num_micro_batches
+    return seconds, ", ".join(dict.fromkeys(names))
 
 
 def _attention_seconds(
-    work: Work, backends: Iterable[SDPBackend], device: torch.device
+    work: Work, layer: Attention, backends: Iterable[SDPBackend], device: torch.device
 ) -> Iterator[tuple[str, float]]:
     for backend in backends:
         for is_grouped in (True, False):
             # Some kernels take equally many key/value heads only.
             try:
-                run = _attention(work, is_grouped, device)
+                run = _attention(work, layer, is_grouped, device)
                 with sdpa_kernel(backend), warnings.catch_warnings(action="ignore"):
                     seconds = seconds_of(run, device)
             except RuntimeError as error:
@@ -228,25 +257,27 @@ def _shown(backend: SDPBackend) -> str:
     return f"{name} ({chosen})" if chosen else name
 
 
-def _attention(work: Work, is_grouped: bool, device: torch.device) -> Callable[[], object]:
+def _attention(
+    work: Work, layer: Attention, is_grouped: bool, device: torch.device
+) -> Callable[[], object]:
     """Forward and backward of one block's attention, on tensors that lie as the model's do."""
-    num_heads = work.model.num_heads // work.tensor
-    num_kv_heads = work.model.num_kv_heads // work.tensor if is_grouped else num_heads
+    num_heads = layer.num_heads // work.tensor
+    num_groups = layer.num_query_groups // work.tensor if is_grouped else num_heads
     q_BHTC, k_BGTC, v_BGTC = (
         torch.randn(
-            (work.micro_batch_size, work.seq_len, num, work.model.head_dim),
+            (work.micro_batch_size, work.seq_len, num, layer.head_dim),
             device=device,
             dtype=DTYPES[work.compute],
         )
         .transpose(1, 2)
         .requires_grad_()
-        for num in (num_heads, num_kv_heads, num_kv_heads)
+        for num in (num_heads, num_groups, num_groups)
     )
     grad_BHTC = torch.randn_like(q_BHTC)
 
     def run() -> object:
         mixed_BHTC = F.scaled_dot_product_attention(
-            q_BHTC, k_BGTC, v_BGTC, is_causal=True, enable_gqa=num_heads != num_kv_heads
+            q_BHTC, k_BGTC, v_BGTC, is_causal=True, enable_gqa=num_heads != num_groups
         )
         return torch.autograd.grad(mixed_BHTC, (q_BHTC, k_BGTC, v_BGTC), grad_BHTC)
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from triax.models.config import ModelConfig
 from triax.models.counts import flops_per_token
+from triax.models.families import model_config
 from triax.models.transformer import Transformer
 from triax.parallel.config import PrecisionConfig
 from triax.parallel.pieces import Block, Pieces
@@ -16,11 +16,9 @@ from triax.training.bench import limit
 from triax.training.bench.limit import Work, measure_limit, optimizer_bytes, products
 
 CPU = torch.device("cpu")
-MODEL = ModelConfig.model_validate(
-    {
-        "num_layers": 3, "hidden_size": 64, "num_heads": 4, "num_kv_heads": 2,
-        "ffn_hidden_size": 96, "vocab_size": 160,
-    }
+MODEL = model_config(
+    num_layers=3, hidden_size=64, num_heads=4, num_kv_heads=2, ffn_hidden_size=96,
+    vocab_size=160,
 )  # fmt: skip
 WORK = Work(
     MODEL, num_micro_batches=2, micro_batch_size=4, seq_len=32, compute="fp32",
@@ -30,7 +28,7 @@ WORK = Work(
 
 @pytest.mark.parametrize("preset", ["mini-10m", "llama3-8b", "llama3.2-1b-untied"])
 def test_products_are_the_flops_that_are_counted(preset: str) -> None:
-    model = ModelConfig.model_validate({"preset": preset})
+    model = model_config(preset=preset)
     work = replace(WORK, model=model, seq_len=8192)
     num_tokens = 2 * 4 * 8192
     attention = 12 * model.num_layers * model.num_heads * model.head_dim * 8192

@@ -1,7 +1,8 @@
-"""Attention masks in blocks, for FlexAttention (Dong et al. 2024): what nobody sees is never read.
+"""Which tokens see which: as a dense mask, and in blocks for FlexAttention (Dong et al. 2024).
 
-A dense mask is T x T numbers to read for every head, and rules out the fast kernels. Here the mask
-is a function of two positions, and per block of positions whether it is to be looked at.
+A dense mask is T x T numbers to read for every head, and rules out the fast kernels. In blocks the
+mask is a function of two positions, and per block of positions whether it is to be looked at: what
+nobody sees is never read.
 
 Shape letters: B batch, T tokens, Q blocks of queries, S blocks of keys.
 """
@@ -14,6 +15,26 @@ from torch.nn.attention.flex_attention import BlockMask
 
 BLOCK_TOKENS = 128
 """Tokens of a block; FlexAttention's own size."""
+
+
+def attention_mask(
+    document_ids_BT: Tensor | None,
+    num_tokens: int,
+    sliding_window: int | None,
+    device: torch.device,
+) -> Tensor | None:
+    """Which keys each query sees: bool, broadcastable to (B, 1, T, T); None for plain causal."""
+    window = sliding_window if sliding_window is not None and sliding_window < num_tokens else None
+    if document_ids_BT is None and window is None:
+        return None
+    position = torch.arange(num_tokens, device=device)
+    age_TT = position[:, None] - position[None, :]
+    visible_BTT = (age_TT >= 0)[None]
+    if window is not None:
+        visible_BTT = visible_BTT & (age_TT < window)
+    if document_ids_BT is not None:
+        visible_BTT = visible_BTT & (document_ids_BT[:, :, None] == document_ids_BT[:, None, :])
+    return visible_BTT[:, None]
 
 
 def block_mask(

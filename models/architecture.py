@@ -1,0 +1,130 @@
+"""What a model is made of, layer by layer, as plain data. Imports no torch.
+
+A family says it of its config; the model's modules and its table of parameters follow from it.
+Layers may differ from each other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from pydantic import Field, PositiveInt, model_validator
+
+from triax.common.section import Section
+
+
+class RopeScaling(Section):
+    """Llama-3's stretching of RoPE's low frequencies for contexts longer than the original.
+
+    Source: `rope_type = "llama3"` as published with Llama 3.1.
+    """
+
+    factor: float = Field(gt=1)
+    low_freq_factor: float = Field(1.0, gt=0)
+    high_freq_factor: float = Field(4.0, gt=0)
+    original_seq_len: PositiveInt = 8192
+
+    @model_validator(mode="after")
+    def _ordered(self) -> RopeScaling:
+        if self.low_freq_factor >= self.high_freq_factor:
+            raise ValueError("low_freq_factor must be below high_freq_factor")
+        return self
+
+
+class NormKind(StrEnum):
+    """How hidden states are normalised."""
+
+    RMS = "rms"
+    """By their root mean square, times a weight (Zhang and Sennrich 2019)."""
+    LAYER = "layer"
+    """By mean and variance, times a weight, plus a bias (Ba et al. 2016)."""
+
+
+class FeedForwardKind(StrEnum):
+    """What a feed-forward layer computes."""
+
+    SWIGLU = "swiglu"
+    """`down(silu(gate(x)) * up(x))` (Shazeer 2020)."""
+    GELU = "gelu"
+    """`down(gelu(up(x)))`, with GELU by a tanh, as GPT-2 has it."""
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A normalisation over the last dimension."""
+
+    kind: NormKind
+    eps: float
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether something is added at the end."""
+        return self.kind is NormKind.LAYER
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Rotary positions (Su et al. 2021)."""
+
+    theta: float
+    scaling: RopeScaling | None = None
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Causal self-attention."""
+
+    num_heads: int
+    num_query_groups: int
+    """Heads of keys and values, each shared by a group of query heads."""
+    head_dim: int
+    has_bias: bool = False
+    """Of all four projections."""
+    qk_norm: Norm | None = None
+    """Of each query's and key's head dimension, before their positions."""
+    rotary: Rotary | None = None
+    window: int | None = None
+    """A token sees itself and the `window - 1` tokens before it."""
+
+    def flops_per_token(self, seq_len: int) -> int:
+        """Of scores and mixed values, forward and backward: 12HKT (PaLM, appendix B); causal
+        masking isn't deducted, a window bounds T."""
+        return 12 * self.num_heads * self.head_dim * min(seq_len, self.window or seq_len)
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    """The layer that works on each token by itself."""
+
+    kind: FeedForwardKind
+    hidden_size: int
+    has_bias: bool = False
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A pre-norm residual block: attention, then feed-forward."""
+
+    norm: Norm
+    """Before each of the two."""
+    attention: Attention
+    feed_forward: FeedForward
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A decoder-only transformer: embedding, layers, norm, head and loss."""
+
+    vocab_size: int
+    hidden_size: int
+    layers: tuple[Layer, ...]
+    norm: Norm
+    """Of the last layer's output."""
+    init_std: float
+    """Of matrices; those that write to the residual stream get it over sqrt(2L), as in GPT-2."""
+    num_positions: int | None = None
+    """Positions that have a learned vector, and so the longest sequence; None has no such."""
+    tie_embeddings: bool = False
+    logit_softcap: float | None = None
+    z_loss: float = 0.0

@@ -1,0 +1,244 @@
+"""The table of a model's parameters, from which everything else reads its shape. Imports no torch.
+
+Tensor parallelism and fp8 read the roles, pipeline stages the cost by layer, the optimizer what
+decays, initial weights their distribution, counts and FLOPs the sizes.
+
+The scheme of roles is that of Shoeybi et al. 2019 (column, row and vocabulary splits) and
+Korthikanti et al. 2022 (sequence parallelism).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property, lru_cache
+
+from triax.models.architecture import (
+    Architecture,
+    Attention,
+    FeedForward,
+    FeedForwardKind,
+    Layer,
+    Norm,
+)
+from triax.models.config import ModelConfig
+
+
+class Role(StrEnum):
+    """How tensor-parallel processes divide a parameter; weights are (out features, in features)."""
+
+    VOCABULARY = "vocabulary"
+    """Rows are token ids; the output is a sum over processes."""
+    POSITIONS = "positions"
+    """Whole; rows are positions, of which each process sees those of its tokens."""
+    COLUMN = "column"
+    """Rows, the output features, are split, those of a bias too: input whole, output split."""
+    ROW = "row"
+    """Columns, the input features, are split: input split, output a sum over processes. A bias is
+    whole, and added to the sum."""
+    HEAD = "head"
+    """Rows are token ids; the loss comes together from maxima and sums."""
+    NORM = "norm"
+    """Whole; with sequence parallelism each process has its own tokens."""
+    HEAD_NORM = "head_norm"
+    """Whole; each process has its own attention heads."""
+
+
+MULTIPLIED = frozenset((Role.COLUMN, Role.ROW, Role.HEAD))
+"""Roles of the weights that are factors of matrix products."""
+EMBEDDINGS = frozenset((Role.VOCABULARY, Role.POSITIONS, Role.HEAD))
+"""Roles that Kaplan et al. (2020) leave out of a model's size."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of the whole model."""
+
+    name: str
+    shape: tuple[int, ...]
+    role: Role
+    layer: int
+    """The block that it belongs to; -1 comes before the first, the number of blocks after the
+    last."""
+    init_std: float = 0.0
+    """Initial values are normal around 0; where this is 0, they are `init_value`."""
+    init_value: float = 0.0
+    tied_to: str | None = None
+    """The parameter that this one is, under a second name."""
+    active_share: float = 1.0
+    """Of a parameter's tokens, or of experts' parameters: what takes part in a token's products."""
+
+    @property
+    def num_elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def decays(self) -> bool:
+        """Whether weight decay acts on it: on matrices, not on norms and biases."""
+        return len(self.shape) > 1
+
+    @property
+    def flops_per_token(self) -> int:
+        """Of its products in training: 2 for each element, and twice as much backward."""
+        is_factor = self.role in MULTIPLIED and len(self.shape) > 1
+        return round(6 * self.num_elements * self.active_share) if is_factor else 0
+
+    @property
+    def split_dimension(self) -> int | None:
+        """The dimension that tensor-parallel processes divide; None where each holds all."""
+        match self.role:
+            case Role.VOCABULARY | Role.COLUMN | Role.HEAD:
+                return 0
+            case Role.ROW:
+                return 1 if len(self.shape) > 1 else None
+            case _:
+                return None
+
+
+@dataclass(frozen=True)
+class Width:
+    """A number of features that tensor-parallel processes divide in whole units."""
+
+    fields: tuple[str, ...]
+    """The fields of the model's config that it is the product of; the first counts the units."""
+    num_units: int
+    num_features: int
+
+
+@dataclass(frozen=True)
+class Description:
+    """A model as data."""
+
+    architecture: Architecture
+    table: tuple[Parameter, ...]
+    """In the model's order; a tied head is listed too."""
+
+    @cached_property
+    def parameters(self) -> Mapping[str, Parameter]:
+        """By name, in the model's order; a tied parameter once."""
+        return {p.name: p for p in self.table if p.tied_to is None}
+
+    @cached_property
+    def _weights(self) -> Mapping[str, Parameter]:
+        return {p.name.removesuffix(".weight"): p for p in self.table if p.name.endswith(".weight")}
+
+    @cached_property
+    def _readers(self) -> frozenset[str]:
+        columns = (name for name, p in self._weights.items() if p.role is Role.COLUMN)
+        return frozenset(name.rpartition(".")[0] for name in columns)
+
+    def role_of_module(self, name: str) -> Role | None:
+        """The role of a module's weight; None for modules that only hold others."""
+        weight = self._weights.get(name)
+        return None if weight is None else weight.role
+
+    def takes_whole_sequence(self, module_name: str) -> bool:
+        """Whether a module's input must hold all tokens: where sequence parallelism gathers them,
+        once for all column-split layers within."""
+        return module_name in self._readers
+
+    def layer_flops_per_token(self, seq_len: int) -> list[int]:
+        """What training one token costs in each layer; see `counts.flops_per_token`."""
+        costs = [each.attention.flops_per_token(seq_len) for each in self.architecture.layers]
+        for parameter in self.table:
+            if 0 <= parameter.layer < len(costs):
+                costs[parameter.layer] += parameter.flops_per_token
+        return costs
+
+    def head_flops_per_token(self) -> int:
+        """What training one token costs after the last layer."""
+        end = len(self.architecture.layers)
+        return sum(p.flops_per_token for p in self.table if p.layer == end)
+
+    def widths(self) -> Iterator[Width]:
+        """The numbers of features within the layers, each once."""
+        yield from dict.fromkeys(
+            width for layer in self.architecture.layers for width in _widths(layer)
+        )
+
+
+@lru_cache(maxsize=16)
+def describe(config: ModelConfig) -> Description:
+    """The table of the model that a config stands for."""
+    architecture = config.architecture()
+    return Description(architecture, tuple(_table(architecture)))
+
+
+def _widths(layer: Layer) -> Iterable[Width]:
+    attention, hidden = layer.attention, layer.feed_forward.hidden_size
+    for field, num in (
+        ("num_heads", attention.num_heads),
+        ("num_kv_heads", attention.num_query_groups),
+    ):
+        yield Width((field, "head_dim"), num, num * attention.head_dim)
+    yield Width(("ffn_hidden_size",), hidden, hidden)
+
+
+def _table(model: Architecture) -> Iterator[Parameter]:
+    vocabulary = (model.vocab_size, model.hidden_size)
+    std, end = model.init_std, len(model.layers)
+    yield Parameter("embedding.weight", vocabulary, Role.VOCABULARY, -1, std)
+    if model.num_positions is not None:
+        positions = (model.num_positions, model.hidden_size)
+        yield Parameter("positions.weight", positions, Role.POSITIONS, -1, std)
+    for number, layer in enumerate(model.layers):
+        prefix = f"blocks.{number}"
+        block = _Block(number, model.hidden_size, std, std / math.sqrt(2 * end))
+        yield from block.norm(f"{prefix}.attention_norm", layer.norm)
+        yield from block.attention(f"{prefix}.attention", layer.attention)
+        yield from block.norm(f"{prefix}.mlp_norm", layer.norm)
+        yield from block.feed_forward(f"{prefix}.mlp", layer.feed_forward)
+    yield from _Block(end, model.hidden_size, std, std).norm("norm", model.norm)
+    tied_to = "embedding.weight" if model.tie_embeddings else None
+    yield Parameter("head.weight", vocabulary, Role.HEAD, end, std, tied_to=tied_to)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Makes the rows of one block's parts."""
+
+    number: int
+    width: int
+    std: float
+    residual_std: float
+    """Of what writes to the residual stream."""
+
+    def norm(
+        self, name: str, norm: Norm, size: int | None = None, role: Role = Role.NORM
+    ) -> Iterator[Parameter]:
+        shape = (self.width if size is None else size,)
+        yield Parameter(f"{name}.weight", shape, role, self.number, init_value=1.0)
+        if norm.has_bias:
+            yield Parameter(f"{name}.bias", shape, role, self.number)
+
+    def linear(
+        self, name: str, shape: tuple[int, int], role: Role, *, has_bias: bool
+    ) -> Iterator[Parameter]:
+        std = self.residual_std if role is Role.ROW else self.std
+        yield Parameter(f"{name}.weight", shape, role, self.number, std)
+        if has_bias:
+            yield Parameter(f"{name}.bias", shape[:1], role, self.number)
+
+    def attention(self, name: str, layer: Attention) -> Iterator[Parameter]:
+        queries = layer.num_heads * layer.head_dim
+        keys = layer.num_query_groups * layer.head_dim
+        for part, size in (("query", queries), ("key", keys), ("value", keys)):
+            shape = (size, self.width)
+            yield from self.linear(f"{name}.{part}", shape, Role.COLUMN, has_bias=layer.has_bias)
+        shape = (self.width, queries)
+        yield from self.linear(f"{name}.output", shape, Role.ROW, has_bias=layer.has_bias)
+        if layer.qk_norm is not None:
+            for part in ("query_norm", "key_norm"):
+                yield from self.norm(
+                    f"{name}.{part}", layer.qk_norm, layer.head_dim, Role.HEAD_NORM
+                )
+
+    def feed_forward(self, name: str, layer: FeedForward) -> Iterator[Parameter]:
+        is_gated = layer.kind is FeedForwardKind.SWIGLU
+        for part in ("gate", "up") if is_gated else ("up",):
+            shape = (layer.hidden_size, self.width)
+            yield from self.linear(f"{name}.{part}", shape, Role.COLUMN, has_bias=layer.has_bias)
+        shape = (self.width, layer.hidden_size)
+        yield from self.linear(f"{name}.down", shape, Role.ROW, has_bias=layer.has_bias)
