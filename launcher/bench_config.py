@@ -8,6 +8,7 @@ from functools import partial
 from triax.launcher.checks import find_step_problems
 from triax.launcher.config import RunConfig
 from triax.launcher.loading import CrossCheck, no_checks, parse_config, read_config
+from triax.models.description import describe
 
 _SOURCE = "triax bench"
 _DEFAULTS = (
@@ -43,6 +44,9 @@ def bench_config(
         return parse_config(path, read_config(path), overrides, check)
     defaults = (*_DEFAULTS, *_DEVICE_DEFAULTS[device])
     config = _parse((*defaults, *overrides))
+    num_positions = describe(config.model).architecture.num_positions
+    if num_positions is not None:
+        defaults = (*defaults, f"data.seq_len={min(config.data.seq_len, num_positions)}")
     num_sequences = f"batch.global_batch_size={_fewest_sequences(config, world_size)}"
     return _parse((*defaults, num_sequences, *overrides), check)
 

@@ -38,6 +38,7 @@ from triax.launcher.deepspeed_checks import (
     deepspeed_runs_layout,
     deepspeed_runs_precision,
     deepspeed_runs_zero_stage,
+    deepspeed_splits_layers,
     offload_fits_engine,
 )
 from triax.launcher.loading import load_config
@@ -49,6 +50,7 @@ from triax.launcher.parallel_checks import (
     recipe_is_used,
     recomputation_fits_schedule,
     schedule_fits_batch,
+    sequence_has_positions,
     stages_fit_layers,
     tensor_divides_model,
     world_fits,
@@ -167,6 +169,7 @@ def shown_path(path: Path) -> str:
 
 STEP_CHECKS: tuple[Check, ...] = (
     tensor_divides_model,
+    sequence_has_positions,
     stages_fit_layers,
     schedule_fits_batch,
     recomputation_fits_schedule,
@@ -179,6 +182,7 @@ STEP_CHECKS: tuple[Check, ...] = (
     deepspeed_runs_layout,
     deepspeed_runs_precision,
     deepspeed_recomputes,
+    deepspeed_splits_layers,
     offload_fits_engine,
     apex_is_nvidias,
 )

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from triax.launcher.parallel_checks import reduced_dtypes
 from triax.launcher.problems import Problem
+from triax.models.config import ModelConfig
+from triax.models.description import Role, describe
 from triax.parallel.config import ParallelConfig, PrecisionConfig
 from triax.training.config import OptimizerConfig
 from triax.training.stability.config import FaultsConfig
@@ -73,6 +75,22 @@ def deepspeed_runs_layout(parallel: ParallelConfig) -> Iterator[Problem]:
                 f"parallel.{field}",
                 "megatron-core's layers send messages in the middle of what would be compiled: "
                 'set it to false, or use engine = "native"',
+            )
+
+
+def deepspeed_splits_layers(model: ModelConfig, parallel: ParallelConfig) -> Iterator[Problem]:
+    """Megatron-core's layers stand in for the model's under tensor parallelism."""
+    if parallel.engine != "deepspeed" or parallel.tensor == 1:
+        return
+    table = describe(model).parameters
+    whole = [name for name, row in table.items() if row.role is Role.POSITIONS]
+    biases = [name for name in table if name.endswith(".bias")]
+    for what, names in (("learned positions", whole), ("biases", biases)):
+        if names:
+            yield Problem(
+                "parallel.tensor",
+                f"megatron-core's layers are used without {what} here, and model.family = "
+                f'"{model.family}" has {names[0]}: use 1, or parallel.engine = "native"',
             )
 
 

@@ -27,6 +27,27 @@ class Loaded:
     seq_len: int | None
     """The training context; None where the checkpoint doesn't say (an imported one)."""
 
+    def context(self, wanted: int) -> int:
+        """The tokens that the model is shown at once: as in training, or else so many as wanted and
+        possible."""
+        return self.seq_len or min(wanted, self._num_positions or wanted)
+
+    def refuse_longer(self, seq_len: int) -> None:
+        """Sequences with more tokens than the model has learned positions.
+
+        Raises:
+            UserError: it is one.
+        """
+        if self._num_positions is not None and seq_len > self._num_positions:
+            raise UserError(
+                f"{self.path}: the model has {self._num_positions} learned positions, too few for "
+                f"sequences of {seq_len} tokens"
+            )
+
+    @property
+    def _num_positions(self) -> int | None:
+        return self.model.description.architecture.num_positions
+
     def tokenizer(self, folder: str | None = None) -> Tokenizer:
         """The tokenizer in the folder, or the one that the model was trained with.
 

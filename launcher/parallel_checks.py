@@ -129,6 +129,17 @@ def tensor_divides_model(
             yield Problem(path, _not_divided(path, value, parallel.tensor))
 
 
+def sequence_has_positions(model: ModelConfig, data: DataConfig) -> Iterator[Problem]:
+    """Every token of a sequence has a position, where those are learned."""
+    num_positions = describe(model).architecture.num_positions
+    if num_positions is not None and data.seq_len > num_positions:
+        yield Problem(
+            "data.seq_len",
+            f"{data.seq_len} is more than the model's {num_positions} learned positions: lower it, "
+            "or raise model.num_positions",
+        )
+
+
 def _widths(model: ModelConfig) -> Iterator[Width]:
     """The numbers of features within the layers that the model's section has a field for."""
     fields = type(model).model_fields

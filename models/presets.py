@@ -1,6 +1,6 @@
 """Published model shapes by name, as fields of the `[model]` section. Imports nothing.
 
-Llama shapes are those of the models' published config files. `llama-124m` has GPT-2's
+Llama and GPT-2 shapes are those of the models' published config files. `llama-124m` has GPT-2's
 size in Llama's architecture: a SwiGLU of width 2048 has as many weights as an MLP of width 3072.
 The `-untied` ones have a head of their own: 1.5B and 3.6B parameters, for benchmarks.
 """
@@ -40,6 +40,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     "mini-10m": _llama(6, 384, 6, 2, 896) | _MINI | {"vocab_size": 4096},
     "mini-30m": _llama(8, 512, 8, 4, 1536) | _MINI | {"vocab_size": 16384},
     "mini-50m": _llama(12, 576, 9, 3, 1536) | _MINI | {"vocab_size": 16384},
+    "gpt2-124m": {
+        "family": "gpt2",
+        "num_layers": 12,
+        "hidden_size": 768,
+        "num_heads": 12,
+        "vocab_size": 50257,
+    },
     "llama-124m": _llama(12, 768, 12, 12, 2048) | {"vocab_size": 50257, "tie_embeddings": True},
     "llama3.2-1b": _llama(16, 2048, 32, 8, 8192)
     | _LLAMA3

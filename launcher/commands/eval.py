@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
     seq_len = args.seq_len or loaded.seq_len
     if seq_len is None:
         raise UserError(f"{loaded.path}: doesn't say how it was trained: give --seq-len N")
+    loaded.refuse_longer(seq_len)
     source = Source.open(args.data, seq_len, loaded.model.config.vocab_size)
     num_sequences = min(args.sequences or source.num_windows, source.num_windows)
     device = next(loaded.model.parameters()).device

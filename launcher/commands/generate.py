@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         loaded.model,
         prompt,
         max_new_tokens=args.max_tokens,
-        context=loaded.seq_len or _DEFAULT_CONTEXT,
+        context=loaded.context(_DEFAULT_CONTEXT),
         temperature=args.temperature,
         top_k=args.top_k or None,
         seed=args.seed,

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from triax.models.config import ModelConfig
+from triax.models.families.gpt2 import GPT2Config
 from triax.models.families.llama import LlamaConfig
 from triax.models.presets import PRESETS
 
-FAMILIES: dict[str, type[ModelConfig]] = {"llama": LlamaConfig}
+FAMILIES: dict[str, type[ModelConfig]] = {"llama": LlamaConfig, "gpt2": GPT2Config}
 DEFAULT = "llama"
 
 
