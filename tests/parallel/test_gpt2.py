@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from fleet import run_fleet
 from parity import TOLERANCE, skip_unless_torch_can
-from worlds import Case, Run, difference, engine_run, merged, plain_run
+from worlds import Case, Run, difference, engine_run, engine_runs, merged, plain_run
 
 SMALL = dict(
     family="gpt2", num_layers=4, hidden_size=32, num_heads=4, ffn_hidden_size=48, vocab_size=96,
@@ -43,11 +43,6 @@ def reference(*, tied: bool) -> Run:
     return run
 
 
-def runs_of(cases: list[Case]) -> list[Run]:
-    """The cases one after the other in the same processes."""
-    return [engine_run(each) for each in cases]
-
-
 @pytest.mark.parametrize("num_processes", NATIVE)
 def test_native_layouts(num_processes: int) -> None:
     """Tied and untied by turns."""
@@ -55,7 +50,7 @@ def test_native_layouts(num_processes: int) -> None:
     for parallel in layouts:
         skip_unless_torch_can(parallel.get("pipeline_schedule", "1f1b"))
     cases = [case(layout, tied=number % 2 == 0) for number, layout in enumerate(layouts)]
-    by_rank = run_fleet(num_processes, runs_of, cases, timeout=240)
+    by_rank = run_fleet(num_processes, engine_runs, cases, timeout=480)
     for number, layout in enumerate(layouts):
         run = merged([runs[number] for runs in by_rank])
         found = difference(run, reference(tied=number % 2 == 0))

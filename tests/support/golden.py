@@ -91,7 +91,7 @@ def label(num_processes: int, number: int) -> str:
 
 def layout_figures(num_processes: int) -> dict[str, Any]:
     """Losses, norms and the state's checksum of all layouts of so many processes."""
-    return run_fleet(num_processes, _run_layouts, num_processes, timeout=240)[0]
+    return run_fleet(num_processes, _run_layouts, num_processes, timeout=600)[0]
 
 
 def _run_layouts(num_processes: int) -> dict[str, Any]:

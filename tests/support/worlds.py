@@ -313,6 +313,11 @@ def engine_run(case: Case) -> Run:
     return run
 
 
+def engine_runs(cases: Sequence[Case]) -> list[Run]:
+    """Several cases one after the other in the same processes."""
+    return [engine_run(case) for case in cases]
+
+
 def live_bytes() -> int:
     """Bytes of all tensor storages that this process holds."""
     gc.collect()
