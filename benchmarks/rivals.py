@@ -19,8 +19,7 @@ from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW
 
-from triax.checkpoint.huggingface import huggingface_names
-from triax.checkpoint.huggingface_config import to_huggingface
+from triax.checkpoint.formats import tensor_table, to_huggingface
 from triax.common.errors import UserError
 from triax.launcher.config import RunConfig
 from triax.models.init import initialise_model
@@ -85,8 +84,8 @@ def transformers(config: RunConfig, device: torch.device) -> Loop:
     with device:
         model = LlamaForCausalLM(LlamaConfig(**fields, attn_implementation="sdpa_is_causal"))
     weights = with_weights(config, device).state_dict()
-    names = huggingface_names(config.model)
-    model.load_state_dict({theirs: weights[ours] for ours, theirs in names.items()}, strict=False)
+    table = tensor_table(config.model)
+    model.load_state_dict({theirs.name: theirs.join(weights) for theirs in table}, strict=False)
     del weights
 
     def loss_of(tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:

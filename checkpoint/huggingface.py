@@ -1,7 +1,7 @@
 """Model folders that Hugging Face transformers loads: written from our tensors, and read.
 
-Weights are not permuted: RoPE pairs dimension i with i + head_dim/2 here as there. Both ways are
-bitwise. Only safetensors files are read: the older `.bin` files are pickles, which can run code.
+What differs between families is in `formats/`. Both ways are bitwise. Only safetensors files are
+read: the older `.bin` files are pickles, which can run code.
 """
 
 from __future__ import annotations
@@ -17,47 +17,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from triax.checkpoint.folders import new_folder
-from triax.checkpoint.huggingface_config import from_huggingface, to_huggingface
+from triax.checkpoint.formats import format_of, tensor_table, to_huggingface
 from triax.common.errors import UserError
 from triax.models.config import ModelConfig
 from triax.models.description import describe
-from triax.models.transformer import Transformer
 
 _MAX_FILE_BYTES = 5 * 10**9
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 _THEIR_HEAD = "lm_head.weight"
-_OUTER_NAMES = {
-    "embedding.weight": "model.embed_tokens.weight",
-    "norm.weight": "model.norm.weight",
-    "head.weight": _THEIR_HEAD,
-}
-_BLOCK_NAMES = {
-    "attention_norm.weight": "input_layernorm.weight",
-    "attention.query.weight": "self_attn.q_proj.weight",
-    "attention.key.weight": "self_attn.k_proj.weight",
-    "attention.value.weight": "self_attn.v_proj.weight",
-    "attention.output.weight": "self_attn.o_proj.weight",
-    "attention.query_norm.weight": "self_attn.q_norm.weight",
-    "attention.key_norm.weight": "self_attn.k_norm.weight",
-    "mlp_norm.weight": "post_attention_layernorm.weight",
-    "mlp.gate.weight": "mlp.gate_proj.weight",
-    "mlp.up.weight": "mlp.up_proj.weight",
-    "mlp.down.weight": "mlp.down_proj.weight",
-}
-
-
-def huggingface_names(model: ModelConfig) -> dict[str, str]:
-    """Our parameter names and theirs, in the order of the model."""
-    names = {}
-    for name in describe(model).parameters:
-        if name.startswith("blocks."):
-            _, layer, rest = name.split(".", 2)
-            names[name] = f"model.layers.{layer}.{_BLOCK_NAMES[rest]}"
-        else:
-            names[name] = _OUTER_NAMES[name]
-    return names
+_MOST_LAYERS = 10_000
+_MOST_ELEMENTS = 1 << 62
+"""Of a tensor: torch counts its bytes in 64 bits."""
 
 
 def parameter_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -66,11 +38,12 @@ def parameter_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
     Raises:
         UserError: the sizes are beyond what torch can count.
     """
-    try:
-        with torch.device("meta"):
-            return {name: tuple(p.shape) for name, p in Transformer(model).named_parameters()}
-    except RuntimeError as error:
-        raise UserError(f"no machine holds a model of these sizes: {error}") from error
+    if model.num_layers > _MOST_LAYERS:
+        raise UserError(f"no machine holds a model of {str(model.num_layers)[:20]} layers")
+    table = describe(model).parameters
+    if any(row.num_elements >= _MOST_ELEMENTS for row in table.values()):
+        raise UserError("no machine holds a model of these sizes")
+    return {name: row.shape for name, row in table.items()}
 
 
 def export_huggingface(
@@ -97,10 +70,8 @@ def export_huggingface(
             folder exists or cannot be written.
     """
     shapes = parameter_shapes(model)
-    weights = {
-        theirs: _checked(tensors, ours, shapes[ours]).to(dtype=dtype).contiguous()
-        for ours, theirs in huggingface_names(model).items()
-    }
+    checked = {name: _checked(tensors, name, shape) for name, shape in shapes.items()}
+    weights = {theirs.name: theirs.join(checked).to(dtype=dtype) for theirs in tensor_table(model)}
     stored_as = str(next(iter(weights.values())).dtype).removeprefix("torch.")
     special_tokens = {} if tokenizer is None else _special_tokens(tokenizer)
     config = to_huggingface(model, dtype=stored_as, seq_len=seq_len, special_tokens=special_tokens)
@@ -187,23 +158,27 @@ def import_huggingface(folder: Path) -> tuple[ModelConfig, dict[str, torch.Tenso
         raise UserError(
             f"{folder}: not a folder; download the model first and give its local folder"
         )
-    weights = dict(_read_weights(folder))
     config_path = folder / "config.json"
-    config = _read_json(config_path)
-    model = from_huggingface(config, is_tied=_THEIR_HEAD not in weights, where=str(config_path))
+    read, config = dict(_read_weights(folder)), _read_json(config_path)
+    theirs = format_of(config, str(config_path))
+    known = {name: theirs.known_as(name) for name in read}
+    weights = {ours: read[name] for name, ours in known.items() if ours is not None}
+    model = theirs.from_huggingface(
+        config, is_tied=_THEIR_HEAD not in weights, where=str(config_path)
+    )
+    shapes, table = parameter_shapes(model), tensor_table(model)
     if model.tie_embeddings:
-        _drop_tied_head(weights, folder)
-    names = huggingface_names(model)
-    unknown = sorted(weights.keys() - set(names.values()))
-    missing = sorted(set(names.values()) - weights.keys())
+        _drop_tied_head(weights, table[0].name, folder)
+    names = {theirs.name for theirs in table}
+    unknown, missing = sorted(weights.keys() - names), sorted(names - weights.keys())
     if unknown or missing:
         raise UserError(
             f"{folder}: its weights are not those that config.json promises"
             + (f"; missing: {', '.join(missing[:3])}" if missing else "")
             + (f"; unknown: {', '.join(unknown[:3])}" if unknown else "")
         )
-    tensors = {ours: weights[theirs] for ours, theirs in names.items()}
-    for name, shape in parameter_shapes(model).items():
+    tensors = dict(part for theirs in table for part in theirs.split(weights[theirs.name], shapes))
+    for name, shape in shapes.items():
         _checked(tensors, name, shape)
         if not tensors[name].is_floating_point():
             raise UserError(f"{folder}: {name} is {tensors[name].dtype}, expected floating point")
@@ -239,9 +214,9 @@ def _weight_files(folder: Path) -> list[Path]:
     raise UserError(f"{folder}: no weights: expected {_WEIGHTS} or {_INDEX}")
 
 
-def _drop_tied_head(weights: dict[str, torch.Tensor], folder: Path) -> None:
-    head = weights.pop(_THEIR_HEAD, None)
-    if head is not None and not torch.equal(head, weights["model.embed_tokens.weight"]):
+def _drop_tied_head(weights: dict[str, torch.Tensor], embedding: str, folder: Path) -> None:
+    head, rows = weights.pop(_THEIR_HEAD, None), weights.get(embedding)
+    if head is not None and rows is not None and not torch.equal(head, rows):
         raise UserError(
             f"{folder}: config.json says tie_word_embeddings, but {_THEIR_HEAD} differs from "
             "the embedding; correct one of them"

@@ -11,7 +11,6 @@ import torch
 
 from triax.checkpoint.huggingface import (
     export_huggingface,
-    huggingface_names,
     import_huggingface,
     parameter_shapes,
 )
@@ -93,12 +92,6 @@ def our_model(model: ModelConfig, weights: dict[str, torch.Tensor]) -> Transform
     tied = {"head.weight": weights["embedding.weight"]} if model.tie_embeddings else {}
     ours.load_state_dict(weights | tied)
     return ours
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_names_are_the_transformers(shape: str) -> None:
-    model = config_of(shape)
-    assert huggingface_names(model).keys() == parameter_shapes(model).keys()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
@@ -264,7 +257,7 @@ def exported(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "gpt2"}, "model_type 'gpt2'"),
+        ({"model_type": "bert"}, "model_type 'bert'"),
         ({"model_type": None}, "model_type None"),
         ({"attention_bias": True}, "attention_bias"),
         ({"mlp_bias": True}, "mlp_bias"),

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from fleet import run_fleet
 from worlds import SEED, SMALL, Case, make_context, make_engine, micro_batches, whole
 
-from triax.checkpoint.huggingface_config import to_huggingface
+from triax.checkpoint.formats import to_huggingface
 from triax.models.config import ModelConfig
 from triax.models.counts import flops_per_token, num_non_embedding_parameters, num_parameters
 from triax.models.families import model_config

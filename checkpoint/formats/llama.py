@@ -8,34 +8,45 @@ transformers 5 reads as well; both are read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import ValidationError
 
+from triax.checkpoint.formats.table import Theirs
 from triax.common.errors import UserError
 from triax.models.config import ModelConfig
+from triax.models.description import describe
 from triax.models.families.llama import LlamaConfig
 
 _MISTRAL_DEFAULT_WINDOW = 4096
 _DEFAULT_EPS = 1e-6
 _DEFAULT_THETA = 10_000.0
 """What transformers takes where config.json is silent."""
+_OUTER_NAMES = {
+    "embedding.weight": "model.embed_tokens.weight",
+    "norm.weight": "model.norm.weight",
+    "head.weight": "lm_head.weight",
+}
+_BLOCK_NAMES = {
+    "attention_norm.weight": "input_layernorm.weight",
+    "attention.query.weight": "self_attn.q_proj.weight",
+    "attention.key.weight": "self_attn.k_proj.weight",
+    "attention.value.weight": "self_attn.v_proj.weight",
+    "attention.output.weight": "self_attn.o_proj.weight",
+    "attention.query_norm.weight": "self_attn.q_norm.weight",
+    "attention.key_norm.weight": "self_attn.k_norm.weight",
+    "mlp_norm.weight": "post_attention_layernorm.weight",
+    "mlp.gate.weight": "mlp.gate_proj.weight",
+    "mlp.up.weight": "mlp.up_proj.weight",
+    "mlp.down.weight": "mlp.down_proj.weight",
+}
 
 
 def to_huggingface(
     model: ModelConfig, *, dtype: str, seq_len: int, special_tokens: Mapping[str, int]
 ) -> dict[str, Any]:
-    """The contents of `config.json`.
-
-    Args:
-        dtype: torch's name of the weights' dtype, as in `"bfloat16"`.
-        seq_len: the longest sequence trained on, in tokens.
-        special_tokens: `bos_token_id` and `eos_token_id`, where known.
-
-    Raises:
-        UserError: no architecture there computes this model.
-    """
+    """The contents of `config.json`; see `formats.to_huggingface`."""
     assert isinstance(model, LlamaConfig)
     if model.logit_softcap is not None:
         raise UserError(
@@ -73,6 +84,24 @@ def to_huggingface(
         "eos_token_id": special_tokens.get("eos_token_id"),
         "pad_token_id": None,
     }
+
+
+def tensors(model: ModelConfig) -> Iterator[Theirs]:
+    """Their tensors, in the order of the model: each is one of ours, as it is.
+
+    RoPE pairs dimension i with i + head_dim/2 here as there.
+    """
+    for name in describe(model).parameters:
+        if name in _OUTER_NAMES:
+            yield Theirs(_OUTER_NAMES[name], (name,))
+        else:
+            _, layer, rest = name.split(".", 2)
+            yield Theirs(f"model.layers.{layer}.{_BLOCK_NAMES[rest]}", (name,))
+
+
+def known_as(name: str) -> str | None:
+    """A tensor's name in the table; None for RoPE's frequencies, which old exports hold."""
+    return None if name.endswith("rotary_emb.inv_freq") else name
 
 
 def _architecture(model: LlamaConfig) -> dict[str, Any]:
