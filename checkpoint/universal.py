@@ -44,11 +44,9 @@ class _Saved(Section):
 def export_universal(checkpoint: Path, output: Path) -> int:
     """Write a checkpoint as DeepSpeed's; returns the number of weight tensors.
 
-    Where its record doesn't say what model it holds, parameters are noted as cut by rows, which is
-    what DeepSpeed takes them for without a note.
-
     Raises:
-        UserError: something is at `output`, it can't be written, or the checkpoint can't be read.
+        UserError: something is at `output`, it can't be written, or the checkpoint can't be read
+            or doesn't say what model it holds.
     """
     manifest = read_manifest(checkpoint)
     names, steps = set(), []
@@ -148,10 +146,10 @@ def _joined(parameter: str, key: str) -> str:
 
 
 def _table(record: Mapping[str, Any], checkpoint: Path) -> Mapping[str, Parameter]:
-    """The parameters of the model that a record describes; empty where it describes none."""
+    """The parameters of the model that a record describes: how they are cut is noted too."""
     config = record.get("config")
     if not isinstance(config, dict) or "model" not in config:
-        return {}
+        raise UserError(f"{checkpoint}: its record holds no model config; it was not made by a run")
     try:
         return describe(recorded_model(config["model"])).parameters
     except ValidationError as error:

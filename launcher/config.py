@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import Field, PositiveInt, SerializeAsAny, field_validator
+from pydantic import BeforeValidator, Field, PositiveInt, SerializeAsAny, field_validator
 
 from triax.checkpoint.config import CheckpointConfig
 from triax.common.section import Section
 from triax.data.config import DataConfig
 from triax.models.config import ModelConfig
+from triax.models.families import model_config
 from triax.parallel.config import ParallelConfig, PrecisionConfig
 from triax.training.config import (
     BatchConfig,
@@ -42,11 +44,15 @@ class RunSection(Section):
         return name
 
 
+def _of_its_family(model: Any) -> Any:
+    return model_config(**model) if isinstance(model, dict) else model
+
+
 class RunConfig(Section):
     """All that decides a run."""
 
     run: RunSection
-    model: SerializeAsAny[ModelConfig]
+    model: Annotated[SerializeAsAny[ModelConfig], BeforeValidator(_of_its_family)]
     """Of the class that its family has."""
     data: DataConfig
     budget: BudgetConfig = BudgetConfig()

@@ -11,7 +11,7 @@ import pytest
 import torch
 from deepspeed_ranks import restored_by_deepspeed
 from fleet import run_fleet
-from worlds import Case
+from worlds import SMALL, Case
 
 from triax.checkpoint.manifest import read_manifest
 from triax.checkpoint.reading import read_tensors
@@ -29,10 +29,13 @@ TENSORS = {
 }
 
 
+RECORD = {"tokens": 7, "config": {"model": dict(SMALL)}}
+
+
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     target = tmp_path / "step-00000003"
-    write_checkpoint(target, {n: whole(t) for n, t in TENSORS.items()}, {"tokens": 7}, step=3)
+    write_checkpoint(target, {n: whole(t) for n, t in TENSORS.items()}, RECORD, step=3)
     return target
 
 
@@ -47,7 +50,7 @@ def test_there_and_back_is_bitwise_the_same(checkpoint: Path, tmp_path: Path) ->
     assert found.keys() == TENSORS.keys()
     assert all(torch.equal(found[name], TENSORS[name]) for name in TENSORS)
     manifest = read_manifest(tmp_path / "back")
-    assert (manifest.step, manifest.record) == (3, {"tokens": 7})
+    assert (manifest.step, manifest.record) == (3, RECORD)
 
 
 def test_what_is_no_universal_checkpoint(

@@ -37,7 +37,7 @@ def test_one_product_is_the_three(kind: str) -> None:
     torch.manual_seed(0)
     linears = [nn.Linear(48, size, bias=False) for size in SIZES]
     if kind == "fp8":
-        linears = [Float8Linear(linear.weight, RECIPES["tensorwise"]) for linear in linears]
+        linears = [Float8Linear(linear, RECIPES["tensorwise"]) for linear in linears]
     x = torch.randn(2, 16, 48)
     with torch.no_grad():
         linears[1].weight *= 0.25  # has a scale of its own when it is alone

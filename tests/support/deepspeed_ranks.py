@@ -170,7 +170,7 @@ def restored_by_deepspeed(case: Case, folder: str) -> list[str]:
         Path(folder), keep=1, asynchronous=False, deadline_seconds=60,
         group=dist.new_group(backend="gloo"),
     )  # fmt: skip
-    store.save(2, engine.state(), {})
+    store.save(2, engine.state(), {"config": {"model": case.model}})
     universal = Path(folder) / "universal"
     if dist.get_rank() == 0:
         export_universal(Path(folder) / "step-00000002", universal)

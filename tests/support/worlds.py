@@ -459,7 +459,8 @@ def run_leg(case: Case, folder: str, first_step: int, num_steps: int) -> Leg:
     for step in range(first_step, first_step + num_steps):
         result = train_step(context, micro_batches(case, step), lr=case.optimizer["lr"])
         losses.append(result.loss.item())
-    store.save(first_step + num_steps, engine.state(), {})
+    record = {"config": {"model": case.model}}
+    store.save(first_step + num_steps, engine.state(), record)
     outcome = store.wait()
     assert outcome is not None and outcome.error is None, outcome
     return Leg(loaded, whole(engine.state()), losses)
