@@ -55,17 +55,20 @@ def _job(config: RunConfig) -> JobConfig:
 def _shape(model: ModelConfig, seq_len: int) -> TransformerModelArgs:
     """Its feed-forward width is a rounded multiple of 8/3 of the hidden size: here it's ours."""
     base = int(2 * 4 * model.hidden_size / 3)
-    scaling = model.rope_scaling
+    layer = model.architecture().layers[0]
+    attention, ffn = layer.attention, layer.feed_forward.hidden_size
+    assert attention.rotary is not None
+    scaling = attention.rotary.scaling
     return TransformerModelArgs(
         dim=model.hidden_size,
         n_layers=model.num_layers,
-        n_heads=model.num_heads,
-        n_kv_heads=model.num_kv_heads,
+        n_heads=attention.num_heads,
+        n_kv_heads=attention.num_query_groups,
         vocab_size=model.vocab_size,
-        multiple_of=model.ffn_hidden_size,
-        ffn_dim_multiplier=model.ffn_hidden_size / base,
+        multiple_of=ffn,
+        ffn_dim_multiplier=ffn / base,
         norm_eps=model.norm_eps,
-        rope_theta=model.rope_theta,
+        rope_theta=attention.rotary.theta,
         rope_scaling_args=RoPEScalingArgs(scaling_factor=scaling.factor if scaling else 1.0),
         max_seq_len=seq_len,
     )

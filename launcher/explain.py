@@ -95,6 +95,10 @@ def _unknown_key(loc: Loc, section: type[Section], missing: list[str]) -> Proble
     """The problem with an unknown key; takes the name it may stand for out of `missing`."""
     name = str(loc[-1])
     valid = list(_fields(section, loc[1:-1]))
+    if len(loc) == 2 and name in keys_of(str(loc[0])):
+        family = section.model_fields["family"].default
+        message = f'not a key of the family "{family}", whose keys are {", ".join(valid)}'
+        return Problem(dotted(loc), message)
     hint = did_you_mean(name, missing)
     if hint:
         missing[:] = [other for other in missing if not hint.endswith(f" {other}?")]

@@ -112,6 +112,27 @@ def test_each_mistake_has_its_place_and_its_mending(
     assert problem.line == lines.index(section.splitlines()[depth]) + 1
 
 
+def test_a_family_has_its_own_keys(tmp_path: Path) -> None:
+    def model(**fields: Any) -> list[str]:
+        found = problems_of(tmp_path, {**GOOD, "model": fields})
+        return [f"{problem.path}: {problem.message}" for problem in found]
+
+    good = {"preset": "gpt2-124m", "num_positions": 64}
+    loaded = load_config(write(tmp_path, {**GOOD, "model": good}), ["model.family=gpt2"]).model
+    assert (loaded.family, loaded.model_dump()["num_positions"]) == ("gpt2", 64)
+    [problem] = model(preset="gpt2-124m", rope_theta=1e4)
+    assert problem.startswith('model.rope_theta: not a key of the family "gpt2", whose keys are ')
+    assert "num_positions" in problem and "qk_norm" not in problem
+    [problem] = model(preset="mini-10m", num_positions=64)
+    assert '"llama"' in problem and "qk_norm" in problem
+    [problem] = model(preset="mini-10m", family="gtp2")
+    assert problem == 'model.family: no family is called "gtp2"; did you mean gpt2?'
+    [problem] = model(preset="mini-10m", family="gpt2")
+    assert problem == "model: preset 'mini-10m' is of the family 'llama'"
+    [problem] = model(family="gpt2", num_layers=2, hidden_size=8)
+    assert "required keys are missing: num_heads, vocab_size" in problem
+
+
 def test_all_problems_are_reported_at_once_in_the_file_s_order(tmp_path: Path) -> None:
     text = """\
     [batch]

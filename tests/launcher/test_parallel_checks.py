@@ -38,14 +38,29 @@ tokens = "1M"
 """
 
 
-def problems(tmp_path: Path, parallel: str, world_size: int | None = 8) -> list[str]:
+def problems(
+    tmp_path: Path, parallel: str, world_size: int | None = 8, base: str = BASE
+) -> list[str]:
     """`path: message` of what is wrong with a layout."""
-    table = tomllib.loads(BASE + parallel)
+    table = tomllib.loads(base + parallel)
     table["run"]["dir"] = str(tmp_path)
     config = RunConfig.model_validate_json(json.dumps(table))
     sections = {name: getattr(config, name) for name in RunConfig.model_fields}
     found = find_problems(sections, world_size)
     return [f"{p.path}: {p.message}" for p in found if not p.path.startswith("data.sources")]
+
+
+def test_learned_positions_bound_sequences_and_megatrons_layers(tmp_path: Path) -> None:
+    gpt2 = BASE.replace("num_kv_heads = 4", 'family = "gpt2"')
+    layouts = ("tensor = 4", 'engine = "deepspeed"', 'engine = "deepspeed"\ntensor = 2')
+    assert [problems(tmp_path, text, base=gpt2) for text in layouts[:2]] == [[], []]
+    found = problems(tmp_path, layouts[2], base=gpt2)
+    assert [text.partition(":")[0] for text in found] == ["parallel.tensor"] * 2
+    assert "without learned positions" in found[0] and "positions.weight" in found[0]
+    assert "without biases" in found[1] and 'engine = "native"' in found[1]
+    short = gpt2.replace("[data]", "num_positions = 32\n[data]")
+    [problem] = problems(tmp_path, "", base=short)
+    assert problem.startswith("data.seq_len: 64 is more than the model's 32 learned positions")
 
 
 @pytest.mark.parametrize(

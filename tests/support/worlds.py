@@ -318,6 +318,15 @@ def engine_runs(cases: Sequence[Case]) -> list[Run]:
     return [engine_run(case) for case in cases]
 
 
+def first_update(case: Case) -> dict[str, float]:
+    """How far the first update moves each parameter at most."""
+    engine = make_engine(case)
+    before = named_weights(engine)
+    train_step(make_context(case, engine), micro_batches(case, 0), lr=case.optimizer["lr"])
+    after = named_weights(engine)
+    return {name: float((after[name] - before[name]).abs().max()) for name in before}
+
+
 def live_bytes() -> int:
     """Bytes of all tensor storages that this process holds."""
     gc.collect()
