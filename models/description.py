@@ -121,6 +121,12 @@ class Description:
         return {p.name: p for p in self.table if p.tied_to is None}
 
     @cached_property
+    def by_name(self) -> Mapping[str, Parameter]:
+        """The table by name: a tied head too, which is a parameter of its own on a pipeline's last
+        stage."""
+        return {p.name: p for p in self.table}
+
+    @cached_property
     def _weights(self) -> Mapping[str, Parameter]:
         return {p.name.removesuffix(".weight"): p for p in self.table if p.name.endswith(".weight")}
 

@@ -272,8 +272,8 @@ def _spread(
     stage = mesh["pipeline"].get_local_rank()
     part = make_part(model, config, stage, seq_len).module
     group = mesh["tensor"].get_group()
-    parameters = part.description.parameters
-    blocks = {name: block_of(parameters[name], group) for name, _ in part.named_parameters()}
+    table = part.description.by_name
+    blocks = {name: block_of(table[name], group) for name, _ in part.named_parameters()}
     if config.tensor > 1:
         swap_layers(part, group, config.sequence_parallel)
     swap_norms(part, group, config.sequence_parallel, rms_norm)
