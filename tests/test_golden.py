@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 from golden import (
+    DEEPSPEED,
     LAYOUTS,
     PATH,
+    deepspeed_figures,
     initial_checksum,
     layout_figures,
     machine,
@@ -35,7 +37,11 @@ def test_initial_weights() -> None:
 
 @pytest.mark.parametrize("num_processes", LAYOUTS)
 def test_losses_norms_and_state_of_layouts(num_processes: int) -> None:
-    found = layout_figures(num_processes)
+    compare(layout_figures(num_processes))
+
+
+def compare(found: dict[str, Any]) -> None:
+    """With what is stored, as exactly as this machine can."""
     expected = {name: STORED["layouts"][name] for name in found}
     if IS_SAME_MACHINE:
         assert found == expected
@@ -43,3 +49,8 @@ def test_losses_norms_and_state_of_layouts(num_processes: int) -> None:
         tolerance = 1e-2 if "bf16" in name else 1e-5
         for kind in ("losses", "grad_norms"):
             assert figures[kind] == pytest.approx(expected[name][kind], rel=tolerance), name
+
+
+@pytest.mark.parametrize("number", range(len(DEEPSPEED)))
+def test_losses_norms_and_state_of_the_deepspeed_engine(number: int) -> None:
+    compare(deepspeed_figures(number))

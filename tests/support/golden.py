@@ -69,6 +69,12 @@ LAYOUTS: dict[int, list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]] 
     ],
 }  # fmt: skip
 """By number of processes: `[parallel]`, changes to the small model, `[precision]`."""
+DEEPSPEED: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = [
+    ({"zero_stage": 1, "tensor": 2}, _PLAIN, {}),
+    ({"zero_stage": 3}, _WINDOW, {"compute": "bf16"}),
+    ({"pipeline": 2}, _TIED, {}),
+]
+"""The same for the deepspeed engine on two processes, which runs one layout a process."""
 
 
 def machine() -> dict[str, str]:
@@ -82,21 +88,30 @@ def machine() -> dict[str, str]:
     }
 
 
-def label(num_processes: int, number: int) -> str:
-    """A layout's name among the figures."""
-    parallel, model, precision = LAYOUTS[num_processes][number]
+def _label(
+    num_processes: int, parallel: dict[str, Any], model: dict[str, Any], precision: dict[str, Any]
+) -> str:
     parts = [f"{key}={value}" for key, value in (parallel | model | precision).items()]
     return f"{num_processes} processes: {', '.join(parts)}"
 
 
 def layout_figures(num_processes: int) -> dict[str, Any]:
     """Losses, norms and the state's checksum of all layouts of so many processes."""
-    return run_fleet(num_processes, _run_layouts, num_processes, timeout=600)[0]
+    return run_fleet(num_processes, _run_layouts, LAYOUTS[num_processes], timeout=600)[0]
 
 
-def _run_layouts(num_processes: int) -> dict[str, Any]:
+def deepspeed_figures(number: int) -> dict[str, Any]:
+    """The same of one of the deepspeed engine's layouts."""
+    parallel, model, precision = DEEPSPEED[number]
+    layout = ({"engine": "deepspeed"} | parallel, model, precision)
+    return run_fleet(2, _run_layouts, [layout], timeout=300)[0]
+
+
+def _run_layouts(
+    layouts: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]],
+) -> dict[str, Any]:
     found = {}
-    for number, (parallel, model, precision) in enumerate(LAYOUTS[num_processes]):
+    for parallel, model, precision in layouts:
         case = Case(
             model=SMALL | model, parallel=parallel, precision=precision, num_steps=NUM_STEPS,
             optimizer={"lr": 2e-3, "eps": 1e-5} | (
@@ -110,10 +125,10 @@ def _run_layouts(num_processes: int) -> dict[str, Any]:
             result = train_step(context, micro_batches(case, step), lr=2e-3)
             losses.append(result.loss.item())
             norms.append(result.grad_norm.item())
-        states: list[Any] = [None] * num_processes
+        states: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(states, whole(engine.state()))
         merged = {name: tensor for state in states for name, tensor in state.items()}
-        found[label(num_processes, number)] = {
+        found[_label(dist.get_world_size(), parallel, model, precision)] = {
             "losses": losses, "grad_norms": norms, "state": checksum(merged),
         }  # fmt: skip
     return found
@@ -182,6 +197,8 @@ def all_figures() -> dict[str, Any]:
     layouts: dict[str, Any] = {}
     for num_processes in LAYOUTS:
         layouts |= layout_figures(num_processes)
+    for number in range(len(DEEPSPEED)):
+        layouts |= deepspeed_figures(number)
     return {
         "machine": machine(),
         "shapes": shape_figures(),
