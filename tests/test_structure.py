@@ -33,6 +33,9 @@ TORCH_FREE = (
     "triax.launcher.commands.diagnose",
     "triax.launcher.commands.submit",
     "triax.launcher.placement",
+    "triax.models.counts",
+    "triax.models.families.gpt2",
+    "triax.models.families.llama",
 )
 """Besides every `config.py` and `common/`."""
 MAX_LINES = 450
