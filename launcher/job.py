@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from triax.checkpoint.agreement import agreed, on_first
 from triax.checkpoint.store import CheckpointStore
 from triax.common.errors import ExitCode, UserError
+from triax.data.identity import identify_sources
 from triax.data.loader import Batch, Loader
 from triax.data.prepare import ensure_prepared
 from triax.data.source import open_sources
@@ -193,26 +194,25 @@ class Job:
         self._prepare_data()
         data = self.config.data
         sources = self._together(partial(open_sources, data, self.config.model.vocab_size))
-        paths = [source.path for source in data.sources]
-        refuse_differences(data_facts(paths), self.processes, self.config)
+        identities = self._together(partial(identify_sources, data.sources, sources))
+        refuse_differences(data_facts(identities), self.processes, self.config)
         self.watchdog.beat("looking for checkpoints", 0)
         self.store.clean()
         found = self.store.newest_good()
-        weights = tuple(
-            (name, source.weight)
-            for name, source in zip(sources, self.config.data.sources, strict=True)
-        )
+        weights = [source.weight for source in data.sources]
         if found is None or found.manifest is None:
-            origin = Origin.new(weights)
+            origin = Origin.new(identities, weights)
         else:
             self._compare_with(found.manifest.record)
-            origin = Origin.of(found.manifest.record, weights)
+            origin = Origin.of(found.manifest.record, identities, weights)
         self.say(opening_summary(self.config, self.budget, self.layout, self.processes.device))
         if self.processes.environment.world_size > 1:
             per_node = self.processes.environment.local_world_size
             self.say("\n".join(mesh_summary(self.layout, per_node)))
         if origin.state.step >= self.budget.num_steps:
             return self._already_finished(origin.state)
+        for note in origin.blend.notes:
+            self.say(f"data     {note}")
         loader = make_loader(self.config, self.layout, self.processes, sources, origin)
         validation = self._together(
             partial(make_validation, self.config, self.layout, self.processes)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
-from triax.data.sampler import Phase
+from triax.data.blend import Blend
+from triax.data.identity import Identity
 from triax.launcher.config import RunConfig
 from triax.parallel.layout import Layout
 from triax.training.precision import LossScaler
@@ -22,29 +23,31 @@ class Origin:
     """Where a run starts, from a checkpoint's record or from nothing."""
 
     state: TrainState
-    phases: tuple[Phase, ...]
+    blend: Blend
     record: Mapping[str, Any] | None
     """Of the checkpoint; None at the beginning."""
-    has_new_blend: bool = False
-    """Whether other data begins here, whose loss may be at another level."""
+
+    @property
+    def has_new_blend(self) -> bool:
+        """Whether other data begins here, whose loss may be at another level."""
+        return self.blend.is_new
 
     @staticmethod
-    def new(weights: tuple[tuple[str, float], ...]) -> Origin:
+    def new(sources: Sequence[Identity], weights: Sequence[float]) -> Origin:
         """The beginning of a run."""
-        return Origin(TrainState(), (Phase(0, weights),), None)
+        return Origin(TrainState(), Blend.begin(sources, weights), None)
 
     @staticmethod
-    def of(record: Mapping[str, Any], weights: tuple[tuple[str, float], ...]) -> Origin:
-        """The point that a checkpoint was made at. Other data sources than then begin a new
-        phase of the blend there."""
+    def of(
+        record: Mapping[str, Any], sources: Sequence[Identity], weights: Sequence[float]
+    ) -> Origin:
+        """The point that a checkpoint was made at.
+
+        Raises:
+            UserError: as `Blend.resume`.
+        """
         state = TrainState(record["step"], record["tokens"], record["cursor"])
-        phases = [Phase.from_json(phase) for phase in record["phases"]]
-        has_new_blend = phases[-1].weights != weights
-        if has_new_blend:
-            # Two phases can't begin at one sample: an unused one gives way.
-            phases = [phase for phase in phases if phase.start_sample < state.cursor]
-            phases.append(Phase(state.cursor, weights))
-        return Origin(state, tuple(phases), record, has_new_blend)
+        return Origin(state, Blend.resume(record, state.cursor, sources, weights), record)
 
     def record_of(self, state: TrainState) -> dict[str, Any]:
         """The part of a checkpoint's record that `of` reads, at a later state."""
@@ -52,7 +55,7 @@ class Origin:
             "step": state.step,
             "tokens": state.tokens,
             "cursor": state.cursor,
-            "phases": [phase.to_json() for phase in self.phases],
+            **self.blend.to_json(),
         }
 
 
