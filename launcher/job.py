@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 from triax.checkpoint.agreement import agreed, on_first
 from triax.checkpoint.store import CheckpointStore
 from triax.common.errors import ExitCode, UserError
+from triax.data.ensure import ensure_prepared
 from triax.data.identity import identify_sources
 from triax.data.loader import Batch, Loader
-from triax.data.prepare import ensure_prepared
 from triax.data.source import open_sources
 from triax.launcher.assembly import (
     make_boards,
@@ -38,7 +38,7 @@ from triax.launcher.preflight import (
     refuse_differences,
 )
 from triax.launcher.processes import Processes, joined, log_to_file, make_deterministic
-from triax.launcher.resume import Origin, RecordKeeper
+from triax.launcher.resume import Origin, RecordKeeper, refuse_other_tokenizer
 from triax.launcher.summary import closing_summary, mesh_summary, opening_summary
 from triax.parallel.collectives import gather_objects, on_first_however_long
 from triax.parallel.engines.protocol import Engine
@@ -195,7 +195,8 @@ class Job:
         data = self.config.data
         sources = self._together(partial(open_sources, data, self.config.model.vocab_size))
         identities = self._together(partial(identify_sources, data.sources, sources))
-        refuse_differences(data_facts(identities), self.processes, self.config)
+        facts = data_facts(identities, data.tokenizer)
+        refuse_differences(facts, self.processes, self.config)
         self.watchdog.beat("looking for checkpoints", 0)
         self.store.clean()
         found = self.store.newest_good()
@@ -246,6 +247,7 @@ class Job:
         """Show what has changed since the checkpoint; refuse what would break the run."""
         changes = diff_configs(record["config"], self.config.model_dump(mode="json"))
         refuse_changes(changes)
+        refuse_other_tokenizer(record, self.config.data)
         for change in changes:
             self.say(f"changed since the last checkpoint: {change}")
 

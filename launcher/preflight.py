@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from triax.common.errors import UserError
 from triax.data.identity import Identity
+from triax.data.tokenizer import tokenizer_fingerprint
 from triax.launcher.config import RunConfig
 from triax.launcher.files import diff_configs
 from triax.launcher.processes import Processes
@@ -46,9 +47,12 @@ def common_facts(config: RunConfig) -> Facts:
     }
 
 
-def data_facts(sources: Sequence[Identity]) -> Facts:
-    """What each source is, by its contents."""
-    return {f"the data {source.path}": source.key[:12] for source in sources}
+def data_facts(sources: Sequence[Identity], tokenizer: str | None) -> Facts:
+    """What each source and the tokenizer are, by their contents."""
+    facts = {f"the data {source.path}": source.key[:12] for source in sources}
+    if tokenizer is not None:
+        facts[f"the tokenizer {tokenizer}"] = _digest_or_problem(tokenizer)
+    return facts
 
 
 def refuse_differences(facts: Facts, processes: Processes, config: RunConfig) -> None:
@@ -194,6 +198,14 @@ def _time_product(device: torch.device) -> tuple[float, str | None]:
         if not torch.equal(product.double(), exact):
             return fastest, "a product of small integers is wrong"
     return fastest, None
+
+
+def _digest_or_problem(tokenizer: str) -> str:
+    """Never raises: the others would wait for this rank."""
+    try:
+        return tokenizer_fingerprint(tokenizer)[:12]
+    except UserError as error:
+        return str(error)
 
 
 def _code_digest() -> str:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
+from triax.common.errors import UserError
 from triax.data.blend import Blend
+from triax.data.config import DataConfig
 from triax.data.identity import Identity
+from triax.data.tokenizer import tokenizer_fingerprint
 from triax.launcher.config import RunConfig
 from triax.parallel.layout import Layout
 from triax.training.precision import LossScaler
@@ -59,6 +63,32 @@ class Origin:
         }
 
 
+def refuse_other_tokenizer(record: Mapping[str, Any], data: DataConfig) -> None:
+    """Compare the tokenizer's contents with those that a record names, wherever they lie.
+
+    Earlier versions recorded the path alone: what lies there now counts, if anything does.
+
+    Raises:
+        UserError: it is another tokenizer.
+    """
+    found = _fingerprint(data)
+    path = record["config"]["data"].get("tokenizer")
+    known = record.get("tokenizer")
+    if known is None and path is not None:
+        with suppress(UserError):
+            known = tokenizer_fingerprint(path)
+    if known is not None and found is not None and known != found:
+        raise UserError(
+            f"data.tokenizer: {data.tokenizer} isn't the tokenizer that this run began with"
+            f"{'' if path is None else f' ({path} then)'}: its tokenizer.json has other contents. "
+            "Put that back or name where it lies, or start a new run with another run.name"
+        )
+
+
+def _fingerprint(data: DataConfig) -> str | None:
+    return None if data.tokenizer is None else tokenizer_fingerprint(data.tokenizer)
+
+
 class RecordKeeper:
     """What a checkpoint's record holds beside the counters, and how it comes back from there.
 
@@ -75,6 +105,8 @@ class RecordKeeper:
         self._config = config
         self._layout = layout
         self._origin = origin
+        # A run that is shown without a tokenizer for a while still has the one it began with.
+        self._tokenizer = _fingerprint(config.data) or (origin.record or {}).get("tokenizer")
         self.scaler = LossScaler(config.precision, device)
         self.guard = Guard(config.stability, device)
         self.escalation = Escalation(config.stability)
@@ -89,6 +121,7 @@ class RecordKeeper:
         """The record of a checkpoint at a state; waits for the device."""
         return self._origin.record_of(state) | {
             "config": self._config.model_dump(mode="json"),
+            "tokenizer": self._tokenizer,
             "layout": asdict(self._layout),
             "loss_scaler": self.scaler.state(),
             "guard": self.guard.state(),
