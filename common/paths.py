@@ -41,3 +41,8 @@ def _value(match: re.Match[str], written: str) -> str:
             f"{written}: the variable {name} isn't set here; set it, or write the path out"
         )
     return value
+
+
+def same_path(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
+    """Whether two paths are one as they are written; the disk isn't asked for links."""
+    return os.path.abspath(one) == os.path.abspath(other)  # noqa: PTH100, no `..` over links there

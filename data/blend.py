@@ -7,13 +7,13 @@ name stays the key of what it stood for, since the order was drawn with it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
 from triax.common.errors import UserError
+from triax.common.paths import same_path
 from triax.data.identity import Identity
 from triax.data.sampler import Phase, source_names
 
@@ -114,12 +114,12 @@ def _same_contents(past: _Past, key: str, source: Identity, _name: str) -> bool:
 
 
 def _same_contents_and_place(past: _Past, key: str, source: Identity, name: str) -> bool:
-    return _same_contents(past, key, source, name) and _same_path(past.label(key), source.path)
+    return _same_contents(past, key, source, name) and same_path(past.label(key), source.path)
 
 
 def _same_place(past: _Past, key: str, source: Identity, _name: str) -> bool:
     path = past.unknown.get(key)
-    return path is not None and _same_path(path, source.path)
+    return path is not None and same_path(path, source.path)
 
 
 def _same_name(past: _Past, key: str, _source: Identity, name: str) -> bool:
@@ -172,10 +172,10 @@ def _notes(past: _Past, keys: Sequence[str], given: Sequence[Identity]) -> list[
     for key, source in zip(keys, given, strict=True):
         if key not in past.known and key not in past.unknown:
             places = [recorded.path for recorded in past.known.values()]
-            is_other = any(_same_path(place, source.path) for place in places)
+            is_other = any(same_path(place, source.path) for place in places)
             other = "other contents than before, " if is_other else ""
             notes.append(f"{source.path}: {other}new to this run")
-        elif _same_path(past.label(key), source.path):
+        elif same_path(past.label(key), source.path):
             num_same += 1
             notes.append(f"{source.path}: as before")
         elif key in past.known:
@@ -188,7 +188,3 @@ def _notes(past: _Past, keys: Sequence[str], given: Sequence[Identity]) -> list[
     last = [key for key, _ in past.phases[-1].weights]
     notes += [f"{past.label(key)}: no longer read" for key in last if key not in keys]
     return notes if num_same < len(notes) else ["all sources are as before"]
-
-
-def _same_path(one: str, other: str) -> bool:
-    return os.path.abspath(one) == os.path.abspath(other)  # noqa: PTH100, resolve() reads the disk

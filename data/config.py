@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from pydantic import Field, PositiveInt, model_validator
 
 from triax.common.section import Section
@@ -23,7 +25,8 @@ class PrepareConfig(Section):
     """Files, folders, globs, a `datasets` name, or `python-stdlib` (Python's own source)."""
     output: str
     """The folder for `tokenizer/`, `train` and `validation` shards."""
-    vocab_size: PositiveInt
+    vocab_size: int = Field(ge=257)
+    """The 256 bytes, the end-of-text token, and so many merges as are left."""
     validation_fraction: float = Field(0.01, gt=0, lt=1)
     text_field: str = "text"
 
@@ -45,8 +48,8 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _distinct(self) -> DataConfig:
-        paths = [source.path for source in self.sources]
-        if len(set(paths)) < len(paths):
+        paths = {os.path.abspath(source.path) for source in self.sources}  # noqa: PTH100
+        if len(paths) < len(self.sources):
             raise ValueError(
                 "data.sources names the same path twice: give it once, with its whole weight"
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import xxhash
 
 from triax.common.errors import UserError
 from triax.data.config import SourceConfig
-from triax.data.shards import with_suffix
+from triax.data.shards import file_size, with_suffix
 from triax.data.source import Source
 
 _EDGE_BYTES = 4096
@@ -71,13 +70,15 @@ def shard_digest(prefix: Path) -> str:
         UserError: a file can't be read.
     """
     digest = xxhash.xxh3_64()
+    idx, bin_ = with_suffix(prefix, ".idx"), with_suffix(prefix, ".bin")
+    file_size(idx)  # refuses a pipe, which would wait for ever
+    size = file_size(bin_)
+    digest.update(size.to_bytes(8, "little"))
     try:
-        with with_suffix(prefix, ".idx").open("rb") as file:
+        with idx.open("rb") as file:
             while piece := file.read(_READ_BYTES):
                 digest.update(piece)
-        with with_suffix(prefix, ".bin").open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            digest.update(size.to_bytes(8, "little"))
+        with bin_.open("rb") as file:
             for start in (0, max(0, size - _EDGE_BYTES)):
                 file.seek(start)
                 digest.update(file.read(_EDGE_BYTES))

@@ -290,7 +290,7 @@ def _chunks(count: int) -> Iterator[slice]:
         yield slice(start, min(start + _CHUNK, count))
 
 
-def _file_size(path: Path) -> int:
+def file_size(path: Path) -> int:
     """Size in bytes of a regular file (opening a pipe would wait for ever)."""
     try:
         status = path.stat()
@@ -313,7 +313,7 @@ def _map(path: Path, dtype: np.dtype[Any], offset: int, count: int) -> Array:
 
 def _read_header(idx: Path) -> tuple[np.dtype[Any], int, int]:
     """The dtype, the number of sequences and the number of document boundaries."""
-    size = _file_size(idx)
+    size = file_size(idx)
     if size < _HEADER.size:
         raise UserError(f"{idx}: {size} bytes, shorter than an index's header; {_MEND}")
     header = bytes(_map(idx, np.dtype("u1"), offset=0, count=_HEADER.size))
@@ -331,7 +331,7 @@ def _read_header(idx: Path) -> tuple[np.dtype[Any], int, int]:
 def _map_index(idx: Path, num_sequences: int, num_boundaries: int) -> tuple[Array, Array, Array]:
     """Lengths, pointers and document boundaries, once the file has the size for them."""
     promised = _HEADER.size + 12 * num_sequences + 8 * num_boundaries
-    size = _file_size(idx)
+    size = file_size(idx)
     if size == promised + num_sequences != promised:
         raise UserError(f"{idx}: a multimodal dataset (it has sequence modes); text is expected")
     if size != promised:
@@ -376,7 +376,7 @@ def _check_boundaries(idx: Path, boundaries: Array, num_sequences: int) -> None:
 
 
 def _check_bin_size(idx: Path, bin_: Path, promised: int) -> None:
-    size = _file_size(bin_)
+    size = file_size(bin_)
     if size != promised:
         word = "cut short" if size < promised else "too long"
         raise UserError(
