@@ -84,8 +84,9 @@ def resolve_all(inputs: Sequence[str]) -> list[Source]:
             other = given_by.setdefault(thing, number)
             if other != number:
                 raise UserError(
-                    f"{thing} is given twice, by {inputs[other]} and by {inputs[number]}: its documents would count "
-                    "double; leave out one of the two, or copy the file if that is meant"
+                    f"{thing} is given twice, by {inputs[other]} and by {inputs[number]}: its "
+                    "documents would count double; leave out one of the two, or copy the file "
+                    "if that is meant"
                 )
     return sources
 

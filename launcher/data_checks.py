@@ -166,8 +166,6 @@ def _will_be_made(path: str, prepare: PrepareConfig | None, name: str) -> bool:
 
 def made_with_this_tokenizer(data: DataConfig) -> Iterator[Problem]:
     """What `triax data prepare` noted beside the shards names the tokenizer of the config."""
-    if data.tokenizer is None:
-        return
     for path, prefix, _ in _datasets(data):
         folder = Path(prefix).parent
         try:
@@ -175,11 +173,13 @@ def made_with_this_tokenizer(data: DataConfig) -> Iterator[Problem]:
         except UserError as error:
             yield Problem(path, str(error))
             continue
+        if prepared is None or data.tokenizer is None:
+            continue
         try:
             found = tokenizer_fingerprint(data.tokenizer)
         except (UserError, OSError):
             continue  # `tokenizer_fits` says it
-        if prepared is not None and prepared.settings.tokenizer_fingerprint != found:
+        if prepared.settings.tokenizer_fingerprint != found:
             yield Problem(
                 path,
                 f"{prefix} was made with another tokenizer than data.tokenizer, {data.tokenizer}; "
