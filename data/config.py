@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -43,6 +44,9 @@ class DataConfig(Section):
     mask_documents: bool = True
     """Tokens attend only within their own document, and no loss is taken across documents."""
     prepare: PrepareConfig | None = None
+    verify: Literal["start", "background", "never"] = "background"
+    """When the shards' bytes are compared with the checksums in `data.json`: before the first step,
+    at leisure beside the steps, or not at all. Shards without checksums are named and passed."""
     prefetch: int = Field(2, ge=0)
     """Batches read ahead by a thread."""
 

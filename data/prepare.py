@@ -110,6 +110,7 @@ def prepare(
             dtype=dtype.name,
             train=done.train,
             validation=done.validation,
+            checksums=done.checksums,
         )
         save_prepared(output, data)
         return data
@@ -210,6 +211,8 @@ def _write_shard_set(
         documents=num_documents,
         train=_add(done.train, writers.get(TRAIN)),
         validation=_add(done.validation, writers.get(VALIDATION)),
+        checksums=done.checksums
+        | {name: sum_ for writer in writers.values() for name, sum_ in writer.checksums.items()},
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from triax.common.errors import UserError
 from triax.common.files import write_atomically
@@ -46,6 +46,8 @@ class Progress(Section):
     documents: int = 0
     train: SplitCounts = SplitCounts()
     validation: SplitCounts = SplitCounts()
+    checksums: dict[str, str] = Field(default_factory=dict)
+    """xxh3_128 of the finished shards' files, by name; none of those of earlier versions."""
 
 
 class PreparedData(Section):
@@ -57,6 +59,8 @@ class PreparedData(Section):
     dtype: str
     train: SplitCounts
     validation: SplitCounts
+    checksums: dict[str, str] = Field(default_factory=dict)
+    """As in `Progress`."""
 
 
 class TokenizerOrigin(Section):

@@ -27,6 +27,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 import numpy as np
+import xxhash
 
 from triax.common.errors import UserError
 from triax.common.files import fsync_folder, is_file, is_folder, write_errors
@@ -209,6 +210,9 @@ class ShardWriter:
     dtype: np.dtype[Any]
     num_tokens: int = field(default=0, init=False)
     num_documents: int = field(default=0, init=False)
+    checksums: dict[str, str] = field(default_factory=dict, init=False)
+    """xxh3 of each file's bytes by its name, once the block has ended: 32 digits."""
+    _bin_hash: Any = field(default_factory=xxhash.xxh3_128, init=False, repr=False)
     _lengths: array[int] = field(default_factory=lambda: array("i"), init=False, repr=False)
     _bin: BinaryIO = field(init=False, repr=False)
 
@@ -224,8 +228,10 @@ class ShardWriter:
         limits = np.iinfo(self.dtype)
         if tokens.size:
             assert limits.min <= tokens.min() and tokens.max() <= limits.max
+        written = tokens.astype(self.dtype).tobytes()
         with write_errors(self._temporary(".bin")):
-            self._bin.write(tokens.astype(self.dtype).tobytes())
+            self._bin.write(written)
+        self._bin_hash.update(written)
         self._lengths.append(tokens.size)
         self.num_tokens += tokens.size
         self.num_documents += 1
@@ -245,9 +251,10 @@ class ShardWriter:
 
     def _commit(self) -> None:
         _close_synced(self._bin)
+        index = self._index()
         idx = self._temporary(".idx").open("wb")
         try:
-            self._write_index(idx)
+            idx.write(index)
         finally:
             _close_synced(idx)
         # An idx from before must not vouch for the new bin.
@@ -256,16 +263,20 @@ class ShardWriter:
         fsync_folder(self.prefix.parent)
         self._temporary(".idx").replace(with_suffix(self.prefix, ".idx"))
         fsync_folder(self.prefix.parent)
+        self.checksums = {
+            f"{self.prefix.name}.bin": self._bin_hash.hexdigest(),
+            f"{self.prefix.name}.idx": xxhash.xxh3_128_hexdigest(index),
+        }
 
-    def _write_index(self, idx: BinaryIO) -> None:
+    def _index(self) -> bytes:
         lengths = np.array(self._lengths, dtype="<i4")
         pointers = np.zeros(len(lengths), dtype="<i8")
         np.cumsum(lengths[:-1], out=pointers[1:])
         code = _CODES[self.dtype]
-        idx.write(_HEADER.pack(_MAGIC, _VERSION, code, len(lengths), len(lengths) + 1))
-        idx.write(lengths.tobytes())
-        idx.write((pointers * self.dtype.itemsize).tobytes())
-        idx.write(np.arange(len(lengths) + 1, dtype="<i8").tobytes())
+        header = _HEADER.pack(_MAGIC, _VERSION, code, len(lengths), len(lengths) + 1)
+        pointers *= self.dtype.itemsize
+        boundaries = np.arange(len(lengths) + 1, dtype="<i8")
+        return b"".join((header, lengths.tobytes(), pointers.tobytes(), boundaries.tobytes()))
 
     def _discard(self) -> None:
         # Closing flushes, which fails a second time on a full disk.

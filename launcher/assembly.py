@@ -34,6 +34,7 @@ def make_loader(
     processes: Processes,
     sources: Sequence[Source],
     origin: Origin,
+    before_batch: Callable[[], None],
 ) -> Loader:
     """Reads this process's part of every global batch."""
     blend = origin.blend
@@ -47,6 +48,7 @@ def make_loader(
         mask_documents=config.data.mask_documents,
         prefetch=config.data.prefetch,
         pin_memory=processes.device.type == "cuda",
+        before_batch=before_batch,
     )
 
 
