@@ -210,16 +210,13 @@ def flip(path: Path) -> None:
     tokens.tofile(path)
 
 
-@pytest.mark.parametrize(("when", "num_processes"), [("start", 2), ("background", 2)])
-def test_a_shard_that_is_not_as_it_was_prepared(job: Path, when: str, num_processes: int) -> None:
+@pytest.mark.parametrize("when", ["start", "background"])
+def test_a_shard_that_is_not_as_it_was_prepared(job: Path, when: str) -> None:
     flip(job / "data/train-00000.bin")
     overrides = ("--budget.tokens=24000", f"--data.verify={when}")
-    ended = train(job, *overrides, num_processes=num_processes)
+    ended = train(job, *overrides, num_processes=2)
     refused(ended, "data/train-00000.bin: damaged: its bytes are not those that were prepared")
     assert json.loads((job / "runs/job/exit.json").read_text())["code"] == 2
-    flip(job / "data/train-00000.bin")
-    ended = train(job, *overrides, num_processes=num_processes)
-    assert ended.code == 0, ended.text
 
 
 def test_what_the_command_line_shows_of_it(job: Path) -> None:
