@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from typing import Literal
+
 from pydantic import Field, PositiveInt, model_validator
 
 from triax.common.section import Section
@@ -23,7 +26,8 @@ class PrepareConfig(Section):
     """Files, folders, globs, a `datasets` name, or `python-stdlib` (Python's own source)."""
     output: str
     """The folder for `tokenizer/`, `train` and `validation` shards."""
-    vocab_size: PositiveInt
+    vocab_size: int = Field(ge=257)
+    """The 256 bytes, the end-of-text token, and so many merges as are left."""
     validation_fraction: float = Field(0.01, gt=0, lt=1)
     text_field: str = "text"
 
@@ -40,13 +44,16 @@ class DataConfig(Section):
     mask_documents: bool = True
     """Tokens attend only within their own document, and no loss is taken across documents."""
     prepare: PrepareConfig | None = None
+    verify: Literal["start", "background", "never"] = "background"
+    """When the shards' bytes are compared with the checksums in `data.json`: before the first step,
+    at leisure beside the steps, or not at all. Shards without checksums are named and passed."""
     prefetch: int = Field(2, ge=0)
     """Batches read ahead by a thread."""
 
     @model_validator(mode="after")
     def _distinct(self) -> DataConfig:
-        paths = [source.path for source in self.sources]
-        if len(set(paths)) < len(paths):
+        paths = {os.path.abspath(source.path) for source in self.sources}  # noqa: PTH100
+        if len(paths) < len(self.sources):
             raise ValueError(
                 "data.sources names the same path twice: give it once, with its whole weight"
             )

@@ -16,8 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from triax.common.errors import UserError
-from triax.common.files import exclusive, is_file, make_folder
-from triax.data.config import PrepareConfig
+from triax.common.files import exclusive, make_folder
 from triax.data.encode import encode_documents, num_cores
 from triax.data.inputs import inputs_fingerprint
 from triax.data.record import (
@@ -38,7 +37,6 @@ from triax.data.tokenizer import (
     end_of_text_id,
     load_tokenizer,
     tokenizer_fingerprint,
-    train_tokenizer,
     vocabulary_size,
 )
 
@@ -112,61 +110,10 @@ def prepare(
             dtype=dtype.name,
             train=done.train,
             validation=done.validation,
+            checksums=done.checksums,
         )
         save_prepared(output, data)
         return data
-
-
-def ensure_prepared(
-    config: PrepareConfig,
-    *,
-    report: Callable[[str], None] = lambda _: None,
-) -> PreparedData:
-    """Make `config.output/tokenizer` and the shards beside it, as far as they are missing.
-
-    For one process: others of the same run wait for it. Data that is finished is not compared
-    with the inputs' files, which may be gone by then.
-
-    Args:
-        report: called with a line when a step begins.
-
-    Raises:
-        UserError: as `train_tokenizer` and `prepare`; or the folder was prepared otherwise.
-    """
-    output = Path(config.output)
-    tokenizer = output / "tokenizer"
-    data = load_prepared(output)
-    if data is None:
-        if not is_file(tokenizer / "tokenizer.json"):
-            report(f"training a tokenizer of {config.vocab_size:,} tokens in {tokenizer}")
-            train_tokenizer(config.inputs, config.vocab_size, tokenizer, config.text_field)
-        report(f"tokenizing {', '.join(config.inputs)} into {output}")
-        data = prepare(
-            config.inputs,
-            tokenizer,
-            output,
-            validation_fraction=config.validation_fraction,
-            text_field=config.text_field,
-        )
-    _check_against_config(data, config)
-    return data
-
-
-def _check_against_config(data: PreparedData, config: PrepareConfig) -> None:
-    made = {**data.settings.model_dump(), "vocab_size": data.vocab_size}
-    for name in ("inputs", "text_field", "validation_fraction", "vocab_size"):
-        if made[name] != getattr(config, name):
-            raise UserError(
-                f"data.prepare.{name}: {getattr(config, name)!r}, but {config.output} was "
-                f"prepared with {made[name]!r}; change it back, set another data.prepare.output, "
-                "or delete that folder"
-            )
-    tokenizer = Path(config.output) / "tokenizer"
-    if tokenizer_fingerprint(tokenizer) != data.settings.tokenizer_fingerprint:
-        raise UserError(
-            f"{tokenizer}: not the tokenizer that made the shards in {config.output}; "
-            "put it back, or delete that folder to prepare it anew"
-        )
 
 
 def _check_arguments(
@@ -264,6 +211,8 @@ def _write_shard_set(
         documents=num_documents,
         train=_add(done.train, writers.get(TRAIN)),
         validation=_add(done.validation, writers.get(VALIDATION)),
+        checksums=done.checksums
+        | {name: sum_ for writer in writers.values() for name, sum_ in writer.checksums.items()},
     )
 
 

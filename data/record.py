@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from triax.common.errors import UserError
 from triax.common.files import write_atomically
@@ -14,6 +14,7 @@ from triax.common.section import Section
 FORMAT_VERSION = 1
 RECORD = "data.json"
 PROGRESS = "progress.json"
+TOKENIZER_ORIGIN = "made-from.json"
 
 
 class Settings(Section):
@@ -45,6 +46,8 @@ class Progress(Section):
     documents: int = 0
     train: SplitCounts = SplitCounts()
     validation: SplitCounts = SplitCounts()
+    checksums: dict[str, str] = Field(default_factory=dict)
+    """xxh3_128 of the finished shards' files, by name; none of those of earlier versions."""
 
 
 class PreparedData(Section):
@@ -56,9 +59,22 @@ class PreparedData(Section):
     dtype: str
     train: SplitCounts
     validation: SplitCounts
+    checksums: dict[str, str] = Field(default_factory=dict)
+    """As in `Progress`."""
 
 
-_Record = TypeVar("_Record", Progress, PreparedData)
+class TokenizerOrigin(Section):
+    """What a run's preparation made its tokenizer from; kept beside `tokenizer.json`."""
+
+    inputs: tuple[str, ...]
+    inputs_fingerprint: str
+    text_field: str
+    vocab_size: int
+    tokenizer_fingerprint: str | None = None
+    """None until the tokenizer is there: its file comes last."""
+
+
+_Record = TypeVar("_Record", Progress, PreparedData, TokenizerOrigin)
 
 
 def load_prepared(folder: Path) -> PreparedData | None:
@@ -77,6 +93,24 @@ def load_progress(folder: Path) -> Progress | None:
         UserError: `progress.json` is damaged or from another version of triax.
     """
     return _load(folder / PROGRESS, Progress)
+
+
+def load_tokenizer_origin(folder: Path) -> TokenizerOrigin | None:
+    """What the tokenizer in this folder was made from, or None where nothing says so.
+
+    Raises:
+        UserError: `made-from.json` is damaged or from another version of triax.
+    """
+    return _load(folder / TOKENIZER_ORIGIN, TokenizerOrigin)
+
+
+def save_tokenizer_origin(folder: Path, origin: TokenizerOrigin) -> None:
+    """Write `made-from.json`.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    write_atomically(folder / TOKENIZER_ORIGIN, origin.model_dump_json(indent=2))
 
 
 def save_prepared(folder: Path, data: PreparedData) -> None:

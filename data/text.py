@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from triax.common.errors import UserError
-from triax.data.inputs import DatasetName, Source, TextFile, resolve
+from triax.data.inputs import DatasetName, Source, TextFile, resolve_all
 
 _log = logging.getLogger(__name__)
 _PARQUET_ROWS = 1024
@@ -49,7 +49,7 @@ def iter_documents(inputs: Sequence[str], text_field: str = "text") -> Iterator[
         UserError: an input is missing, damaged or has no such field; names file and line.
     """
     # Here and not in the generator: a wrong input is found before anything is read.
-    return _documents([resolve(text) for text in inputs], text_field)
+    return _documents(resolve_all(inputs), text_field)
 
 
 def _documents(sources: Sequence[Source], text_field: str) -> Iterator[str]:

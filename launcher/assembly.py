@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from triax.data.loader import Batch, Loader, validation_batches
@@ -32,14 +32,15 @@ def make_loader(
     config: RunConfig,
     layout: Layout,
     processes: Processes,
-    sources: Mapping[str, Source],
+    sources: Sequence[Source],
     origin: Origin,
+    before_batch: Callable[[], None],
 ) -> Loader:
     """Reads this process's part of every global batch."""
-    num_windows = {name: source.num_windows for name, source in sources.items()}
+    blend = origin.blend
     return Loader(
-        sources,
-        Sampler(config.run.seed, origin.phases, num_windows),
+        dict(zip(blend.keys, sources, strict=True)),
+        Sampler(config.run.seed, blend.phases, blend.num_windows()),
         global_batch_size=config.batch.global_batch_size,
         micro_batch_size=config.batch.micro_batch_size,
         dp_rank=layout.data_rank(processes.environment.rank),
@@ -47,6 +48,7 @@ def make_loader(
         mask_documents=config.data.mask_documents,
         prefetch=config.data.prefetch,
         pin_memory=processes.device.type == "cuda",
+        before_batch=before_batch,
     )
 
 

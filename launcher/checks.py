@@ -26,9 +26,13 @@ from triax.launcher.data_checks import (
     exists,
     inputs_are_there,
     made_with_this_tokenizer,
+    one_tokenizer,
+    preparation_goes_on,
     shards_are_sane,
+    sources_differ,
     tokenizer_fits,
     tokens_per_step,
+    weights_fill_blocks,
 )
 from triax.launcher.deepspeed_checks import (
     apex_is_nvidias,
@@ -185,8 +189,12 @@ STEP_CHECKS: tuple[Check, ...] = (
 CHECKS: tuple[Check, ...] = (
     *STEP_CHECKS,
     budget_fits,
+    one_tokenizer,
+    preparation_goes_on,
     tokenizer_fits,
     shards_are_sane,
+    sources_differ,
+    weights_fill_blocks,
     made_with_this_tokenizer,
     init_from_exists,
     deepspeed_flips_together,

@@ -20,11 +20,11 @@ BREAKING = (
     "model",
     "data.seq_len",
     "data.mask_documents",
-    "data.tokenizer",
     "batch.global_batch_size",
 )
 """What a run can't change on the way: these decide what its weights mean, which samples come
-next, or how steps are counted in tokens. Everything else may change."""
+next, or how steps are counted in tokens. The tokenizer counts by its contents and the sources by
+theirs (`launcher.resume`). Everything else may change."""
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,6 @@ from triax.checkpoint.agreement import agreed, on_first
 from triax.checkpoint.store import CheckpointStore
 from triax.common.errors import ExitCode, UserError
 from triax.data.loader import Batch, Loader
-from triax.data.prepare import ensure_prepared
-from triax.data.source import open_sources
 from triax.launcher.assembly import (
     make_boards,
     make_engine,
@@ -33,13 +31,13 @@ from triax.launcher.files import diff_configs, refuse_changes, write_resolved_co
 from triax.launcher.preflight import (
     check_machines,
     common_facts,
-    data_facts,
     refuse_differences,
 )
 from triax.launcher.processes import Processes, joined, log_to_file, make_deterministic
-from triax.launcher.resume import Origin, RecordKeeper
+from triax.launcher.resume import Origin, RecordKeeper, refuse_other_tokenizer
+from triax.launcher.run_data import open_data, prepare_data, verify_data
 from triax.launcher.summary import closing_summary, mesh_summary, opening_summary
-from triax.parallel.collectives import gather_objects, on_first_however_long
+from triax.parallel.collectives import gather_objects
 from triax.parallel.engines.protocol import Engine
 from triax.parallel.float8 import require_float8
 from triax.parallel.layout import Layout
@@ -123,6 +121,7 @@ def _unhurried(save_seconds: float) -> dict[str, float]:
     """What the watchdog grants to activities that have an end of their own, in seconds."""
     return {
         "preparing the data": math.inf,
+        "verifying the data": math.inf,
         "saving": 2 * save_seconds,
         "saving at last": 4 * save_seconds,
         "recovering": 2 * save_seconds,
@@ -190,32 +189,31 @@ class Job:
         if self.config.run.deterministic:
             make_deterministic(self.processes.device)
         self.watchdog.beat("preparing the data", 0)
-        self._prepare_data()
-        data = self.config.data
-        sources = self._together(partial(open_sources, data, self.config.model.vocab_size))
-        paths = [source.path for source in data.sources]
-        refuse_differences(data_facts(paths), self.processes, self.config)
+        prepare_data(self.config.data, self.processes, self.say)
+        data = open_data(self.config, self.processes)
         self.watchdog.beat("looking for checkpoints", 0)
         self.store.clean()
         found = self.store.newest_good()
-        weights = tuple(
-            (name, source.weight)
-            for name, source in zip(sources, self.config.data.sources, strict=True)
-        )
         if found is None or found.manifest is None:
-            origin = Origin.new(weights)
+            origin = Origin.new(data.identities, data.weights)
         else:
             self._compare_with(found.manifest.record)
-            origin = Origin.of(found.manifest.record, weights)
+            origin = Origin.of(found.manifest.record, data.identities, data.weights)
         self.say(opening_summary(self.config, self.budget, self.layout, self.processes.device))
         if self.processes.environment.world_size > 1:
             per_node = self.processes.environment.local_world_size
             self.say("\n".join(mesh_summary(self.layout, per_node)))
         if origin.state.step >= self.budget.num_steps:
             return self._already_finished(origin.state)
-        loader = make_loader(self.config, self.layout, self.processes, sources, origin)
+        for note in origin.blend.notes:
+            self.say(f"data     {note}")
         validation = self._together(
             partial(make_validation, self.config, self.layout, self.processes)
+        )
+        self.watchdog.beat("verifying the data", origin.state.step)
+        verification = verify_data(self.config.data, self.processes, self.say)
+        loader = make_loader(
+            self.config, self.layout, self.processes, data.sources, origin, verification.check
         )
         self.watchdog.beat("building the model", origin.state.step)
         engine = self.faults.wrap(make_engine(self.config, self.layout, self.processes))
@@ -224,7 +222,8 @@ class Job:
             self.say(f"going on after step {origin.state.step} from {found.path}")
         elif self.config.checkpoint.init_from is not None:
             self._initialise_from(self.config.checkpoint.init_from, engine)
-        outcome = self._train(engine, loader, validation, origin)
+        with verification:
+            outcome = self._train(engine, loader, validation, origin)
         # The others wait: whoever ends first with a code other than 0 has the rest stopped.
         on_first(partial(self._report, outcome), self.processes.control_group)
         return outcome
@@ -235,17 +234,11 @@ class Job:
         agreed(lambda: values.append(step()), self.processes.control_group)
         return values[0]
 
-    def _prepare_data(self) -> None:
-        prepare = self.config.data.prepare
-        if prepare is not None:
-            on_first_however_long(
-                partial(ensure_prepared, prepare, report=self.say), self.processes.control_group
-            )
-
     def _compare_with(self, record: dict[str, Any]) -> None:
         """Show what has changed since the checkpoint; refuse what would break the run."""
         changes = diff_configs(record["config"], self.config.model_dump(mode="json"))
         refuse_changes(changes)
+        refuse_other_tokenizer(record, self.config.data)
         for change in changes:
             self.say(f"changed since the last checkpoint: {change}")
 

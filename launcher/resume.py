@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
-from triax.data.sampler import Phase
+from triax.common.errors import UserError
+from triax.data.blend import Blend
+from triax.data.config import DataConfig
+from triax.data.identity import Identity
+from triax.data.tokenizer import tokenizer_fingerprint
 from triax.launcher.config import RunConfig
 from triax.parallel.layout import Layout
 from triax.training.precision import LossScaler
@@ -22,29 +27,31 @@ class Origin:
     """Where a run starts, from a checkpoint's record or from nothing."""
 
     state: TrainState
-    phases: tuple[Phase, ...]
+    blend: Blend
     record: Mapping[str, Any] | None
     """Of the checkpoint; None at the beginning."""
-    has_new_blend: bool = False
-    """Whether other data begins here, whose loss may be at another level."""
+
+    @property
+    def has_new_blend(self) -> bool:
+        """Whether other data begins here, whose loss may be at another level."""
+        return self.blend.is_new
 
     @staticmethod
-    def new(weights: tuple[tuple[str, float], ...]) -> Origin:
+    def new(sources: Sequence[Identity], weights: Sequence[float]) -> Origin:
         """The beginning of a run."""
-        return Origin(TrainState(), (Phase(0, weights),), None)
+        return Origin(TrainState(), Blend.begin(sources, weights), None)
 
     @staticmethod
-    def of(record: Mapping[str, Any], weights: tuple[tuple[str, float], ...]) -> Origin:
-        """The point that a checkpoint was made at. Other data sources than then begin a new
-        phase of the blend there."""
+    def of(
+        record: Mapping[str, Any], sources: Sequence[Identity], weights: Sequence[float]
+    ) -> Origin:
+        """The point that a checkpoint was made at.
+
+        Raises:
+            UserError: as `Blend.resume`.
+        """
         state = TrainState(record["step"], record["tokens"], record["cursor"])
-        phases = [Phase.from_json(phase) for phase in record["phases"]]
-        has_new_blend = phases[-1].weights != weights
-        if has_new_blend:
-            # Two phases can't begin at one sample: an unused one gives way.
-            phases = [phase for phase in phases if phase.start_sample < state.cursor]
-            phases.append(Phase(state.cursor, weights))
-        return Origin(state, tuple(phases), record, has_new_blend)
+        return Origin(state, Blend.resume(record, state.cursor, sources, weights), record)
 
     def record_of(self, state: TrainState) -> dict[str, Any]:
         """The part of a checkpoint's record that `of` reads, at a later state."""
@@ -52,8 +59,34 @@ class Origin:
             "step": state.step,
             "tokens": state.tokens,
             "cursor": state.cursor,
-            "phases": [phase.to_json() for phase in self.phases],
+            **self.blend.to_json(),
         }
+
+
+def refuse_other_tokenizer(record: Mapping[str, Any], data: DataConfig) -> None:
+    """Compare the tokenizer's contents with those that a record names, wherever they lie.
+
+    Earlier versions recorded the path alone: what lies there now counts, if anything does.
+
+    Raises:
+        UserError: it is another tokenizer.
+    """
+    found = _fingerprint(data)
+    path = record["config"]["data"].get("tokenizer")
+    known = record.get("tokenizer")
+    if known is None and path is not None:
+        with suppress(UserError):
+            known = tokenizer_fingerprint(path)
+    if known is not None and found is not None and known != found:
+        raise UserError(
+            f"data.tokenizer: {data.tokenizer} isn't the tokenizer that this run began with"
+            f"{'' if path is None else f' ({path} then)'}: its tokenizer.json has other contents. "
+            "Put that back or name where it lies, or start a new run with another run.name"
+        )
+
+
+def _fingerprint(data: DataConfig) -> str | None:
+    return None if data.tokenizer is None else tokenizer_fingerprint(data.tokenizer)
 
 
 class RecordKeeper:
@@ -72,6 +105,8 @@ class RecordKeeper:
         self._config = config
         self._layout = layout
         self._origin = origin
+        # A run that is shown without a tokenizer for a while still has the one it began with.
+        self._tokenizer = _fingerprint(config.data) or (origin.record or {}).get("tokenizer")
         self.scaler = LossScaler(config.precision, device)
         self.guard = Guard(config.stability, device)
         self.escalation = Escalation(config.stability)
@@ -86,6 +121,7 @@ class RecordKeeper:
         """The record of a checkpoint at a state; waits for the device."""
         return self._origin.record_of(state) | {
             "config": self._config.model_dump(mode="json"),
+            "tokenizer": self._tokenizer,
             "layout": asdict(self._layout),
             "loss_scaler": self.scaler.state(),
             "guard": self.guard.state(),

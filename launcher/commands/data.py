@@ -1,4 +1,4 @@
-"""`triax data prepare`: text to token shards. `triax data inspect`: what shards hold."""
+"""`triax data`: `prepare` makes shards of text, `inspect` shows and `verify` checks them."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rich.table import Table
 
 from triax.common.errors import ExitCode, UserError
 from triax.common.quantities import format_count, parse_count
+from triax.data.integrity import KnownFile, known_files, verify
 from triax.data.prepare import TOKENS_PER_SHARD, ProgressCallback, prepare
 from triax.data.record import SplitCounts, load_prepared
 from triax.data.shards import Shard, find_shards
@@ -27,6 +28,7 @@ examples:
   triax data prepare corpus/ --tokenizer tokenizer --output data
   triax data inspect data/train --tokenizer tokenizer --document 3
   triax data inspect runs/quickstart --sample 4096 --count 8
+  triax data verify data/train data/validation
 """
 _QUANTILES = {"shortest": 0.0, "5 %": 0.05, "median": 0.5, "95 %": 0.95, "longest": 1.0}
 _SECONDS_BETWEEN_LINES = 10.0
@@ -34,7 +36,7 @@ _EXCERPT_TOKENS = 200
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare `prepare` and `inspect` and their arguments."""
+    """Declare `prepare`, `inspect` and `verify` and their arguments."""
     parser.epilog = _EXAMPLE
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     _add_prepare(
@@ -55,6 +57,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             epilog=_EXAMPLE,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+    )
+
+    verify = actions.add_parser(
+        "verify",
+        help="compare shards with their checksums",
+        description="Read every byte of shards and compare it with the checksums in data.json.",
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verify.add_argument(
+        "prefixes", nargs="+", metavar="PREFIX", help="path of .idx files without the ending"
     )
 
 
@@ -101,8 +114,10 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prepare or inspect."""
+    """Prepare, inspect or verify; `verify` ends with `ExitCode.BAD_INPUT` at damage."""
     console = Console(highlight=False, soft_wrap=True)
+    if args.action == "verify":
+        return _verify(args.prefixes, console)
     if args.action == "prepare":
         _prepare(args, console)
     elif args.sample is not None:
@@ -186,6 +201,34 @@ def _inspect(args: argparse.Namespace, console: Console) -> None:
     _check_tokens(shards, _vocab_size(args), console)
     if args.tokenizer is not None:
         _show_document(shards, args.document, args.tokenizer, console)
+
+
+def _verify(prefixes: list[str], console: Console) -> int:
+    """Say of every dataset what is damaged; all of it, not the first alone."""
+    code = ExitCode.DONE
+    for prefix in prefixes:
+        known, unknown = known_files(prefix)
+        problems = [problem for file in known if (problem := _problem(file)) is not None]
+        for line in problems:
+            code = ExitCode.BAD_INPUT
+            console.print(line, markup=False)
+        if known and not problems:
+            console.print(f"{prefix}: {len(known)} files are as they were prepared", markup=False)
+        if unknown:
+            console.print(
+                f"{prefix}: {len(unknown)} files can't be verified, no data.json beside them has "
+                "their checksums (`triax data prepare` writes it; Megatron's tools don't)",
+                markup=False,
+            )
+    return code
+
+
+def _problem(file: KnownFile) -> str | None:
+    try:
+        verify([file])
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def _show_samples(args: argparse.Namespace, console: Console) -> None:

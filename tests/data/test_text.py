@@ -274,3 +274,42 @@ def test_fingerprint_sees_changes(tmp_path):
     assert before != inputs_fingerprint([str(file)])
     os.utime(file, (1, 1))
     assert before != inputs_fingerprint([str(tmp_path)])
+
+
+def test_linked_folders_are_read_as_the_glob_reads_them_and_each_once(tmp_path):
+    corpus, elsewhere = tmp_path / "corpus", tmp_path / "elsewhere"
+    for path in (corpus / "own/a.txt", elsewhere / "deep/b.txt"):
+        path.parent.mkdir(parents=True)
+        path.write_text(path.stem)
+    (corpus / "linked").symlink_to(elsewhere)
+    (corpus / "loop").symlink_to(corpus)
+    (corpus / "own2").symlink_to(corpus / "own")
+    (corpus / "own/again.txt").symlink_to(corpus / "own/a.txt")
+    assert list(iter_documents([str(corpus)])) == ["b", "a"]
+    assert list(iter_documents([f"{corpus}/*"])) == ["b", "a"]
+
+
+@pytest.mark.parametrize("second", ["a.txt", "./a.txt", "link.txt", "*.txt", ".", "linked"])
+def test_a_file_that_is_given_twice_is_refused(tmp_path, monkeypatch, second):
+    monkeypatch.chdir(tmp_path)
+    Path("a.txt").write_text("text")
+    Path("link.txt").symlink_to("a.txt")
+    Path("linked").symlink_to(tmp_path)
+    for read in (iter_documents, inputs_fingerprint):
+        with pytest.raises(UserError, match=r"a\.txt is given twice, by a\.txt and by "):
+            read(["a.txt", second])
+
+
+def test_a_dataset_that_is_given_twice_is_refused():
+    with pytest.raises(UserError, match="the dataset wikitext:v1 is given twice"):
+        iter_documents(["wikitext:v1", "wikitext", "wikitext:v1"])
+
+
+def test_home_and_variables_in_an_input(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("text")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("CORPUS", str(tmp_path))
+    for text in ("~/a.txt", "$CORPUS/a.txt", "${CORPUS}/*.txt", "$CORPUS"):
+        assert list(iter_documents([text])) == ["text"]
+    with pytest.raises(UserError, match="variable NOWHERE isn't set"):
+        iter_documents(["$NOWHERE/a.txt"])

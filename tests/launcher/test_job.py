@@ -24,8 +24,10 @@ from jobs import (
 )
 from ports import free_port
 
+from triax.data.blend import Blend
+from triax.data.identity import identify_sources
 from triax.data.loader import Loader
-from triax.data.sampler import Phase, Sampler, source_names
+from triax.data.sampler import Sampler
 from triax.data.source import Source
 from triax.launcher.inference import load_checkpoint
 from triax.launcher.loading import load_config
@@ -181,10 +183,10 @@ def test_a_run_is_a_plain_pytorch_loop(
     monkeypatch.chdir(finished[0])
     config = load_config("run.toml")
     source = Source.open("data/train", 32, config.model.vocab_size)
-    [name] = source_names(["data/train"])
+    blend = Blend.begin(identify_sources(config.data.sources, [source]), [1.0])
     loader = Loader(
-        {name: source},
-        Sampler(config.run.seed, (Phase(0, ((name, 1.0),)),), {name: source.num_windows}),
+        {blend.keys[0]: source},
+        Sampler(config.run.seed, blend.phases, blend.num_windows()),
         global_batch_size=8, micro_batch_size=8, dp_rank=0, dp_size=1, mask_documents=True,
     )  # fmt: skip
     model = Transformer(config.model)
