@@ -47,6 +47,7 @@ from triax.parallel.engines.protocol import MakeOptimizer, MicroBatch, RMSNorm, 
 from triax.parallel.engines.zero_shares import shares_of
 from triax.parallel.mesh import num_readers
 from triax.parallel.nonfinite import NonFiniteFinder
+from triax.parallel.norms import squared_norms
 from triax.parallel.passes import Inputs, Part, attention_kernels, num_targets
 from triax.parallel.pieces import Block, Pieces
 from triax.parallel.pipeline import make_part
@@ -126,15 +127,11 @@ class DeepSpeedEngine:
         inputs = [Inputs.on(self.device, batch) for batch in micro_batches]
         with attention_kernels(self._attention):
             cross_entropy = self._passes.forward_backward(inputs, weight)
-        squares = [
-            gradient.float().square().sum().to(self.device) / self._num_copies(name)
-            for name, gradient in self._zero.gradients()
-        ]
-        squared_norm = torch.stack(squares).sum() if squares else torch.zeros_like(weight)
+        squared_norm = self._squared_norm()
         sums = torch.stack((cross_entropy / self._tensor_group.size(), squared_norm))
         dist.all_reduce(sums)
         own_finite = (torch.isfinite(cross_entropy) & torch.isfinite(weight)).float()
-        return StepSums(sums[0], sums[1].sqrt(), own_finite)
+        return StepSums(sums[0].float(), sums[1].sqrt().float(), own_finite)
 
     def update(self, lr: float, gradient_factor: Tensor, skip: Tensor) -> None:
         self._factor = gradient_factor
@@ -182,6 +179,13 @@ class DeepSpeedEngine:
                 for name, share in self._zero.shares.items():
                     tensors[f"optimizer.{name}.{key}"] = values[share.buffer]
         return tensors
+
+    def _squared_norm(self) -> Tensor:
+        """Of this process's shares of the gradients; fp64 scalar on the device."""
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for name, gradient in self._zero.gradients():  # one at a time: some are copies
+            total += squared_norms([gradient])[0].to(self.device) / self._num_copies(name)
+        return total
 
     def _is_split(self, name: str) -> bool:
         return self._blocks[name].shape != self._blocks[name].whole_shape

@@ -27,6 +27,7 @@ from triax.parallel.engines.protocol import (
 from triax.parallel.masters import Masters
 from triax.parallel.mesh import num_copies, num_readers
 from triax.parallel.nonfinite import NonFiniteFinder
+from triax.parallel.norms import squared_norms
 from triax.parallel.passes import DirectPasses, Inputs, Passes, attention_kernels, num_targets
 from triax.parallel.pieces import local_tensor
 from triax.parallel.pipeline import PipelinePasses
@@ -190,13 +191,12 @@ class NativeEngine:
     def _reduce(self, cross_entropy: Tensor) -> tuple[Tensor, Tensor]:
         """The cross entropy and the gradient's norm over all processes.
 
-        One all-reduce, in which what several of them hold counts once.
+        One all-reduce in fp64, in which what several of them hold counts once.
         """
-        norms = _norms(self._local_gradients())
-        squared_norm = (torch.stack(norms).square() / self._num_copies).sum()
+        squared_norm = (squared_norms(self._local_gradients()) / self._num_copies).sum()
         sums = torch.stack((cross_entropy / self._tensor_size, squared_norm))
         dist.all_reduce(sums)
-        return sums[0], sums[1].sqrt()
+        return sums[0].float(), sums[1].sqrt().float()
 
     def _fill_in_optimizer_state(self) -> None:
         """Let the optimizer make its state now, so that a checkpoint can be read into it.
@@ -213,17 +213,6 @@ class NativeEngine:
         for state in self.optimizer.state.values():
             for value in state.values():
                 value.zero_()
-
-
-def _norms(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Each tensor's L2 norm in fp32. Of those of one dtype together: torch has a kernel for them
-    all then, and one for each if dtypes are mixed."""
-    norms: dict[int, Tensor] = {}
-    for dtype in {tensor.dtype for tensor in tensors}:
-        places = [place for place, tensor in enumerate(tensors) if tensor.dtype == dtype]
-        alike = [tensors[place] for place in places]
-        norms.update(zip(places, torch._foreach_norm(alike, 2, dtype=torch.float32), strict=True))
-    return [norms[place] for place in range(len(tensors))]
 
 
 def _local_part(parameter: Tensor) -> tuple[Tensor, Sequence[int]]:
