@@ -12,7 +12,8 @@ from triax.data.sampler import Phase
 from triax.launcher.config import RunConfig
 from triax.parallel.layout import Layout
 from triax.training.precision import LossScaler
-from triax.training.stability.escalation import Escalation
+from triax.training.stability.config import StabilityConfig
+from triax.training.stability.escalation import Escalation, Trouble
 from triax.training.stability.guard import Guard
 from triax.training.state import TrainState
 
@@ -45,6 +46,13 @@ class Origin:
             phases = [phase for phase in phases if phase.start_sample < state.cursor]
             phases.append(Phase(state.cursor, weights))
         return Origin(state, tuple(phases), record, has_new_blend)
+
+    def trouble(self, config: StabilityConfig) -> Trouble | None:
+        """What was wrong with the run if this is where its budget ended it."""
+        escalation = Escalation(config)
+        if self.record is not None and "escalation" in self.record:
+            escalation.load(self.record["escalation"])
+        return escalation.trouble_at_the_end
 
     def record_of(self, state: TrainState) -> dict[str, Any]:
         """The part of a checkpoint's record that `of` reads, at a later state."""

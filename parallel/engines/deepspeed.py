@@ -46,7 +46,7 @@ from triax.parallel.engines.nvme import SwapFolder
 from triax.parallel.engines.protocol import MakeOptimizer, MicroBatch, RMSNorm, StepSums
 from triax.parallel.engines.zero_shares import shares_of
 from triax.parallel.mesh import num_readers
-from triax.parallel.nonfinite import NonFiniteFinder
+from triax.parallel.nonfinite import NonFiniteFinder, first_non_finite
 from triax.parallel.norms import squared_norms
 from triax.parallel.passes import Inputs, Part, attention_kernels, num_targets
 from triax.parallel.pieces import Block, Pieces
@@ -156,12 +156,8 @@ class DeepSpeedEngine:
         finder = NonFiniteFinder(self._part)
         with finder:
             self.evaluate(micro_batches)
-        broken = (
-            f"parameter {name}"
-            for name, pieces in self._pieces(self._zero.buffers()).items()
-            if not all(bool(values.isfinite().all()) for _, values in pieces.pieces)
-        )
-        return next(broken, finder.first)
+        name = first_non_finite(self._pieces(self._zero.buffers()))
+        return finder.first if name is None else f"parameter {name}"
 
     def state(self) -> dict[str, Tensor]:
         # The caller may write into the buffers, and DeepSpeed's weights are copies of them.

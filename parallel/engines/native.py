@@ -26,7 +26,7 @@ from triax.parallel.engines.protocol import (
 )
 from triax.parallel.masters import Masters
 from triax.parallel.mesh import num_copies, num_readers
-from triax.parallel.nonfinite import NonFiniteFinder
+from triax.parallel.nonfinite import NonFiniteFinder, first_non_finite
 from triax.parallel.norms import squared_norms
 from triax.parallel.passes import DirectPasses, Inputs, Passes, attention_kernels, num_targets
 from triax.parallel.pieces import local_tensor
@@ -153,12 +153,9 @@ class NativeEngine:
             for finder in finders:
                 stack.enter_context(finder)
             self.evaluate(micro_batches)
-        broken = (
-            f"parameter {name}"
-            for name, parameter in self.parameters.items()
-            if not bool(local_tensor(parameter.detach()).isfinite().all())
-        )
-        return next(broken, None) or next((f.first for f in finders if f.first is not None), None)
+        if (name := first_non_finite(self.parameters)) is not None:
+            return f"parameter {name}"
+        return next((f.first for f in finders if f.first is not None), None)
 
     def state(self) -> dict[str, Tensor]:
         self._is_published = False  # the caller may write into it

@@ -158,6 +158,51 @@ def test_a_run_that_cannot_save_stops_only_by_its_policy(folder: Path) -> None:
     assert max(run.losses()) >= 12
 
 
+def test_scheduled_saves_wait_for_the_retry(folder: Path) -> None:
+    """A full disk would use up all failures in as many steps."""
+    plan = faults({"kind": "disk-full", "step": 1, "until": 11})
+    run = run_job(
+        folder, 1, steps(12), "--checkpoint.every=1 steps", "--checkpoint.retry=1 h",
+        "--checkpoint.max_failures=2", "--checkpoint.asynchronous=false", "--run.name=full", plan,
+    )  # fmt: skip
+    assert run.code == 0, run.output
+    assert [event["step"] for event in run.events("checkpoint_failed")] == [1]
+
+
+def test_a_budget_that_ends_without_finite_figures_is_no_success(folder: Path) -> None:
+    plan = faults({"kind": "nan-gradient", "step": 8, "until": 99})
+    for _ in range(2):  # started again it ends the same way
+        run = run_job(
+            folder, 1, steps(12), "--checkpoint.every=5 steps", "--checkpoint.keep=1",
+            "--run.name=spoilt", plan,
+        )  # fmt: skip
+        assert run.code == 3 and run.exit["code"] == 3, run.output
+        assert "its last 5 updates were all refused" in run.exit["reason"]
+        assert [path.name for path in (run.run_dir / "checkpoints").iterdir()] == ["step-00000005"]
+    assert "its last 5 updates" in (run.run_dir / "stop-report.md").read_text()
+
+
+def test_a_budget_that_ends_in_spikes_is_no_success_and_keeps_its_weights(folder: Path) -> None:
+    plan = faults({"kind": "corrupt-batch", "step": 57, "until": 60})
+    arguments = (steps(60), SAVE, "--stability.window=32", "--run.name=end", plan)
+    first, again = (run_job(folder, 1, *arguments) for _ in range(2))
+    assert (first.code, again.code) == (3, 3), first.output + again.output
+    assert "its last 4 updates were all refused" in first.exit["reason"]
+    assert "already finished, but its last 4 updates" in again.exit["reason"]
+    assert (first.run_dir / "checkpoints/step-00000060").is_dir()
+
+
+def test_weights_that_overflow_are_not_saved(folder: Path) -> None:
+    run = run_job(
+        folder, 1, steps(6), "--checkpoint.every=1 steps", "--checkpoint.keep=1",
+        "--optimizer.lr=1e38", "--optimizer.weight_decay=1e3", "--run.name=overflown",
+    )  # fmt: skip
+    assert run.code == 3, run.output
+    assert [event["step"] for event in run.events("checkpoint_refused")] == [1]
+    assert not list((run.run_dir / "checkpoints").glob("step-*"))
+    assert "the weights are not finite" in run.output
+
+
 @pytest.mark.parametrize(
     ("kind", "rank", "words"), [("hang", 1, "preparing the step"), ("freeze", 0, "not heard of")]
 )
