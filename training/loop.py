@@ -174,7 +174,7 @@ class TrainLoop:
 
     def _tend(self, requests: Requests, state: TrainState) -> Ending | None:
         """What is due between two steps."""
-        if (corruption := self.care.compare_replicas(state)) is not None:
+        if (corruption := self.care.look_for_corruption(state)) is not None:
             return self.care.recovery.stop(corruption, state)
         if requests.evaluate:
             self._evaluate(state)
@@ -227,6 +227,8 @@ class TrainLoop:
     def _finish(self, ending: Ending | None, state: TrainState) -> Outcome:
         """Log what is left, validate once more, save, and wait for the file system."""
         self._log(self.readback.drain())
+        if ending is None and self.care.corruption is not None:
+            ending = self.care.recovery.stop(self.care.corruption, state)
         if ending is None and self._evaluated_step != state.step:
             self._evaluate(state)
         self.care.beat("saving at last", state.step)

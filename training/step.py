@@ -42,7 +42,12 @@ class StepResult(NamedTuple):
     norm_score: Tensor
     drift_score: Tensor
     own_finite: Tensor
-    """1 if this process's own part of the loss was finite; the only figure of one process."""
+    """1 if this process's own part of the loss was finite. It and the next are figures of one
+    process."""
+    own_fingerprint: Tensor
+    """Of the data that this process has read, see `Counts`."""
+    data_differs: Tensor
+    """1 if processes that should work on the same samples have read others."""
 
 
 def train_step(context: StepContext, micro_batches: Sequence[MicroBatch], lr: float) -> StepResult:
@@ -58,7 +63,8 @@ def train_step(context: StepContext, micro_batches: Sequence[MicroBatch], lr: fl
     """
     engine, scale = context.engine, context.scaler.scale
     # A batch without any target has a gradient of zero, not of 0/0.
-    num_targets = engine.count_targets(micro_batches).clamp(min=1)
+    counts = engine.count_targets(micro_batches)
+    num_targets = counts.num_targets.clamp(min=1)
     sums = engine.forward_backward(micro_batches, weight=scale / num_targets)
     loss, grad_norm = sums.cross_entropy / num_targets, sums.grad_norm / scale
     verdict = context.guard.judge(loss, grad_norm)
@@ -68,6 +74,7 @@ def train_step(context: StepContext, micro_batches: Sequence[MicroBatch], lr: fl
     return StepResult(
         loss, grad_norm, num_targets, verdict.skip, scale, verdict.reasons,
         verdict.loss_score, verdict.norm_score, verdict.drift_score, sums.own_finite,
+        counts.own_fingerprint, counts.data_differs,
     )  # fmt: skip
 
 

@@ -43,7 +43,13 @@ from triax.parallel.engines.megatron_layers import (
     torch_rms_norm,
 )
 from triax.parallel.engines.nvme import SwapFolder
-from triax.parallel.engines.protocol import MakeOptimizer, MicroBatch, RMSNorm, StepSums
+from triax.parallel.engines.protocol import (
+    Counts,
+    MakeOptimizer,
+    MicroBatch,
+    RMSNorm,
+    StepSums,
+)
 from triax.parallel.engines.zero_shares import shares_of
 from triax.parallel.mesh import num_readers
 from triax.parallel.nonfinite import NonFiniteFinder, first_non_finite
@@ -51,6 +57,7 @@ from triax.parallel.norms import squared_norms
 from triax.parallel.passes import Inputs, Part, attention_kernels, num_targets
 from triax.parallel.pieces import Block, Pieces
 from triax.parallel.pipeline import make_part
+from triax.parallel.reading import ReadingCounter
 from triax.parallel.spread import checkpoint_activations
 from triax.parallel.tied import TiedHead, tied_head
 
@@ -85,6 +92,7 @@ class DeepSpeedEngine:
         self.device = torch.device(mesh.device_type)
         self._mesh = mesh
         self._tensor_group = mesh["tensor"].get_group()
+        self._reading = ReadingCounter(mesh)
         self._attention = config.attention
         _join(mesh)
         self._part, self._blocks = _spread(model, mesh, config, seq_len, rms_norm or torch_rms_norm)
@@ -117,10 +125,8 @@ class DeepSpeedEngine:
             for offset, values in pieces.pieces:
                 initialise(values, name, offset, pieces.shape, model, seed)
 
-    def count_targets(self, micro_batches: Sequence[MicroBatch]) -> Tensor:
-        total = num_targets(micro_batches, self.device)
-        dist.all_reduce(total)
-        return (total // num_readers(self._mesh)).float()
+    def count_targets(self, micro_batches: Sequence[MicroBatch]) -> Counts:
+        return self._reading.count(micro_batches)
 
     def forward_backward(self, micro_batches: Sequence[MicroBatch], weight: Tensor) -> StepSums:
         self._publish()

@@ -18,6 +18,7 @@ from triax.parallel.config import ParallelConfig, PrecisionConfig
 from triax.parallel.dtypes import DTYPES
 from triax.parallel.engines.protocol import (
     CopyingOptimizer,
+    Counts,
     MakeOptimizer,
     MicroBatch,
     RMSNorm,
@@ -31,6 +32,7 @@ from triax.parallel.norms import squared_norms
 from triax.parallel.passes import DirectPasses, Inputs, Passes, attention_kernels, num_targets
 from triax.parallel.pieces import local_tensor
 from triax.parallel.pipeline import PipelinePasses
+from triax.parallel.reading import ReadingCounter
 from triax.parallel.spread import spread
 from triax.parallel.tied import tied_head
 from triax.parallel.zero import keep_gradients_in
@@ -96,6 +98,7 @@ class NativeEngine:
             self._passes = PipelinePasses(self.parts, mesh, config, model.hidden_size, dtype)
         copies = [num_copies(parameter, mesh) for parameter in self.parameters.values()]
         self._num_copies = torch.tensor(copies, device=self.device)
+        self._reading = ReadingCounter(mesh)
         self.optimizer = make_optimizer(self.parameters)
         self._writes_copies = False
         if self._masters is not None and isinstance(self.optimizer, CopyingOptimizer):
@@ -104,10 +107,8 @@ class NativeEngine:
         self._is_published = False
         self._fill_in_optimizer_state()
 
-    def count_targets(self, micro_batches: Sequence[MicroBatch]) -> Tensor:
-        total = num_targets(micro_batches, self.device)
-        dist.all_reduce(total)
-        return (total // self._num_readers).float()
+    def count_targets(self, micro_batches: Sequence[MicroBatch]) -> Counts:
+        return self._reading.count(micro_batches)
 
     def forward_backward(self, micro_batches: Sequence[MicroBatch], weight: Tensor) -> StepSums:
         self._publish()

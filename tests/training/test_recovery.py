@@ -244,6 +244,22 @@ def test_silent_corruption_stops_the_run(folder: Path) -> None:
     assert (event["step"], event["ranks"]) == (20, [0, 1])
 
 
+@pytest.mark.parametrize("step", [4, 8], ids=["midway", "in-the-last-step"])
+def test_other_tokens_than_the_peers_stop_the_run(folder: Path, step: int) -> None:
+    """On a first stage, which holds no loss: nothing else would show it."""
+    plan = faults({"kind": "corrupt-batch", "step": step, "rank": 1})
+    run = run_job(
+        folder, 4, steps(8), "--parallel.tensor=2", "--parallel.pipeline=2",
+        f"--run.name=other-{step}", plan,
+    )  # fmt: skip
+    assert run.code == 3, run.output
+    (event,) = run.events("data_differs")
+    assert (event["step"], event["samples"]) == (step, [8 * step - 8, 8 * step])
+    assert event["ranks"] == [1]
+    assert f"for step {step} rank 1 on" in run.exit["reason"]
+    assert not list((run.run_dir / "checkpoints").glob("step-*"))
+
+
 def test_processes_that_disagree_are_refused_and_named(folder: Path) -> None:
     run = run_job(
         folder, 2, steps(20), "--run.name=disagree", of_rank={1: ["--optimizer.lr=0.123"]}
