@@ -108,6 +108,8 @@ class Escalation:
 
     def observe(self, figures: StepFigures) -> None:
         """Count a step whose verdict is known; in the order of steps."""
+        if not (figures.num_targets or figures.reasons):
+            return  # nothing was trained: trouble neither goes on nor ends
         step = figures.state.step
         scores = (figures.loss_score, figures.norm_score, figures.drift_score)
         if not figures.reasons:
