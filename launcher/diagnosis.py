@@ -32,7 +32,7 @@ _OTHERS = {"site-packages", "dist-packages"}
 _ERROR = re.compile(r"^(?P<kind>[\w.]*(?:Error|Exception|Interrupt|Exit))(?:: (?P<text>.*))?$")
 _MAX_EVENTS = 8
 _TOLD = (
-    "hang", "silent_corruption", "stop", "rollback", "new_level", "straggler",
+    "hang", "silent_corruption", "data_differs", "stop", "rollback", "new_level", "straggler",
     "checkpoint_failed", "skipped_update",
 )  # fmt: skip
 

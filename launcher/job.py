@@ -54,7 +54,6 @@ from triax.training.stability.faults import FaultInjector
 from triax.training.stability.recovery import Recovery
 from triax.training.stability.stragglers import StragglerWatch
 from triax.training.stability.watchdog import Watchdog, enable_flight_recorder
-from triax.training.state import TrainState
 from triax.training.step import StepContext
 
 T = TypeVar("T")
@@ -204,7 +203,7 @@ class Job:
             per_node = self.processes.environment.local_world_size
             self.say("\n".join(mesh_summary(self.layout, per_node)))
         if origin.state.step >= self.budget.num_steps:
-            return self._already_finished(origin.state)
+            return self._already_finished(origin)
         for note in origin.blend.notes:
             self.say(f"data     {note}")
         validation = self._together(
@@ -242,12 +241,16 @@ class Job:
         for change in changes:
             self.say(f"changed since the last checkpoint: {change}")
 
-    def _already_finished(self, state: TrainState) -> Outcome:
+    def _already_finished(self, origin: Origin) -> Outcome:
+        state, code, reason = origin.state, ExitCode.DONE, "already finished"
+        if (trouble := origin.trouble(self.config.stability)) is not None:
+            code, reason = ExitCode.STOPPED_BY_GUARD, f"{reason}, but {trouble.reason}"
+            self.say(f"this run is {reason}")
         self.say(
             f"this run is finished: {state.step} steps, {state.tokens:,} tokens.\n"
             f"Raise budget.tokens to go on, or choose another run.name."
         )
-        outcome = Outcome(ExitCode.DONE, "already finished", state, None, 0.0)
+        outcome = Outcome(code, reason, state, None, 0.0)
         if self.processes.is_main:
             self._write_exit(outcome)
         return outcome
@@ -309,6 +312,7 @@ class Job:
                 outlets,
                 retry_seconds=config.checkpoint.retry.amount,
                 max_failures=config.checkpoint.max_failures,
+                group=self.processes.control_group,
             )
             return TrainLoop(
                 plan=make_plan(config, self.budget),

@@ -17,7 +17,8 @@ from triax.data.tokenizer import tokenizer_fingerprint
 from triax.launcher.config import RunConfig
 from triax.parallel.layout import Layout
 from triax.training.precision import LossScaler
-from triax.training.stability.escalation import Escalation
+from triax.training.stability.config import StabilityConfig
+from triax.training.stability.escalation import Escalation, Trouble
 from triax.training.stability.guard import Guard
 from triax.training.state import TrainState
 
@@ -52,6 +53,13 @@ class Origin:
         """
         state = TrainState(record["step"], record["tokens"], record["cursor"])
         return Origin(state, Blend.resume(record, state.cursor, sources, weights), record)
+
+    def trouble(self, config: StabilityConfig) -> Trouble | None:
+        """What was wrong with the run if this is where its budget ended it."""
+        escalation = Escalation(config)
+        if self.record is not None and "escalation" in self.record:
+            escalation.load(self.record["escalation"])
+        return escalation.trouble_at_the_end
 
     def record_of(self, state: TrainState) -> dict[str, Any]:
         """The part of a checkpoint's record that `of` reads, at a later state."""

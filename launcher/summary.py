@@ -86,10 +86,7 @@ def closing_summary(
     """How the run ended, what it reached, and how to go on."""
     lines = ["", f"ended after step {outcome.state.step}: {outcome.reason}"]
     if outcome.evaluation is not None:
-        lines.append(
-            f"validation loss {outcome.evaluation.loss:.4f}, "
-            f"perplexity {outcome.evaluation.perplexity:.2f}"
-        )
+        lines.append(f"validation {outcome.evaluation.describe()}")
     if outcome.code is ExitCode.DONE:
         lines += _sample(config, directory)
         lines.append(_chinchilla(config, outcome.tokens_per_second))

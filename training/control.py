@@ -24,6 +24,10 @@ class Requests(NamedTuple):
     fail: bool = False
     give_up: bool = False
     """Stop, because checkpoints can't be written."""
+    retry: bool = False
+    """Save, because it is time to try again after a failure."""
+    hold: bool = False
+    """Don't save for another reason: a save has failed, and it isn't time yet to try again."""
 
 
 STEPS_TO_AGREE = 1

@@ -37,7 +37,7 @@ def metrics_row(
         "step": figures.state.step,
         "tokens": figures.state.tokens,
         "cursor": figures.state.cursor,
-        "loss": figures.loss,
+        "loss": figures.loss if figures.num_targets else None,
         "grad_norm": figures.grad_norm,
         "lr": figures.lr,
         "tokens_per_second": rate,
@@ -137,6 +137,8 @@ class Boards:
 
     def log_evaluation(self, step: int, evaluation: Evaluation) -> None:
         """Show a validation."""
+        if evaluation.num_targets == 0:
+            return
         scalars = {
             "validation/loss": evaluation.loss,
             "validation/perplexity": evaluation.perplexity,

@@ -46,17 +46,16 @@ class Outlets:
 
     def evaluation(self, step: int, evaluation: Evaluation) -> None:
         """Log one validation."""
+        has_targets = evaluation.num_targets > 0
         self.event(
-            "evaluation", step=step, loss=evaluation.loss,
-            perplexity=evaluation.perplexity, num_targets=evaluation.num_targets,
+            "evaluation", step=step, loss=evaluation.loss if has_targets else None,
+            perplexity=evaluation.perplexity if has_targets else None,
+            num_targets=evaluation.num_targets,
         )  # fmt: skip
         if self.is_main:
             with self._losing_at_most_a_line():
                 self.boards.log_evaluation(step, evaluation)
-        self.console.say(
-            f"validation after step {step}: loss {evaluation.loss:.4f}, "
-            f"perplexity {evaluation.perplexity:.2f}"
-        )
+        self.console.say(f"validation after step {step}: {evaluation.describe()}")
 
     def event(self, name: str, **fields: Any) -> None:
         """Add a line to events.jsonl."""

@@ -19,7 +19,9 @@ def plot_losses(directory: RunDirectory) -> Path | None:
     validations = {
         tokens_of_step[event["step"]]: event["loss"]
         for event in directory.rows(directory.events)
-        if event.get("event") == "evaluation" and event["step"] in tokens_of_step
+        if event.get("event") == "evaluation"
+        and event.get("loss") is not None
+        and event["step"] in tokens_of_step
     }
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()

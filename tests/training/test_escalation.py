@@ -59,6 +59,30 @@ def test_a_few_skips_lead_to_nothing() -> None:
     assert escalation.num_skips == 40
 
 
+def test_a_batch_without_targets_neither_ends_trouble_nor_goes_on_with_it() -> None:
+    escalation = made()
+    feed(escalation, 1, [Reason.LOSS, Reason.LOSS])
+    escalation.observe(figures(3, Reason(0), 0.0)._replace(num_targets=0))
+    assert [refusal.step for refusal in escalation.refusals] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("reasons", "has_non_finite"),
+    [
+        ([Reason.LOSS, Reason.LOSS], None),
+        ([Reason.LOSS] * 3, False),
+        ([Reason.LOSS, Reason.NON_FINITE, Reason.NORM], True),
+    ],
+)
+def test_a_budget_that_ends_in_refusals_is_trouble(
+    reasons: list[Reason], has_non_finite: bool | None
+) -> None:
+    escalation = made(max_consecutive_skips=20)
+    feed(escalation, 1, reasons)
+    trouble = escalation.trouble_at_the_end
+    assert (trouble and trouble.has_non_finite) == has_non_finite
+
+
 def test_too_many_in_a_row_lead_back_to_before_the_trouble() -> None:
     escalation = made()
     for step in range(1, 50):

@@ -153,3 +153,17 @@ def test_judging_waits_for_nothing_on_a_gpu() -> None:
             guard.judge(loss, norm)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("is_rising", [False, True])
+def test_a_batch_without_targets_is_neither_judged_nor_remembered(is_rising: bool) -> None:
+    guard = warm()
+    if is_rising:
+        for step in range(WINDOW):
+            judged(guard, 3.0 + 0.02 * step)
+    before = guard.state()
+    verdict = guard.judge(torch.zeros(()), torch.zeros(()), has_targets=torch.tensor(False))
+    assert not verdict.skip and not verdict.reasons
+    assert not verdict.loss_score and not verdict.norm_score
+    for name in ("losses", "log_norms", "loss_changes", "log_norm_changes"):
+        assert guard.state()[name] == before[name]

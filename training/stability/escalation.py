@@ -54,6 +54,18 @@ class Stop:
 
 Action = Rollback | NewLevel | Stop
 
+_TROUBLE_AT_THE_END = 3
+"""So many refusals in a row are more than a spike, and no step is left to tell."""
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """A budget that ran out while updates were refused."""
+
+    reason: str
+    has_non_finite: bool
+    """Whether a refused step gave a loss or a gradient that wasn't finite."""
+
 
 class Escalation:
     """Counts refusals and decides what follows; each step of the escalation is bounded.
@@ -80,12 +92,24 @@ class Escalation:
         """Whether the last step told of was refused."""
         return bool(self.refusals)
 
+    @property
+    def trouble_at_the_end(self) -> Trouble | None:
+        """What is wrong with a run that ends now, by its budget."""
+        if len(self.refusals) < _TROUBLE_AT_THE_END:
+            return None
+        return Trouble(
+            f"its last {len(self.refusals)} updates were all refused",
+            any(refusal.reasons & Reason.NON_FINITE for refusal in self.refusals),
+        )
+
     def lr_factor(self, step: int) -> float:
         """What the learning rate of a step is multiplied by."""
         return self._config.rollback_lr_factor if step <= self._reduced_until else 1.0
 
     def observe(self, figures: StepFigures) -> None:
         """Count a step whose verdict is known; in the order of steps."""
+        if not (figures.num_targets or figures.reasons):
+            return  # nothing was trained: trouble neither goes on nor ends
         step = figures.state.step
         scores = (figures.loss_score, figures.norm_score, figures.drift_score)
         if not figures.reasons:

@@ -99,26 +99,29 @@ class Guard:
         self._lowest = torch.full((), torch.inf, device=self._device)
         self._lowest_sigma = torch.ones((), device=self._device)
 
-    def judge(self, loss: Tensor, grad_norm: Tensor) -> Verdict:
+    def judge(self, loss: Tensor, grad_norm: Tensor, has_targets: Tensor | None = None) -> Verdict:
         """The verdict on a step, which enters the window if it is accepted.
 
         Args:
             loss: mean cross entropy, fp32 scalar on the guard's device.
             grad_norm: before clipping, fp32 scalar.
+            has_targets: False where the batch has none: its figures are nobody's, and don't enter.
         """
+        if has_targets is None:
+            has_targets = torch.ones_like(loss, dtype=torch.bool)
         overflowed = ~(torch.isfinite(loss) & torch.isfinite(grad_norm))
-        # A gradient of exactly zero (a batch without targets) must stay comparable.
+        # A gradient of exactly zero must stay comparable.
         values_2 = torch.stack((loss, grad_norm.clamp(min=1e-30).log()))
         sorted_4W = self._values_4W.sort(dim=1).values
         sigma_2 = _CHANGE_TO_SIGMA * _middle(sorted_4W[2:], self._num_valid(self._config.window))
         sigma_2 = sigma_2.maximum(self._smallest_2)
         median_2 = self._recent_median()
-        speaks = (self._count >= self._quarter) & ~overflowed
+        speaks = (self._count >= self._quarter) & ~overflowed & has_targets
         scores_2 = torch.where(speaks, (values_2 - median_2) / sigma_2, 0.0)
         drift_score, drifted = self._drift(loss, median_2[0], sigma_2[0])
         if self._config.spike_guard:
             far_2 = (scores_2 > self._config.threshold).float()
-            drifted = (drifted & ~overflowed).float()
+            drifted = (drifted & ~overflowed & has_targets).float()
         else:
             far_2, drifted = torch.zeros_like(scores_2), torch.zeros_like(loss)
         overflow = overflowed.float()
@@ -128,7 +131,7 @@ class Guard:
         )  # fmt: skip
         accept = reasons == 0
         clip_limit = self._clip_limit(sorted_4W[1])
-        self._enter(values_2, accept)
+        self._enter(values_2, accept & has_targets)
         return Verdict(
             1.0 - accept.float(), overflow, reasons, scores_2[0], scores_2[1], drift_score,
             clip_limit,
