@@ -1,0 +1,43 @@
+"""How a path that a person writes is read: one rule for the config, options and inputs."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from triax.common.errors import UserError
+
+_VARIABLE = re.compile(r"\$(?:(?P<plain>[A-Za-z_]\w*)|\{(?P<braced>[A-Za-z_]\w*)\})", re.ASCII)
+
+
+def expand(text: str) -> Path:
+    """The path that `~`, `~USER`, `$NAME` and `${NAME}` in a text stand for.
+
+    A config file isn't read by a shell, so the path would otherwise be a folder of that very
+    name. A relative path stays relative. Any other `$` stands for itself.
+
+    Raises:
+        UserError: a variable isn't set, or is empty: `$SCRATCH/runs` would be `/runs`; or there
+            is no such user.
+    """
+    replaced = _VARIABLE.sub(lambda match: _value(match, text), text)
+    if not text.startswith("~"):
+        return Path(replaced)
+    path = os.path.expanduser(replaced)  # noqa: PTH111, Path's raises for an unknown user
+    if path.startswith("~"):
+        raise UserError(
+            f"{text}: there is no home of {Path(path).parts[0]} on this machine; "
+            f"write ./{text} if that is the name of a file or folder"
+        )
+    return Path(path)
+
+
+def _value(match: re.Match[str], written: str) -> str:
+    name = match["plain"] or match["braced"]
+    value = os.environ.get(name)
+    if not value:
+        raise UserError(
+            f"{written}: the variable {name} isn't set here; set it, or write the path out"
+        )
+    return value
