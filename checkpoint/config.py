@@ -24,4 +24,8 @@ class CheckpointConfig(Section):
     max_failures: PositiveInt = 10
     """So many failed saves in a row stop the run; until then training goes on."""
     init_from: str | None = None
-    """A checkpoint whose weights (alone) a new run starts from."""
+    """A checkpoint whose weights (alone) a new run starts from. Its tensors must be those of
+    `[model]`, and its recorded settings too. Not read when the run goes on."""
+    init_from_other_settings: bool = False
+    """Start from it even where it was trained with settings that give its weights another meaning,
+    such as `rope_theta` or the number of heads."""

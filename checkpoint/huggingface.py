@@ -92,6 +92,8 @@ def export_huggingface(
             folder exists or cannot be written.
     """
     shapes = parameter_shapes(model)
+    if unknown := sorted(tensors.keys() - shapes.keys()):
+        raise UserError(f"{unknown[0]}: not a weight of the model that the [model] section tells")
     weights = {
         theirs: _checked(tensors, ours, shapes[ours]).to(dtype=dtype).contiguous()
         for ours, theirs in huggingface_names(model).items()

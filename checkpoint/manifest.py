@@ -2,7 +2,7 @@
 
 It names every file with its size and checksum, and carries the caller's record. Its own checksum
 covers the record, so that a damaged cursor or step is found too. Checksums find damage; they do
-not make a stranger's file trustworthy.
+not make a stranger's file trustworthy. Imports no torch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 import xxhash
 from pydantic import AfterValidator, Field, NonNegativeInt, ValidationError
 
@@ -73,7 +72,7 @@ def make_manifest(step: int, record: dict[str, Any], files: dict[str, FileEntry]
     """The manifest of files that have just been written."""
     return Manifest(
         triax=version("triax"),
-        torch=torch.__version__,
+        torch=version("torch"),
         step=step,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         record=record,

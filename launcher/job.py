@@ -37,7 +37,7 @@ from triax.launcher.preflight import (
     refuse_differences,
 )
 from triax.launcher.processes import Processes, joined, log_to_file, make_deterministic
-from triax.launcher.resume import Origin, RecordKeeper
+from triax.launcher.resume import Origin, RecordKeeper, find_initial_weights
 from triax.launcher.summary import closing_summary, mesh_summary, opening_summary
 from triax.parallel.collectives import gather_objects, on_first_however_long
 from triax.parallel.engines.protocol import Engine
@@ -202,8 +202,12 @@ class Job:
             (name, source.weight)
             for name, source in zip(sources, self.config.data.sources, strict=True)
         )
+        initial = None
         if found is None or found.manifest is None:
             origin = Origin.new(weights)
+            initial = find_initial_weights(
+                self.store, self.config, self.processes.control_group, self.say
+            )
         else:
             self._compare_with(found.manifest.record)
             origin = Origin.of(found.manifest.record, weights)
@@ -222,8 +226,10 @@ class Job:
         if found is not None:
             self.store.load(found, engine.state())
             self.say(f"going on after step {origin.state.step} from {found.path}")
-        elif self.config.checkpoint.init_from is not None:
-            self._initialise_from(self.config.checkpoint.init_from, engine)
+        elif initial is not None:
+            weights_only = {n: t for n, t in engine.state().items() if n.startswith("model.")}
+            self.store.load(initial, weights_only)
+            self.say(f"starting from the weights of {initial.path}")
         outcome = self._train(engine, loader, validation, origin)
         # The others wait: whoever ends first with a code other than 0 has the rest stopped.
         on_first(partial(self._report, outcome), self.processes.control_group)
@@ -267,14 +273,6 @@ class Job:
 
     def _write_exit(self, outcome: Outcome) -> None:
         self.directory.write_exit(outcome.code, outcome.reason, step=outcome.state.step)
-
-    def _initialise_from(self, path: str, engine: Engine) -> None:
-        weights = {
-            name: tensor for name, tensor in engine.state().items() if name.startswith("model.")
-        }
-        info = self.store.good_at(Path(path))
-        self.store.load(info, weights)
-        self.say(f"starting from the weights of {info.path}")
 
     def _train(
         self, engine: Engine, loader: Loader, validation: list[Batch], origin: Origin

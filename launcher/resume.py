@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
+from triax.checkpoint.agreement import agreed
+from triax.checkpoint.folders import CheckpointInfo
+from triax.checkpoint.huggingface import parameter_shapes
+from triax.checkpoint.reading import check_weights
+from triax.checkpoint.store import CheckpointStore
+from triax.common.errors import UserError
 from triax.data.sampler import Phase
 from triax.launcher.config import RunConfig
+from triax.launcher.initial_weights import compare_settings
 from triax.parallel.layout import Layout
 from triax.training.precision import LossScaler
 from triax.training.stability.escalation import Escalation
@@ -54,6 +63,38 @@ class Origin:
             "cursor": state.cursor,
             "phases": [phase.to_json() for phase in self.phases],
         }
+
+
+def find_initial_weights(
+    store: CheckpointStore,
+    config: RunConfig,
+    group: dist.ProcessGroup | None,
+    say: Callable[[str], None],
+) -> CheckpointInfo | None:
+    """The checkpoint that `checkpoint.init_from` names, if it does: its tensors are the model's,
+    no more and no fewer, and mean the same, or other settings are permitted. Collective.
+
+    Raises:
+        UserError: there is no such checkpoint.
+    """
+    path = config.checkpoint.init_from
+    if path is None:
+        return None
+    info = store.good_at(Path(path))
+    for change in agreed(lambda: _check_initial(info, config), group)[0]:
+        say(f"checkpoint.init_from: other settings: {change}")
+    return info
+
+
+def _check_initial(info: CheckpointInfo, config: RunConfig) -> list[str]:
+    assert info.manifest is not None
+    try:
+        changes = compare_settings(info.manifest.record, config.model, config.checkpoint)
+    except UserError as error:
+        raise UserError(f"checkpoint.init_from: {info.path}: {error}") from None
+    shapes = {f"model.{name}": shape for name, shape in parameter_shapes(config.model).items()}
+    check_weights(info.path, shapes, prefix="model.")
+    return changes
 
 
 class RecordKeeper:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import tomli_w
 from pydantic import ValidationError
 
 from triax.checkpoint.agreement import RankError
@@ -24,6 +25,7 @@ from triax.checkpoint.staging import whole
 from triax.checkpoint.universal import export_universal, import_universal
 from triax.checkpoint.writing import write_checkpoint
 from triax.common.errors import ExitCode, UserError
+from triax.common.files import write_atomically
 from triax.common.quantities import format_count, format_seconds
 from triax.launcher.arguments import positive_int
 from triax.models.config import ModelConfig
@@ -34,7 +36,7 @@ examples:
   triax checkpoint list runs/my-run
   triax checkpoint verify runs/my-run
   triax checkpoint export runs/my-run --output hf-model --dtype bf16
-  triax checkpoint import hf-model --output imported
+  triax checkpoint import hf-model --output imported --write-config model.toml
   triax checkpoint convert runs/my-run --to deepspeed --output universal
 """
 _MODEL_PREFIX = "model."
@@ -70,6 +72,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     import_ = add("import", "turn a local transformers folder into a checkpoint to start from")
     import_.add_argument("path", type=Path, metavar="HF_DIR", help="with safetensors files")
     import_.add_argument("--output", type=Path, required=True, metavar="CHECKPOINT_DIR")
+    import_.add_argument(
+        "--write-config", type=Path, metavar="FILE", help="write the [model] section that fits"
+    )
     convert = add("convert", "turn a checkpoint into DeepSpeed's universal format, or back")
     convert.add_argument("path", type=Path, metavar="CHECKPOINT", help="what is converted")
     convert.add_argument("--to", choices=["deepspeed", "native"], required=True)
@@ -178,7 +183,10 @@ def _seq_len(args: argparse.Namespace, config: Mapping[str, Any], checkpoint: Pa
 
 def _import(args: argparse.Namespace) -> int:
     refuse_existing(args.output)
+    if args.write_config is not None:
+        refuse_existing(args.write_config)
     model, tensors = import_huggingface(args.path)
+    section = tomli_w.dumps({"model": model.model_dump(mode="json", exclude_none=True)})
     record = {
         "imported_from": str(args.path),
         "step": 0,
@@ -191,7 +199,10 @@ def _import(args: argparse.Namespace) -> int:
         raise UserError(f"{args.output}: cannot be written: {error}") from error
     num_parameters = sum(tensor.numel() for tensor in tensors.values())
     print(f"{format_count(num_parameters)} parameters imported to {args.output}")
-    print(f'start a run from them with checkpoint.init_from = "{args.output}"')
+    print(f'start a run from them with checkpoint.init_from = "{args.output}" and\n\n{section}')
+    if args.write_config is not None:
+        write_atomically(args.write_config, section)
+        print(f"this [model] section stands in {args.write_config}")
     return ExitCode.DONE
 
 
