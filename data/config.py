@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pydantic import Field, PositiveInt, model_validator
 
+from triax.common.paths import PathField
 from triax.common.section import Section
 
 
 class SourceConfig(Section):
     """One source of samples in the blend."""
 
-    path: str
+    path: PathField
     """A prefix: `PATH.bin` and `PATH.idx`, or all of `PATH-00000.bin`, `PATH-00001.bin`, ..."""
     weight: float = Field(1.0, gt=0)
     """This source's share of the samples, relative to the other weights."""
@@ -21,7 +22,7 @@ class PrepareConfig(Section):
 
     inputs: tuple[str, ...] = Field(min_length=1)
     """Files, folders, globs, a `datasets` name, or `python-stdlib` (Python's own source)."""
-    output: str
+    output: PathField
     """The folder for `tokenizer/`, `train` and `validation` shards."""
     vocab_size: PositiveInt
     validation_fraction: float = Field(0.01, gt=0, lt=1)
@@ -32,9 +33,9 @@ class DataConfig(Section):
     """Which shards are read, in which shares, in windows of which length."""
 
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
-    validation: str | None = None
+    validation: PathField | None = None
     """Prefix of the shards for validation; none means that no validation is run."""
-    tokenizer: str | None = None
+    tokenizer: PathField | None = None
     """Folder that holds `tokenizer.json`; needed to show samples and to export."""
     seq_len: PositiveInt
     mask_documents: bool = True

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from triax.common.errors import UserError
 from triax.common.files import is_file, is_folder
+from triax.common.paths import expand
 
 STDLIB = "python-stdlib"
 _NOT_STDLIB = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
@@ -56,7 +57,7 @@ def resolve(text: str) -> Source:
     """
     if text == STDLIB:
         return _stdlib_files()
-    path = Path(os.path.expanduser(text))  # noqa: PTH111, Path's raises for an unknown user
+    path = expand(text)
     if is_file(path):
         return [TextFile(path, must_be_text=True)]
     if is_folder(path):

@@ -14,6 +14,7 @@ from triax.checkpoint.folders import inspect, resolve_checkpoint
 from triax.checkpoint.reading import load_model
 from triax.common.errors import UserError
 from triax.data.tokenizer import load_tokenizer, vocabulary_size
+from triax.launcher.run_folder import tokenizer_of
 from triax.models.config import ModelConfig
 from triax.models.transformer import Transformer
 
@@ -64,4 +65,4 @@ def load_checkpoint(path: str) -> Loaded:
     data = config.get("data", {})
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_model(info.path, model_config).to(device).eval()
-    return Loaded(info.path, model, data.get("tokenizer"), data.get("seq_len"))
+    return Loaded(info.path, model, tokenizer_of(info.path, config), data.get("seq_len"))

@@ -29,7 +29,7 @@ from triax.launcher.assembly import (
 from triax.launcher.config import RunConfig
 from triax.launcher.environment import Environment
 from triax.launcher.exits import INTERRUPTED
-from triax.launcher.files import diff_configs, refuse_changes, write_resolved_config
+from triax.launcher.files import diff_with_record, refuse_changes, write_resolved_config
 from triax.launcher.preflight import (
     check_machines,
     common_facts,
@@ -38,6 +38,7 @@ from triax.launcher.preflight import (
 )
 from triax.launcher.processes import Processes, joined, log_to_file, make_deterministic
 from triax.launcher.resume import Origin, RecordKeeper, find_initial_weights
+from triax.launcher.run_folder import keep_tokenizer, refuse_other_tokenizer
 from triax.launcher.summary import closing_summary, mesh_summary, opening_summary
 from triax.parallel.collectives import gather_objects, on_first_however_long
 from triax.parallel.engines.protocol import Engine
@@ -47,7 +48,6 @@ from triax.training.budget import resolve_budget
 from triax.training.console import Console
 from triax.training.control import ControlLine, StopSignal
 from triax.training.loop import Outcome, TrainLoop
-from triax.training.metrics import Boards
 from triax.training.outlets import Outlets
 from triax.training.run_directory import RunDirectory
 from triax.training.saving import Saver
@@ -250,7 +250,10 @@ class Job:
 
     def _compare_with(self, record: dict[str, Any]) -> None:
         """Show what has changed since the checkpoint; refuse what would break the run."""
-        changes = diff_configs(record["config"], self.config.model_dump(mode="json"))
+        self._together(
+            partial(refuse_other_tokenizer, self.config.data.tokenizer, self.directory.path)
+        )
+        changes = diff_with_record(record["config"], self.config)
         refuse_changes(changes)
         for change in changes:
             self.say(f"changed since the last checkpoint: {change}")
@@ -281,6 +284,7 @@ class Job:
         keeper = RecordKeeper(config, self.layout, engine.device, origin)
         if is_main:
             write_resolved_config(config, self.directory.config)
+            keep_tokenizer(config.data.tokenizer, self.directory.path)
             num_lost = self.directory.cut_metrics(origin.state.step)
             self.directory.append_event(
                 "start",
@@ -290,9 +294,7 @@ class Job:
             )
         with (
             StopSignal() as stop,
-            Boards(
-                make_boards(config, self.directory, origin.state.step + 1) if is_main else []
-            ) as boards,
+            make_boards(config, self.directory, origin.state.step + 1, enabled=is_main) as boards,
             Console(
                 self.budget.num_steps,
                 origin.state.step,

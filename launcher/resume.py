@@ -18,6 +18,7 @@ from triax.checkpoint.store import CheckpointStore
 from triax.common.errors import UserError
 from triax.data.sampler import Phase
 from triax.launcher.config import RunConfig
+from triax.launcher.files import absolute_paths
 from triax.launcher.initial_weights import compare_settings
 from triax.parallel.layout import Layout
 from triax.training.precision import LossScaler
@@ -126,7 +127,7 @@ class RecordKeeper:
     def make(self, state: TrainState) -> dict[str, Any]:
         """The record of a checkpoint at a state; waits for the device."""
         return self._origin.record_of(state) | {
-            "config": self._config.model_dump(mode="json"),
+            "config": absolute_paths(self._config.model_dump(mode="json"), RunConfig),
             "layout": asdict(self._layout),
             "loss_scaler": self.scaler.state(),
             "guard": self.guard.state(),

@@ -14,6 +14,7 @@ from triax.data.source import Source, open_sources
 from triax.data.tokenizer import load_tokenizer
 from triax.launcher.config import RunConfig
 from triax.launcher.loading import load_config
+from triax.launcher.run_folder import kept_tokenizer
 from triax.training.run_directory import RunDirectory
 
 
@@ -57,7 +58,8 @@ class RunSamples:
         sources = open_sources(config.data, config.model.vocab_size)
         num_windows = {name: source.num_windows for name, source in sources.items()}
         sampler = Sampler(config.run.seed, _phases(config, directory, list(sources)), num_windows)
-        folder = tokenizer or (Path(config.data.tokenizer) if config.data.tokenizer else None)
+        named = None if config.data.tokenizer is None else Path(config.data.tokenizer)
+        folder = tokenizer or kept_tokenizer(directory.path) or named
         return RunSamples(sources, sampler, None if folder is None else load_tokenizer(folder))
 
     def read(self, number: int) -> Sample:

@@ -27,7 +27,8 @@ from triax.checkpoint.writing import write_checkpoint
 from triax.common.errors import ExitCode, UserError
 from triax.common.files import write_atomically
 from triax.common.quantities import format_count, format_seconds
-from triax.launcher.arguments import positive_int
+from triax.launcher.arguments import as_path, positive_int
+from triax.launcher.run_folder import tokenizer_of
 from triax.models.config import ModelConfig
 from triax.parallel.dtypes import DTYPES
 
@@ -57,28 +58,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
 
     either = "a checkpoint's folder or a run's"
-    add("list", "show a run's checkpoints").add_argument("path", type=Path, metavar="RUN_DIR")
+    add("list", "show a run's checkpoints").add_argument("path", type=as_path, metavar="RUN_DIR")
     verify = add("verify", "read every byte of a checkpoint, or of all of a run's")
-    verify.add_argument("path", type=Path, metavar="CHECKPOINT", help=either)
+    verify.add_argument("path", type=as_path, metavar="CHECKPOINT", help=either)
     export = add("export", "write the model for other programs")
-    export.add_argument("path", type=Path, metavar="CHECKPOINT", help=f"{either} (its newest)")
+    export.add_argument("path", type=as_path, metavar="CHECKPOINT", help=f"{either} (its newest)")
     export.add_argument("--format", choices=["hf"], default="hf", help="Hugging Face transformers")
-    export.add_argument("--output", type=Path, required=True, metavar="DIR")
+    export.add_argument("--output", type=as_path, required=True, metavar="DIR")
     export.add_argument("--dtype", choices=["fp32", "bf16"], help="of the weights (as they are)")
-    export.add_argument("--tokenizer", type=Path, metavar="DIR", help="(the run's)")
+    export.add_argument("--tokenizer", type=as_path, metavar="DIR", help="(the run's)")
     export.add_argument(
         "--seq-len", type=positive_int, metavar="N", help="longest sequence (the run's)"
     )
     import_ = add("import", "turn a local transformers folder into a checkpoint to start from")
-    import_.add_argument("path", type=Path, metavar="HF_DIR", help="with safetensors files")
-    import_.add_argument("--output", type=Path, required=True, metavar="CHECKPOINT_DIR")
+    import_.add_argument("path", type=as_path, metavar="HF_DIR", help="with safetensors files")
+    import_.add_argument("--output", type=as_path, required=True, metavar="CHECKPOINT_DIR")
     import_.add_argument(
-        "--write-config", type=Path, metavar="FILE", help="write the [model] section that fits"
+        "--write-config", type=as_path, metavar="FILE", help="write the [model] section that fits"
     )
     convert = add("convert", "turn a checkpoint into DeepSpeed's universal format, or back")
-    convert.add_argument("path", type=Path, metavar="CHECKPOINT", help="what is converted")
+    convert.add_argument("path", type=as_path, metavar="CHECKPOINT", help="what is converted")
     convert.add_argument("--to", choices=["deepspeed", "native"], required=True)
-    convert.add_argument("--output", type=Path, required=True, metavar="DIR")
+    convert.add_argument("--output", type=as_path, required=True, metavar="DIR")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -143,7 +144,7 @@ def _export(args: argparse.Namespace) -> int:
     config = read_manifest(checkpoint).record.get("config")
     if not isinstance(config, dict) or "model" not in config:
         raise UserError(f"{checkpoint}: its record holds no model config; it was not made by a run")
-    tokenizer, seq_len = _tokenizer(args, config), _seq_len(args, config, checkpoint)
+    tokenizer, seq_len = _tokenizer(args, config, checkpoint), _seq_len(args, config, checkpoint)
     tensors = read_tensors(checkpoint, prefix=_MODEL_PREFIX)
     export_huggingface(
         {name.removeprefix(_MODEL_PREFIX): tensor for name, tensor in tensors.items()},
@@ -165,10 +166,12 @@ def _model_config(fields: object, checkpoint: Path) -> ModelConfig:
         raise UserError(f"{checkpoint}: its recorded model config is not valid: {error}") from error
 
 
-def _tokenizer(args: argparse.Namespace, config: Mapping[str, Any]) -> Path | None:
+def _tokenizer(
+    args: argparse.Namespace, config: Mapping[str, Any], checkpoint: Path
+) -> Path | None:
     if args.tokenizer is not None:
         return Path(args.tokenizer)
-    recorded = (config.get("data") or {}).get("tokenizer")
+    recorded = tokenizer_of(checkpoint, config)
     if recorded is not None and not Path(recorded).exists():
         raise UserError(f"{recorded}: the run's tokenizer is not there; say where: --tokenizer DIR")
     return None if recorded is None else Path(recorded)
