@@ -5,7 +5,6 @@ Nothing here talks to other processes.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -30,11 +29,14 @@ def read_tensors(folder: Path, *, prefix: str = "") -> dict[str, torch.Tensor]:
         UserError: the folder holds no shards that triax wrote, or they cannot be read.
     """
     saved = _tensor_metadata(ShardReader(folder).read_metadata())
-    tensors = {
-        name: torch.empty(tensor.size, dtype=tensor.properties.dtype)
-        for name, tensor in saved.items()
-        if name.startswith(prefix)
-    }
+    try:
+        tensors = {
+            name: torch.empty(tensor.size, dtype=tensor.properties.dtype)
+            for name, tensor in saved.items()
+            if name.startswith(prefix)
+        }
+    except RuntimeError as error:
+        raise UserError(f"{folder}: its tensors don't fit into memory: {error}") from None
     read_into(folder, tensors)
     return tensors
 
@@ -60,7 +62,7 @@ def read_into(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     plan = reader.prepare_local_plan(planner.create_local_plan())
     try:
         reader.read_data(planner.finish_plan(plan), planner).wait()
-    except (OSError, EOFError, RuntimeError, AssertionError, pickle.UnpicklingError) as error:
+    except Exception as error:  # a malformed file raises almost anything
         raise UserError(f"{folder}: its shards cannot be read: {error}") from error
 
 

@@ -38,7 +38,7 @@ from triax.launcher.preflight import (
 )
 from triax.launcher.processes import Processes, joined, log_to_file, make_deterministic
 from triax.launcher.resume import Origin, RecordKeeper, find_initial_weights
-from triax.launcher.run_folder import keep_tokenizer, refuse_other_tokenizer
+from triax.launcher.run_folder import keep_tokenizer, recorded_table, refuse_other_tokenizer
 from triax.launcher.summary import closing_summary, mesh_summary, opening_summary
 from triax.parallel.collectives import gather_objects, on_first_however_long
 from triax.parallel.engines.protocol import Engine
@@ -253,7 +253,7 @@ class Job:
         self._together(
             partial(refuse_other_tokenizer, self.config.data.tokenizer, self.directory.path)
         )
-        changes = diff_with_record(record["config"], self.config)
+        changes = diff_with_record(recorded_table(record, "config"), self.config)
         refuse_changes(changes)
         for change in changes:
             self.say(f"changed since the last checkpoint: {change}")

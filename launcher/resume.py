@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,34 @@ from triax.training.stability.guard import Guard
 from triax.training.state import TrainState
 
 
+@contextmanager
+def record_errors() -> Iterator[None]:
+    """Turn what a record of wrong types or missing fields raises into a UserError.
+
+    Checksums don't tell who wrote it, so a record may hold anything that JSON can.
+
+    Raises:
+        UserError: anything was raised inside the block.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            "the checkpoint's record isn't one that a run writes "
+            f"({type(error).__name__}: {error}); restore the checkpoint from a copy, remove it to "
+            "go on from an earlier one, or choose another run.name"
+        ) from error
+
+
+def _state_of(record: Mapping[str, Any]) -> TrainState:
+    counters = [record[name] for name in ("step", "tokens", "cursor")]
+    if any(type(counter) is not int or not 0 <= counter < 2**63 for counter in counters):
+        raise TypeError(f"step, tokens and cursor are {counters}")
+    return TrainState(*counters)
+
+
 @dataclass(frozen=True)
 class Origin:
     """Where a run starts, from a checkpoint's record or from nothing."""
@@ -44,10 +73,11 @@ class Origin:
         return Origin(TrainState(), (Phase(0, weights),), None)
 
     @staticmethod
+    @record_errors()
     def of(record: Mapping[str, Any], weights: tuple[tuple[str, float], ...]) -> Origin:
         """The point that a checkpoint was made at. Other data sources than then begin a new
         phase of the blend there."""
-        state = TrainState(record["step"], record["tokens"], record["cursor"])
+        state = _state_of(record)
         phases = [Phase.from_json(phase) for phase in record["phases"]]
         has_new_blend = phases[-1].weights != weights
         if has_new_blend:
@@ -119,8 +149,9 @@ class RecordKeeper:
         self.escalation = Escalation(config.stability)
         if origin.record is not None:
             self.restore(origin.record)
-            if "escalation" in origin.record:
-                self.escalation.load(origin.record["escalation"])
+            with record_errors():
+                if "escalation" in origin.record:
+                    self.escalation.load(origin.record["escalation"])
         if origin.has_new_blend:
             self.guard.forget()
 
@@ -134,6 +165,7 @@ class RecordKeeper:
             "escalation": self.escalation.state(),
         }
 
+    @record_errors()
     def restore(self, record: Mapping[str, Any]) -> None:
         """Take guard and loss scale back to a record; older ones have no guard."""
         self.scaler.load(record["loss_scaler"])

@@ -51,6 +51,12 @@ def _is_missing(tokenizer: object) -> bool:
         return True
 
 
+def recorded_table(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A table of a checkpoint's record, empty where there is none: it may be a stranger's."""
+    table = record.get(name)
+    return table if isinstance(table, Mapping) else {}
+
+
 def kept_tokenizer(run_dir: Path) -> Path | None:
     """The folder of the tokenizer that a run keeps, if it does."""
     folder = run_dir / TOKENIZER_FOLDER
@@ -63,8 +69,7 @@ def tokenizer_of(checkpoint: Path, config: Mapping[str, Any]) -> str | None:
     It is the one that its run keeps, which moves along; else what its record's config names.
     """
     kept = kept_tokenizer(checkpoint.absolute().parent.parent)
-    data = config.get("data")
-    named = data.get("tokenizer") if isinstance(data, Mapping) else None
+    named = recorded_table(config, "data").get("tokenizer")
     if kept is not None:
         return str(kept)
     return named if isinstance(named, str) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,9 @@ from triax.checkpoint.writing import write_checkpoint
 from triax.common.errors import ExitCode, UserError
 from triax.common.files import write_atomically
 from triax.common.quantities import format_count, format_seconds
+from triax.common.showing import printable
 from triax.launcher.arguments import as_path, positive_int
-from triax.launcher.run_folder import tokenizer_of
+from triax.launcher.run_folder import recorded_table, tokenizer_of
 from triax.models.config import ModelConfig
 from triax.parallel.dtypes import DTYPES
 
@@ -104,7 +106,7 @@ def _list(args: argparse.Namespace) -> int:
         print(_row(info, "bad" if problems[info.path] else "complete"))
     for path, found in problems.items():
         for problem in found:
-            print(f"{path.name}: {problem}")
+            print(printable(f"{path.name}: {problem}"))
     print("`triax checkpoint verify` reads every byte; here only sizes were looked at")
     return ExitCode.DONE
 
@@ -113,7 +115,9 @@ def _row(info: CheckpointInfo, state: str) -> str:
     tokens, size, age = "?", "?", "?"
     if info.manifest is not None:
         recorded = info.manifest.record.get("tokens")
-        tokens = format_count(recorded) if isinstance(recorded, int) else "-"
+        tokens = "-"
+        if isinstance(recorded, int) and 0 <= recorded < 2**63:
+            tokens = format_count(recorded)
         size = _format_bytes(info.manifest.num_bytes)
         age = format_seconds(max(0.0, info.manifest.age_seconds))
     return f"{info.step:>10}  {tokens:>8}  {size:>9}  {age:>16}  {state}"
@@ -134,15 +138,15 @@ def _verify(args: argparse.Namespace) -> int:
         all_good = all_good and not problems
         print(f"{info.path}: {'bad' if problems else 'good'}")
         for problem in problems:
-            print(f"  {problem}")
+            print(f"  {printable(problem)}")
     return ExitCode.DONE if all_good else ExitCode.BAD_INPUT
 
 
 def _export(args: argparse.Namespace) -> int:
     refuse_existing(args.output)
     checkpoint = resolve_checkpoint(args.path)
-    config = read_manifest(checkpoint).record.get("config")
-    if not isinstance(config, dict) or "model" not in config:
+    config = recorded_table(read_manifest(checkpoint).record, "config")
+    if "model" not in config:
         raise UserError(f"{checkpoint}: its record holds no model config; it was not made by a run")
     tokenizer, seq_len = _tokenizer(args, config, checkpoint), _seq_len(args, config, checkpoint)
     tensors = read_tensors(checkpoint, prefix=_MODEL_PREFIX)
@@ -161,7 +165,7 @@ def _export(args: argparse.Namespace) -> int:
 
 def _model_config(fields: object, checkpoint: Path) -> ModelConfig:
     try:
-        return ModelConfig.model_validate(fields)
+        return ModelConfig.model_validate_json(json.dumps(fields))
     except ValidationError as error:
         raise UserError(f"{checkpoint}: its recorded model config is not valid: {error}") from error
 
@@ -178,7 +182,7 @@ def _tokenizer(
 
 
 def _seq_len(args: argparse.Namespace, config: Mapping[str, Any], checkpoint: Path) -> int:
-    seq_len = args.seq_len or (config.get("data") or {}).get("seq_len")
+    seq_len = args.seq_len or recorded_table(config, "data").get("seq_len")
     if not isinstance(seq_len, int) or seq_len < 1:
         raise UserError(f"{checkpoint}: its record holds no data.seq_len; give --seq-len N")
     return seq_len
