@@ -1,7 +1,7 @@
 """Checkpoints as folders: their names, what is in a run, what is wrong with one, removal.
 
 A run's checkpoints are `checkpoints/step-00001000/`. A name that ends in `.tmp` is being written
-or removed, and is no checkpoint.
+or removed, and is no checkpoint. Imports no torch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from triax.checkpoint.manifest import MANIFEST_FILE, Manifest, check_file, read_manifest
 from triax.common.errors import UserError
-from triax.common.files import fsync_folder
+from triax.common.files import fsync_folder, is_file, is_folder
 
 CHECKPOINTS_FOLDER = "checkpoints"
 TEMPORARY = ".tmp"
@@ -49,10 +49,16 @@ def inspect(path: Path) -> CheckpointInfo:
 
 def list_checkpoints(directory: Path) -> list[CheckpointInfo]:
     """All checkpoints in a folder of checkpoints, whole or not, by step; none if it isn't there."""
-    if not directory.is_dir():
+    if not is_folder(directory):
         return []
     paths = [path for path in directory.iterdir() if _NAME.fullmatch(path.name)]
     return sorted((inspect(path) for path in paths), key=lambda info: info.step)
+
+
+def has_begun(run_dir: Path) -> bool:
+    """Whether a run's folder holds a checkpoint, good or not: then it goes on from there."""
+    directory = run_dir / CHECKPOINTS_FOLDER
+    return is_folder(directory) and any(_NAME.fullmatch(path.name) for path in directory.iterdir())
 
 
 def problems_of(
@@ -82,7 +88,7 @@ def checkpoints_at(path: Path) -> list[CheckpointInfo]:
     Raises:
         UserError: there is none.
     """
-    if (path / MANIFEST_FILE).is_file() or (path.is_dir() and _NAME.fullmatch(path.name)):
+    if is_file(path / MANIFEST_FILE) or (is_folder(path) and _NAME.fullmatch(path.name)):
         return [inspect(path)]
     infos = list_checkpoints(path / CHECKPOINTS_FOLDER) or list_checkpoints(path)
     if not infos:

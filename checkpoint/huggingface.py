@@ -7,7 +7,6 @@ bitwise. Only safetensors files are read: the older `.bin` files are pickles, wh
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,13 @@ from safetensors.torch import save_file
 from triax.checkpoint.folders import new_folder
 from triax.checkpoint.huggingface_config import from_huggingface, to_huggingface
 from triax.common.errors import UserError
+from triax.common.files import is_file, open_regular, read_regular
 from triax.models.config import ModelConfig
 from triax.models.transformer import Transformer
 
 _MAX_FILE_BYTES = 5 * 10**9
+_MAX_JSON_BYTES = 1 << 28
+"""The largest tokenizers have some 30 MB."""
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -64,7 +66,7 @@ def parameter_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
     try:
         with torch.device("meta"):
             return {name: tuple(p.shape) for name, p in Transformer(model).named_parameters()}
-    except RuntimeError as error:
+    except (RuntimeError, OverflowError, TypeError) as error:
         raise UserError(f"no machine holds a model of these sizes: {error}") from error
 
 
@@ -92,6 +94,8 @@ def export_huggingface(
             folder exists or cannot be written.
     """
     shapes = parameter_shapes(model)
+    if unknown := sorted(tensors.keys() - shapes.keys()):
+        raise UserError(f"{unknown[0]}: not a weight of the model that the [model] section tells")
     weights = {
         theirs: _checked(tensors, ours, shapes[ours]).to(dtype=dtype).contiguous()
         for ours, theirs in huggingface_names(model).items()
@@ -143,8 +147,8 @@ def _write_weights(folder: Path, weights: dict[str, torch.Tensor], max_file_byte
 def _copy_tokenizer(tokenizer: Path, folder: Path) -> None:
     source = tokenizer if tokenizer.is_dir() else tokenizer.parent
     for name in _TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
+        if is_file(source / name):
+            (folder / name).write_bytes(read_regular(source / name, _MAX_JSON_BYTES))
     if not (folder / "tokenizer_config.json").exists():
         # Without it transformers guesses a class by the model's type, which may split otherwise.
         config = {"tokenizer_class": "PreTrainedTokenizerFast"}
@@ -206,26 +210,49 @@ def import_huggingface(folder: Path) -> tuple[ModelConfig, dict[str, torch.Tenso
 
 
 def _read_weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    for path in _weight_files(folder):
+    """Every tensor, from the file that the index names for it if there is an index."""
+    index = _read_index(folder)
+    for path in [folder / _WEIGHTS] if index is None else sorted(set(index.values())):
+        expected = None if index is None else {name for name in index if index[name] == path}
         try:
+            open_regular(path).close()
             with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 - it is no mapping
-                    # Old exports hold RoPE's frequencies, which follow from the config.
-                    if not name.endswith("rotary_emb.inv_freq"):
-                        yield name, file.get_tensor(name)
+                found = set(file.keys())
+                if expected is not None and found != expected:
+                    _refuse_other_place(path, found, expected)
+                # Old exports hold RoPE's frequencies, which follow from the config.
+                for name in sorted(n for n in found if not n.endswith("rotary_emb.inv_freq")):
+                    yield name, file.get_tensor(name)
         except (OSError, SafetensorError) as error:
             raise UserError(f"{path}: cannot be read: {error}") from error
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    if (folder / _WEIGHTS).is_file():
-        return [folder / _WEIGHTS]
-    if (folder / _INDEX).is_file():
-        weight_map = _read_json(folder / _INDEX).get("weight_map")
-        files: list[Any] = list(weight_map.values()) if isinstance(weight_map, dict) else [None]
+def _refuse_other_place(path: Path, found: set[str], expected: set[str]) -> None:
+    extra, missing = sorted(found - expected), sorted(expected - found)
+    raise UserError(
+        f"{path}: holds other tensors than {_INDEX} says: "
+        + "; ".join(
+            [f"{name} too, of which the index says another place or nothing" for name in extra[:1]]
+            + [f"not {name}" for name in missing[:1]]
+        )
+        + ". Fetch the model again"
+    )
+
+
+def _read_index(folder: Path) -> dict[str, Path] | None:
+    """The file of each tensor, or None where all are in one."""
+    has_one, has_index = ((folder / name).exists() for name in (_WEIGHTS, _INDEX))
+    if has_one and has_index:
+        raise UserError(f"{folder}: has both {_WEIGHTS} and {_INDEX}; remove what isn't the model")
+    if has_one:
+        return None
+    if has_index:
+        given = _read_json(folder / _INDEX).get("weight_map")
+        weight_map: dict[str, Any] = given if isinstance(given, dict) else {"": None}
+        files = weight_map.values()
         if not all(isinstance(file, str) and file and Path(file).name == file for file in files):
             raise UserError(f"{folder / _INDEX}: its weight_map does not name files of this folder")
-        return [folder / file for file in sorted(set(files))]
+        return {name: folder / file for name, file in weight_map.items()}
     if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
         raise UserError(
             f"{folder}: its weights are pickles, which can run code when they are loaded; "
@@ -245,7 +272,7 @@ def _drop_tied_head(weights: dict[str, torch.Tensor], folder: Path) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_regular(path, _MAX_JSON_BYTES))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

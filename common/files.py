@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from triax.common.errors import UserError
 
@@ -48,6 +51,37 @@ def write_errors(path: Path) -> Iterator[None]:
             f"{path}: cannot be written: {error.strerror}; make room or change the permissions, "
             "then run the same command again"
         ) from error
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file to read. Whose files may be a stranger's opens them by this.
+
+    A pipe would be waited for without end, and a device read without end, or do something.
+
+    Raises:
+        OSError: it is none, or can't be opened.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_regular(path: Path, most_bytes: int) -> bytes:
+    """All of a regular file.
+
+    Raises:
+        OSError: it is none, is larger than `most_bytes`, or can't be read.
+    """
+    with open_regular(path) as file:
+        content = file.read(most_bytes + 1)
+    if len(content) > most_bytes:
+        raise OSError(errno.EFBIG, f"larger than {most_bytes:,} bytes", str(path))
+    return content
 
 
 def is_file(path: Path) -> bool:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Annotated, get_args
+
+from pydantic import AfterValidator
+from pydantic.fields import FieldInfo
 
 from triax.common.errors import UserError
 
@@ -46,3 +50,22 @@ def _value(match: re.Match[str], written: str) -> str:
 def same_path(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
     """Whether two paths are one as they are written; the disk isn't asked for links."""
     return os.path.abspath(one) == os.path.abspath(other)  # noqa: PTH100, no `..` over links there
+
+
+class _Path:
+    """Marks the config fields that hold a path."""
+
+
+def _expanded(text: str) -> str:
+    return str(expand(text))
+
+
+PathField = Annotated[str, AfterValidator(_expanded), _Path()]
+"""A config field that holds a path, read by the rule of `expand`."""
+
+
+def is_path(field: FieldInfo) -> bool:
+    """Whether a config field holds a path; a missing one is none."""
+    arms = get_args(field.annotation)
+    metadata = [*field.metadata, *(m for arm in arms for m in getattr(arm, "__metadata__", ()))]
+    return any(isinstance(entry, _Path) for entry in metadata)

@@ -7,13 +7,14 @@ from typing import Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
+from triax.common.paths import PathField
 from triax.common.section import Section
 
 
 class SourceConfig(Section):
     """One source of samples in the blend."""
 
-    path: str
+    path: PathField
     """A prefix: `PATH.bin` and `PATH.idx`, or all of `PATH-00000.bin`, `PATH-00001.bin`, ..."""
     weight: float = Field(1.0, gt=0)
     """This source's share of the samples, relative to the other weights."""
@@ -24,7 +25,7 @@ class PrepareConfig(Section):
 
     inputs: tuple[str, ...] = Field(min_length=1)
     """Files, folders, globs, a `datasets` name, or `python-stdlib` (Python's own source)."""
-    output: str
+    output: PathField
     """The folder for `tokenizer/`, `train` and `validation` shards."""
     vocab_size: int = Field(ge=257)
     """The 256 bytes, the end-of-text token, and so many merges as are left."""
@@ -36,9 +37,9 @@ class DataConfig(Section):
     """Which shards are read, in which shares, in windows of which length."""
 
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
-    validation: str | None = None
+    validation: PathField | None = None
     """Prefix of the shards for validation; none means that no validation is run."""
-    tokenizer: str | None = None
+    tokenizer: PathField | None = None
     """Folder that holds `tokenizer.json`; needed to show samples and to export."""
     seq_len: PositiveInt
     mask_documents: bool = True

@@ -8,13 +8,14 @@ from typing import TypeVar
 from pydantic import Field, ValidationError
 
 from triax.common.errors import UserError
-from triax.common.files import write_atomically
+from triax.common.files import read_regular, write_atomically
 from triax.common.section import Section
 
 FORMAT_VERSION = 1
 RECORD = "data.json"
 PROGRESS = "progress.json"
 TOKENIZER_ORIGIN = "made-from.json"
+_MOST_BYTES = 1 << 28
 
 
 class Settings(Section):
@@ -153,7 +154,7 @@ def check_same(folder: Path, found: Section, wanted: Section) -> None:
 
 def _load(path: Path, kind: type[_Record]) -> _Record | None:
     try:
-        return kind.model_validate_json(path.read_bytes())
+        return kind.model_validate_json(read_regular(path, _MOST_BYTES))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

@@ -21,7 +21,7 @@ from triax.training.apex import chosen, find_fused_rms_norm
 from triax.training.budget import Budget
 from triax.training.hardware import device_name, peak_flops, peak_memory_gib
 from triax.training.loop import Plan
-from triax.training.metrics import Board, Row, TensorBoard, WeightsAndBiases, metrics_row
+from triax.training.metrics import Board, Boards, Row, TensorBoard, WeightsAndBiases, metrics_row
 from triax.training.optimizer import optimizer_maker
 from triax.training.readback import StepFigures
 from triax.training.run_directory import RunDirectory
@@ -140,12 +140,20 @@ def row_maker(
     return make_row
 
 
-def make_boards(config: RunConfig, directory: RunDirectory, next_step: int) -> list[Board]:
-    """The boards that the config asks for; what older files say from `next_step` on is hidden."""
+def make_boards(
+    config: RunConfig, directory: RunDirectory, next_step: int, *, enabled: bool
+) -> Boards:
+    """The boards that the config asks for; what older files say from `next_step` on is hidden.
+
+    Args:
+        enabled: otherwise there are none; one process alone shows anything.
+    """
     boards: list[Board] = []
+    if not enabled:
+        return Boards(boards)
     if config.metrics.tensorboard:
         boards.append(TensorBoard(directory.tensorboard, next_step))
     if config.metrics.wandb_project is not None:
         settings = config.model_dump(mode="json")
         boards.append(WeightsAndBiases(config.metrics.wandb_project, directory.path, settings))
-    return boards
+    return Boards(boards)

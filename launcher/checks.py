@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from triax.checkpoint.config import CheckpointConfig
+from triax.checkpoint.folders import has_begun
 from triax.common.errors import UserError
 from triax.common.quantities import format_count
 from triax.common.section import Section
@@ -44,6 +45,7 @@ from triax.launcher.deepspeed_checks import (
     deepspeed_runs_zero_stage,
     offload_fits_engine,
 )
+from triax.launcher.initial_weights import compare_settings, find_initial
 from triax.launcher.loading import load_config
 from triax.launcher.parallel_checks import (
     batch_divides,
@@ -134,10 +136,20 @@ def budget_fits(
         )
 
 
-def init_from_exists(checkpoint: CheckpointConfig) -> Iterator[Problem]:
-    """The checkpoint whose weights a new run starts from is there."""
-    if checkpoint.init_from is not None and not exists(Path(checkpoint.init_from)):
+def initial_weights_fit(
+    run: RunSection, checkpoint: CheckpointConfig, model: ModelConfig
+) -> Iterator[Problem]:
+    """The checkpoint whose weights a new run starts from is there, and of this model."""
+    if checkpoint.init_from is None or has_begun(Path(run.dir) / run.name):
+        return
+    path = Path(checkpoint.init_from)
+    if not exists(path):
         yield Problem("checkpoint.init_from", f"{checkpoint.init_from}: no such checkpoint")
+        return
+    try:
+        compare_settings(find_initial(path), model, checkpoint)
+    except UserError as error:
+        yield Problem("checkpoint.init_from", str(error))
 
 
 def wandb_is_installed(metrics: MetricsConfig) -> Iterator[Problem]:
@@ -196,7 +208,7 @@ CHECKS: tuple[Check, ...] = (
     sources_differ,
     weights_fill_blocks,
     made_with_this_tokenizer,
-    init_from_exists,
+    initial_weights_fit,
     deepspeed_flips_together,
     wandb_is_installed,
     run_dir_is_writable,

@@ -14,6 +14,7 @@ from triax.checkpoint.folders import inspect, resolve_checkpoint
 from triax.checkpoint.reading import load_model
 from triax.common.errors import UserError
 from triax.data.tokenizer import load_tokenizer, vocabulary_size
+from triax.launcher.run_folder import recorded_table, tokenizer_of
 from triax.models.config import ModelConfig
 from triax.models.transformer import Transformer
 
@@ -56,12 +57,18 @@ def load_checkpoint(path: str) -> Loaded:
     info = inspect(resolve_checkpoint(Path(path)))
     if info.manifest is None:
         raise UserError(str(info.problem))
-    config = info.manifest.record.get("config", {})
+    config = recorded_table(info.manifest.record, "config")
     try:
         model_config = ModelConfig.model_validate_json(json.dumps(config.get("model")))
     except ValidationError as error:
         raise UserError(f"{info.path}: its record holds no valid model: {error}") from None
-    data = config.get("data", {})
+    seq_len = recorded_table(config, "data").get("seq_len")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_model(info.path, model_config).to(device).eval()
-    return Loaded(info.path, model, data.get("tokenizer"), data.get("seq_len"))
+    return Loaded(
+        info.path, model, tokenizer_of(info.path, config), seq_len if _is_length(seq_len) else None
+    )
+
+
+def _is_length(value: object) -> bool:
+    return isinstance(value, int) and value > 0

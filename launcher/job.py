@@ -27,15 +27,21 @@ from triax.launcher.assembly import (
 from triax.launcher.config import RunConfig
 from triax.launcher.environment import Environment
 from triax.launcher.exits import INTERRUPTED
-from triax.launcher.files import diff_configs, refuse_changes, write_resolved_config
+from triax.launcher.files import diff_with_record, refuse_changes, write_resolved_config
 from triax.launcher.preflight import (
     check_machines,
     common_facts,
     refuse_differences,
 )
 from triax.launcher.processes import Processes, joined, log_to_file, make_deterministic
-from triax.launcher.resume import Origin, RecordKeeper, refuse_other_tokenizer
+from triax.launcher.resume import (
+    Origin,
+    RecordKeeper,
+    find_initial_weights,
+    refuse_other_tokenizer,
+)
 from triax.launcher.run_data import open_data, prepare_data, verify_data
+from triax.launcher.run_folder import keep_tokenizer, recorded_table
 from triax.launcher.summary import closing_summary, mesh_summary, opening_summary
 from triax.parallel.collectives import gather_objects
 from triax.parallel.engines.protocol import Engine
@@ -45,7 +51,6 @@ from triax.training.budget import resolve_budget
 from triax.training.console import Console
 from triax.training.control import ControlLine, StopSignal
 from triax.training.loop import Outcome, TrainLoop
-from triax.training.metrics import Boards
 from triax.training.outlets import Outlets
 from triax.training.run_directory import RunDirectory
 from triax.training.saving import Saver
@@ -193,8 +198,12 @@ class Job:
         self.watchdog.beat("looking for checkpoints", 0)
         self.store.clean()
         found = self.store.newest_good()
+        initial = None
         if found is None or found.manifest is None:
             origin = Origin.new(data.identities, data.weights)
+            initial = find_initial_weights(
+                self.store, self.config, self.processes.control_group, self.say
+            )
         else:
             self._compare_with(found.manifest.record)
             origin = Origin.of(found.manifest.record, data.identities, data.weights)
@@ -219,8 +228,10 @@ class Job:
         if found is not None:
             self.store.load(found, engine.state())
             self.say(f"going on after step {origin.state.step} from {found.path}")
-        elif self.config.checkpoint.init_from is not None:
-            self._initialise_from(self.config.checkpoint.init_from, engine)
+        elif initial is not None:
+            weights_only = {n: t for n, t in engine.state().items() if n.startswith("model.")}
+            self.store.load(initial, weights_only)
+            self.say(f"starting from the weights of {initial.path}")
         with verification:
             outcome = self._train(engine, loader, validation, origin)
         # The others wait: whoever ends first with a code other than 0 has the rest stopped.
@@ -235,9 +246,9 @@ class Job:
 
     def _compare_with(self, record: dict[str, Any]) -> None:
         """Show what has changed since the checkpoint; refuse what would break the run."""
-        changes = diff_configs(record["config"], self.config.model_dump(mode="json"))
+        self._together(partial(refuse_other_tokenizer, record, self.config.data))
+        changes = diff_with_record(recorded_table(record, "config"), self.config)
         refuse_changes(changes)
-        refuse_other_tokenizer(record, self.config.data)
         for change in changes:
             self.say(f"changed since the last checkpoint: {change}")
 
@@ -264,14 +275,6 @@ class Job:
     def _write_exit(self, outcome: Outcome) -> None:
         self.directory.write_exit(outcome.code, outcome.reason, step=outcome.state.step)
 
-    def _initialise_from(self, path: str, engine: Engine) -> None:
-        weights = {
-            name: tensor for name, tensor in engine.state().items() if name.startswith("model.")
-        }
-        info = self.store.good_at(Path(path))
-        self.store.load(info, weights)
-        self.say(f"starting from the weights of {info.path}")
-
     def _train(
         self, engine: Engine, loader: Loader, validation: list[Batch], origin: Origin
     ) -> Outcome:
@@ -279,6 +282,7 @@ class Job:
         keeper = RecordKeeper(config, self.layout, engine.device, origin)
         if is_main:
             write_resolved_config(config, self.directory.config)
+            keep_tokenizer(config.data.tokenizer, self.directory.path)
             num_lost = self.directory.cut_metrics(origin.state.step)
             self.directory.append_event(
                 "start",
@@ -288,9 +292,7 @@ class Job:
             )
         with (
             StopSignal() as stop,
-            Boards(
-                make_boards(config, self.directory, origin.state.step + 1) if is_main else []
-            ) as boards,
+            make_boards(config, self.directory, origin.state.step + 1, enabled=is_main) as boards,
             Console(
                 self.budget.num_steps,
                 origin.state.step,

@@ -29,6 +29,7 @@ from triax.launcher.overrides import (
     section_class,
 )
 from triax.launcher.problems import ConfigError, Problem, did_you_mean
+from triax.launcher.run_folder import bring_home
 from triax.launcher.toml_lines import locate_keys
 from triax.models.presets import PRESETS
 
@@ -53,7 +54,7 @@ def load_config(
         ConfigError: with every problem of the file, the overrides and `check`.
         UserError: the file can't be read or is no TOML.
     """
-    return parse_config(str(path), read_config(path), overrides, check)
+    return _load(str(path), read_config(path), overrides, check, home=Path(path))
 
 
 def parse_config(
@@ -64,7 +65,16 @@ def parse_config(
     Args:
         source: what errors call it.
     """
-    tables, overridden, problems = apply_overrides(_parse(source, text), overrides)
+    return _load(source, text, overrides, check, home=None)
+
+
+def _load(
+    source: str, text: str, overrides: Sequence[str], check: CrossCheck, *, home: Path | None
+) -> RunConfig:
+    tables = _parse(source, text)
+    if home is not None:
+        tables = bring_home(home, tables)
+    tables, overridden, problems = apply_overrides(tables, overrides)
     sections, section_problems = _validate(tables)
     problems += section_problems
     problems += check(sections)
@@ -97,7 +107,7 @@ def _other_configs(path: Path) -> str:
     return did_you_mean(path.name, [other.name for other in path.parent.glob("*.toml")])
 
 
-def _parse(source: str, text: str) -> dict[str, Any]:
+def _parse(source: str, text: str) -> Mapping[str, Any]:
     try:
         return tomllib.loads(text)
     except RecursionError:

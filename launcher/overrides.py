@@ -7,7 +7,7 @@ import copy
 import json
 import re
 import types
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
@@ -61,14 +61,14 @@ def _is_config_path(path: str) -> bool:
 
 
 def apply_overrides(
-    tables: dict[str, Any], overrides: Sequence[str]
+    file_tables: Mapping[str, Any], overrides: Sequence[str]
 ) -> tuple[dict[str, Any], set[str], list[Problem]]:
     """Put overrides, each `a.b=value`, over the file's tables; a later one wins.
 
     Returns new tables, the config paths that were overridden, and what is wrong with overrides.
     Whether the paths exist is left to validation.
     """
-    tables = copy.deepcopy(tables)
+    tables = copy.deepcopy(dict(file_tables))
     overridden: set[str] = set()
     problems: list[Problem] = []
     for override in overrides:

@@ -2,25 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
+from triax.checkpoint.agreement import agreed
+from triax.checkpoint.folders import CheckpointInfo
+from triax.checkpoint.huggingface import parameter_shapes
+from triax.checkpoint.reading import check_weights
+from triax.checkpoint.store import CheckpointStore
 from triax.common.errors import UserError
 from triax.data.blend import Blend
 from triax.data.config import DataConfig
 from triax.data.identity import Identity
 from triax.data.tokenizer import tokenizer_fingerprint
 from triax.launcher.config import RunConfig
+from triax.launcher.files import absolute_paths
+from triax.launcher.initial_weights import compare_settings
+from triax.launcher.run_folder import recorded_table
 from triax.parallel.layout import Layout
 from triax.training.precision import LossScaler
 from triax.training.stability.config import StabilityConfig
 from triax.training.stability.escalation import Escalation, Trouble
 from triax.training.stability.guard import Guard
 from triax.training.state import TrainState
+
+
+@contextmanager
+def record_errors() -> Iterator[None]:
+    """Turn what a record of wrong types or missing fields raises into a UserError.
+
+    Checksums don't tell who wrote it, so a record may hold anything that JSON can.
+
+    Raises:
+        UserError: anything was raised inside the block.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            "the checkpoint's record isn't one that a run writes "
+            f"({type(error).__name__}: {error}); restore the checkpoint from a copy, remove it to "
+            "go on from an earlier one, or choose another run.name"
+        ) from error
+
+
+def _state_of(record: Mapping[str, Any]) -> TrainState:
+    counters = [record[name] for name in ("step", "tokens", "cursor")]
+    if any(type(counter) is not int or not 0 <= counter < 2**63 for counter in counters):
+        raise TypeError(f"step, tokens and cursor are {counters}")
+    return TrainState(*counters)
 
 
 @dataclass(frozen=True)
@@ -43,6 +81,7 @@ class Origin:
         return Origin(TrainState(), Blend.begin(sources, weights), None)
 
     @staticmethod
+    @record_errors()
     def of(
         record: Mapping[str, Any], sources: Sequence[Identity], weights: Sequence[float]
     ) -> Origin:
@@ -51,7 +90,7 @@ class Origin:
         Raises:
             UserError: as `Blend.resume`.
         """
-        state = TrainState(record["step"], record["tokens"], record["cursor"])
+        state = _state_of(record)
         return Origin(state, Blend.resume(record, state.cursor, sources, weights), record)
 
     def trouble(self, config: StabilityConfig) -> Trouble | None:
@@ -80,7 +119,7 @@ def refuse_other_tokenizer(record: Mapping[str, Any], data: DataConfig) -> None:
         UserError: it is another tokenizer.
     """
     found = _fingerprint(data)
-    path = record["config"]["data"].get("tokenizer")
+    path = recorded_table(recorded_table(record, "config"), "data").get("tokenizer")
     known = record.get("tokenizer")
     if known is None and path is not None:
         with suppress(UserError):
@@ -95,6 +134,38 @@ def refuse_other_tokenizer(record: Mapping[str, Any], data: DataConfig) -> None:
 
 def _fingerprint(data: DataConfig) -> str | None:
     return None if data.tokenizer is None else tokenizer_fingerprint(data.tokenizer)
+
+
+def find_initial_weights(
+    store: CheckpointStore,
+    config: RunConfig,
+    group: dist.ProcessGroup | None,
+    say: Callable[[str], None],
+) -> CheckpointInfo | None:
+    """The checkpoint that `checkpoint.init_from` names, if it does: its tensors are the model's,
+    no more and no fewer, and mean the same, or other settings are permitted. Collective.
+
+    Raises:
+        UserError: there is no such checkpoint.
+    """
+    path = config.checkpoint.init_from
+    if path is None:
+        return None
+    info = store.good_at(Path(path))
+    for change in agreed(lambda: _check_initial(info, config), group)[0]:
+        say(f"checkpoint.init_from: other settings: {change}")
+    return info
+
+
+def _check_initial(info: CheckpointInfo, config: RunConfig) -> list[str]:
+    assert info.manifest is not None
+    try:
+        changes = compare_settings(info.manifest.record, config.model, config.checkpoint)
+    except UserError as error:
+        raise UserError(f"checkpoint.init_from: {info.path}: {error}") from None
+    shapes = {f"model.{name}": shape for name, shape in parameter_shapes(config.model).items()}
+    check_weights(info.path, shapes, prefix="model.")
+    return changes
 
 
 class RecordKeeper:
@@ -120,15 +191,16 @@ class RecordKeeper:
         self.escalation = Escalation(config.stability)
         if origin.record is not None:
             self.restore(origin.record)
-            if "escalation" in origin.record:
-                self.escalation.load(origin.record["escalation"])
+            with record_errors():
+                if "escalation" in origin.record:
+                    self.escalation.load(origin.record["escalation"])
         if origin.has_new_blend:
             self.guard.forget()
 
     def make(self, state: TrainState) -> dict[str, Any]:
         """The record of a checkpoint at a state; waits for the device."""
         return self._origin.record_of(state) | {
-            "config": self._config.model_dump(mode="json"),
+            "config": absolute_paths(self._config.model_dump(mode="json"), RunConfig),
             "tokenizer": self._tokenizer,
             "layout": asdict(self._layout),
             "loss_scaler": self.scaler.state(),
@@ -136,6 +208,7 @@ class RecordKeeper:
             "escalation": self.escalation.state(),
         }
 
+    @record_errors()
     def restore(self, record: Mapping[str, Any]) -> None:
         """Take guard and loss scale back to a record; older ones have no guard."""
         self.scaler.load(record["loss_scaler"])

@@ -17,6 +17,7 @@ from triax.data.source import Source, open_sources
 from triax.data.tokenizer import load_tokenizer
 from triax.launcher.config import RunConfig
 from triax.launcher.loading import load_config
+from triax.launcher.run_folder import kept_tokenizer
 from triax.training.run_directory import RunDirectory
 
 
@@ -67,7 +68,8 @@ class RunSamples:
         blend = _blend(config, directory, identify_sources(config.data.sources, opened))
         sources = dict(zip(blend.keys, opened, strict=True))
         sampler = Sampler(config.run.seed, blend.phases, blend.num_windows())
-        folder = tokenizer or (Path(config.data.tokenizer) if config.data.tokenizer else None)
+        named = None if config.data.tokenizer is None else Path(config.data.tokenizer)
+        folder = tokenizer or kept_tokenizer(directory.path) or named
         loaded = None if folder is None else load_tokenizer(folder)
         return RunSamples(sources, blend, sampler, loaded)
 

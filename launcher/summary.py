@@ -15,6 +15,7 @@ from triax.data.tokenizer import end_of_text_id, load_tokenizer
 from triax.launcher.config import RunConfig
 from triax.launcher.environment import Environment
 from triax.launcher.parallel_checks import reduced_dtypes
+from triax.launcher.run_folder import kept_tokenizer
 from triax.models.counts import num_parameters
 from triax.parallel.layout import Layout
 from triax.parallel.picture import draw_mesh, tensor_crosses_nodes
@@ -108,10 +109,10 @@ def _newest_checkpoint(directory: RunDirectory) -> Path:
 
 def _sample(config: RunConfig, directory: RunDirectory) -> list[str]:
     """A few words of the trained model, if it is small and has a tokenizer."""
-    folder = config.data.tokenizer
+    folder = kept_tokenizer(directory.path)
     if folder is None or num_parameters(config.model) > _LARGEST_SAMPLED:
         return []
-    tokenizer = load_tokenizer(Path(folder))
+    tokenizer = load_tokenizer(folder)
     start = end_of_text_id(tokenizer)
     model = load_model(_newest_checkpoint(directory), config.model)
     tokens = generate(

@@ -20,7 +20,7 @@ from triax.data.prepare import TOKENS_PER_SHARD, ProgressCallback, prepare
 from triax.data.record import SplitCounts, load_prepared
 from triax.data.shards import Shard, find_shards
 from triax.data.tokenizer import load_tokenizer, vocabulary_size
-from triax.launcher.arguments import positive_int
+from triax.launcher.arguments import as_path, as_path_text, positive_int
 from triax.launcher.samples import RunSamples
 
 _EXAMPLE = """\
@@ -78,8 +78,8 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
         metavar="INPUT",
         help="file, folder, glob, `datasets` name (NAME or NAME:CONFIG) or python-stdlib",
     )
-    parser.add_argument("--tokenizer", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--tokenizer", type=as_path, required=True, metavar="DIR")
+    parser.add_argument("--output", type=as_path, required=True, metavar="DIR")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (one a core)")
     parser.add_argument(
         "--validation-fraction", type=float, default=0.01, metavar="F", help="of documents (0.01)"
@@ -98,10 +98,13 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "prefix",
+        type=as_path_text,
         metavar="PREFIX",
         help="path of .idx files without the ending; with --sample, a run's folder or config",
     )
-    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="shows text, checks its size")
+    parser.add_argument(
+        "--tokenizer", type=as_path, metavar="DIR", help="shows text, checks its size"
+    )
     parser.add_argument(
         "--document", type=int, default=0, metavar="N", help="the one to show, from 0 (0)"
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -12,6 +11,7 @@ from rich.text import Text
 
 from triax.common.errors import ExitCode
 from triax.common.quantities import format_seconds
+from triax.launcher.arguments import as_path
 from triax.launcher.diagnosis import Diagnosis, Process, diagnose
 
 EXAMPLE = """\
@@ -25,7 +25,7 @@ runs and after it has ended.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="for instance runs/NAME")
+    parser.add_argument("run_dir", type=as_path, metavar="RUN_DIR", help="for instance runs/NAME")
     parser.epilog = EXAMPLE
 
 

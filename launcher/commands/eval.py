@@ -10,15 +10,22 @@ from triax.common.errors import UserError
 from triax.common.tokens import IGNORE_INDEX
 from triax.data.loader import validation_batches
 from triax.data.source import Source
-from triax.launcher.arguments import positive_int
+from triax.launcher.arguments import as_path_text, positive_int
 from triax.launcher.inference import load_checkpoint
 from triax.training.evaluation import mean_loss
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a run's or a checkpoint's folder")
-    parser.add_argument("--data", required=True, metavar="PREFIX", help="shards to evaluate on")
+    parser.add_argument(
+        "checkpoint",
+        type=as_path_text,
+        metavar="CHECKPOINT",
+        help="a run's or a checkpoint's folder",
+    )
+    parser.add_argument(
+        "--data", type=as_path_text, required=True, metavar="PREFIX", help="shards to evaluate on"
+    )
     parser.add_argument("--seq-len", type=positive_int, metavar="N", help="default: as in training")
     parser.add_argument(
         "--sequences", type=positive_int, metavar="N", help="only the first so many"

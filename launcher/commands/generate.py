@@ -7,7 +7,7 @@ import math
 
 from triax.common.errors import UserError
 from triax.data.tokenizer import end_of_text_id
-from triax.launcher.arguments import count, positive_int
+from triax.launcher.arguments import as_path_text, count, positive_int
 from triax.launcher.inference import load_checkpoint
 from triax.training.generate import generate
 
@@ -16,7 +16,12 @@ _DEFAULT_CONTEXT = 2048
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a run's or a checkpoint's folder")
+    parser.add_argument(
+        "checkpoint",
+        type=as_path_text,
+        metavar="CHECKPOINT",
+        help="a run's or a checkpoint's folder",
+    )
     parser.add_argument("--prompt", default="", metavar="TEXT", help="what the text begins with")
     parser.add_argument(
         "--max-tokens", type=positive_int, default=200, metavar="N", help="at most so many"
@@ -24,7 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest")
     parser.add_argument("--top-k", type=count, default=50, metavar="K", help="0 allows all tokens")
     parser.add_argument("--seed", type=int, default=0, help="of the draws")
-    parser.add_argument("--tokenizer", metavar="DIR", help="default: the one it was trained with")
+    parser.add_argument(
+        "--tokenizer",
+        type=as_path_text,
+        metavar="DIR",
+        help="default: the one it was trained with",
+    )
     parser.epilog = 'example:\n  triax generate runs/quickstart --prompt "def main("\n'
 
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from triax.common.errors import ExitCode, UserError
-from triax.launcher.arguments import count, positive_int
+from triax.launcher.arguments import as_path, as_path_text, count, positive_int
 from triax.launcher.checks import find_warnings, load_checked
 from triax.launcher.messages import print_warning
 from triax.launcher.problems import likely_not_meant
@@ -27,7 +27,7 @@ docs/launching.md.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("config", metavar="CONFIG", help="the run's TOML file")
+    parser.add_argument("config", type=as_path_text, metavar="CONFIG", help="the run's TOML file")
     size = parser.add_argument_group("size")
     size.add_argument("--nodes", type=positive_int, required=True, metavar="N")
     size.add_argument(
@@ -70,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="any other option of srun, for the ranks; may be repeated",
     )
     surroundings.add_argument(
-        "--template", type=Path, metavar="FILE", help="your own version of launcher/slurm_job.sh"
+        "--template", type=as_path, metavar="FILE", help="your own version of launcher/slurm_job.sh"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the script, submit nothing")
     parser.set_defaults(overrides=())

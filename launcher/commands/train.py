@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 
-from triax.launcher.arguments import add_num_processes
+from triax.launcher.arguments import add_num_processes, as_path_text
 from triax.launcher.checks import load_checked
 from triax.launcher.elastic import become_worker, launch
 from triax.launcher.environment import discover
@@ -29,7 +29,7 @@ saving (run it again).
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("config", metavar="CONFIG", help="the run's TOML file")
+    parser.add_argument("config", type=as_path_text, metavar="CONFIG", help="the run's TOML file")
     add_num_processes(parser)
     parser.add_argument(
         "--preflight",

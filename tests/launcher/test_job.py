@@ -29,6 +29,7 @@ from triax.data.identity import identify_sources
 from triax.data.loader import Loader
 from triax.data.sampler import Sampler
 from triax.data.source import Source
+from triax.launcher.files import diff_with_record
 from triax.launcher.inference import load_checkpoint
 from triax.launcher.loading import load_config
 from triax.models.init import initialise
@@ -94,7 +95,11 @@ def test_a_run_leaves_its_figures_its_config_and_its_checkpoints(
     ]  # fmt: skip
     ending = json.loads((run / "exit.json").read_text())
     assert (ending["code"], ending["step"]) == (0, NUM_STEPS)
-    assert load_config(run / "config.toml") == load_config("run.toml")
+    written = load_config(run / "config.toml").model_dump(mode="json")
+    assert diff_with_record(written, load_config("run.toml")) == []
+    assert (run / "tokenizer/tokenizer.json").read_bytes() == (
+        folder / "tokenizer/tokenizer.json"
+    ).read_bytes()
     assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert list((run / "tensorboard").glob("events.out.tfevents.*"))
     assert "ended" in (run / "logs/rank-0.log").read_text()
