@@ -236,11 +236,16 @@ class Job:
         return values[0]
 
     def _prepare_data(self) -> None:
-        prepare = self.config.data.prepare
-        if prepare is not None:
-            on_first_however_long(
-                partial(ensure_prepared, prepare, report=self.say), self.processes.control_group
+        data = self.config.data
+        if data.prepare is not None:
+            prepare = partial(
+                ensure_prepared,
+                data.prepare,
+                end_of_text=data.end_of_text,
+                begin_of_text=data.begin_of_text,
+                report=self.say,
             )
+            on_first_however_long(prepare, self.processes.control_group)
 
     def _compare_with(self, record: dict[str, Any]) -> None:
         """Show what has changed since the checkpoint; refuse what would break the run."""

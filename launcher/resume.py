@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from triax.data.document_tokens import tokens_of_run
 from triax.data.sampler import Phase
 from triax.launcher.config import RunConfig
 from triax.parallel.layout import Layout
@@ -72,6 +73,7 @@ class RecordKeeper:
         self._config = config
         self._layout = layout
         self._origin = origin
+        self._tokens = tokens_of_run(config.data)
         self.scaler = LossScaler(config.precision, device)
         self.guard = Guard(config.stability, device)
         self.escalation = Escalation(config.stability)
@@ -86,6 +88,7 @@ class RecordKeeper:
         """The record of a checkpoint at a state; waits for the device."""
         return self._origin.record_of(state) | {
             "config": self._config.model_dump(mode="json"),
+            "document_tokens": None if self._tokens is None else self._tokens.to_json(),
             "layout": asdict(self._layout),
             "loss_scaler": self.scaler.state(),
             "guard": self.guard.state(),
