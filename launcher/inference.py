@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ class Loaded:
     tokenizer_folder: str | None
     seq_len: int | None
     """The training context; None where the checkpoint doesn't say (an imported one)."""
-    record: Mapping[str, Any]
+    record: Mapping[str, Any] = field(default_factory=dict)
     """The checkpoint's."""
 
     def tokenizer(self, folder: str | None = None) -> Tokenizer:
