@@ -17,8 +17,9 @@ from safetensors.torch import save_file
 
 from triax.checkpoint.folders import new_folder
 from triax.checkpoint.huggingface_config import from_huggingface, to_huggingface
+from triax.checkpoint.huggingface_tokenizer import TokenizerExport, copy_tokenizer
 from triax.common.errors import UserError
-from triax.common.files import is_file, open_regular, read_regular
+from triax.common.files import open_regular, read_regular
 from triax.models.config import ModelConfig
 from triax.models.transformer import Transformer
 
@@ -27,7 +28,6 @@ _MAX_JSON_BYTES = 1 << 28
 """The largest tokenizers have some 30 MB."""
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 _HEAD, _THEIR_HEAD = "head.weight", "lm_head.weight"
 _BLOCK_NAMES = {
     "attention_norm.weight": "input_layernorm.weight",
@@ -76,7 +76,7 @@ def export_huggingface(
     output: Path,
     *,
     dtype: torch.dtype | None = None,
-    tokenizer: Path | None = None,
+    tokenizer: TokenizerExport | None = None,
     seq_len: int,
     max_file_bytes: int = _MAX_FILE_BYTES,
 ) -> None:
@@ -85,7 +85,7 @@ def export_huggingface(
     Args:
         tensors: whole parameters by our names, on the CPU.
         dtype: cast the weights to it; None keeps each as it is.
-        tokenizer: a folder with `tokenizer.json`, or that file; it is copied.
+        tokenizer: it is copied, and the model's files name its special tokens.
         seq_len: the longest sequence trained on, in tokens.
         max_file_bytes: weights above this are spread over several files.
 
@@ -101,14 +101,14 @@ def export_huggingface(
         for ours, theirs in huggingface_names(model).items()
     }
     stored_as = str(next(iter(weights.values())).dtype).removeprefix("torch.")
-    special_tokens = {} if tokenizer is None else _special_tokens(tokenizer)
+    special_tokens = {} if tokenizer is None else dict(tokenizer.ids)
     config = to_huggingface(model, dtype=stored_as, seq_len=seq_len, special_tokens=special_tokens)
     with new_folder(output) as folder:
         _write_json(folder / "config.json", config)
         _write_json(folder / "generation_config.json", special_tokens)
         _write_weights(folder, weights, max_file_bytes)
         if tokenizer is not None:
-            _copy_tokenizer(tokenizer, folder)
+            copy_tokenizer(tokenizer, folder)
 
 
 def _checked(
@@ -132,43 +132,23 @@ def _write_weights(folder: Path, weights: dict[str, torch.Tensor], max_file_byte
         parts[-1][name] = tensor
         num_bytes += tensor.nbytes
     if len(parts) == 1:
-        save_file(weights, folder / _WEIGHTS, metadata={"format": "pt"})
+        _save(weights, folder / _WEIGHTS)
         return
     weight_map: dict[str, str] = {}
     for number, part in enumerate(parts, start=1):
         file = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
-        save_file(part, folder / file, metadata={"format": "pt"})
+        _save(part, folder / file)
         weight_map |= dict.fromkeys(part, file)
     total = sum(tensor.nbytes for tensor in weights.values())
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     _write_json(folder / _INDEX, index)
 
 
-def _copy_tokenizer(tokenizer: Path, folder: Path) -> None:
-    source = tokenizer if tokenizer.is_dir() else tokenizer.parent
-    for name in _TOKENIZER_FILES:
-        if is_file(source / name):
-            (folder / name).write_bytes(read_regular(source / name, _MAX_JSON_BYTES))
-    if not (folder / "tokenizer_config.json").exists():
-        # Without it transformers guesses a class by the model's type, which may split otherwise.
-        config = {"tokenizer_class": "PreTrainedTokenizerFast"}
-        _write_json(folder / "tokenizer_config.json", config)
-
-
-def _special_tokens(tokenizer: Path) -> dict[str, int]:
-    """`bos_token_id` and `eos_token_id`, where the tokenizer's config names such tokens."""
-    folder = tokenizer if tokenizer.is_dir() else tokenizer.parent
-    vocabulary = _read_json(folder / "tokenizer.json")
-    config_path = folder / "tokenizer_config.json"
-    config = _read_json(config_path) if config_path.exists() else {}
-    ids = {token["content"]: token["id"] for token in vocabulary.get("added_tokens", [])}
-    found = {}
-    for key in ("bos_token", "eos_token"):
-        token = config.get(key)
-        content = token.get("content") if isinstance(token, dict) else token
-        if content in ids:
-            found[f"{key}_id"] = ids[content]
-    return found
+def _save(weights: dict[str, torch.Tensor], path: Path) -> None:
+    path.touch()
+    mode = path.stat().st_mode  # by the umask; safetensors' own are for the owner's eyes only
+    save_file(weights, path, metadata={"format": "pt"})
+    path.chmod(mode & 0o777)
 
 
 def import_huggingface(folder: Path) -> tuple[ModelConfig, dict[str, torch.Tensor]]:

@@ -32,14 +32,14 @@ _MOST_LAYERS = 10_000
 
 
 def to_huggingface(
-    model: ModelConfig, *, dtype: str, seq_len: int, special_tokens: Mapping[str, int]
+    model: ModelConfig, *, dtype: str, seq_len: int, special_tokens: Mapping[str, int | list[int]]
 ) -> dict[str, Any]:
     """The contents of `config.json`.
 
     Args:
         dtype: torch's name of the weights' dtype, as in `"bfloat16"`.
         seq_len: the longest sequence trained on, in tokens.
-        special_tokens: `bos_token_id` and `eos_token_id`, where known.
+        special_tokens: `bos_token_id`, `eos_token_id` and `pad_token_id`, where known.
 
     Raises:
         UserError: no architecture there computes this model.
@@ -78,7 +78,7 @@ def to_huggingface(
         "torch_dtype": dtype,
         "bos_token_id": special_tokens.get("bos_token_id"),
         "eos_token_id": special_tokens.get("eos_token_id"),
-        "pad_token_id": None,
+        "pad_token_id": special_tokens.get("pad_token_id"),
     }
 
 

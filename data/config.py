@@ -10,6 +10,9 @@ from pydantic import Field, PositiveInt, model_validator
 from triax.common.paths import PathField
 from triax.common.section import Section
 
+SMALLEST_VOCABULARY = 257
+"""The 256 bytes and the end-of-text token."""
+
 
 class SourceConfig(Section):
     """One source of samples in the blend."""
@@ -27,7 +30,7 @@ class PrepareConfig(Section):
     """Files, folders, globs, a `datasets` name, or `python-stdlib` (Python's own source)."""
     output: PathField
     """The folder for `tokenizer/`, `train` and `validation` shards."""
-    vocab_size: int = Field(ge=257)
+    vocab_size: int = Field(ge=SMALLEST_VOCABULARY)
     """The 256 bytes, the end-of-text token, and so many merges as are left."""
     validation_fraction: float = Field(0.01, gt=0, lt=1)
     text_field: str = "text"
@@ -41,6 +44,11 @@ class DataConfig(Section):
     """Prefix of the shards for validation; none means that no validation is run."""
     tokenizer: PathField | None = None
     """Folder that holds `tokenizer.json`; needed to show samples and to export."""
+    end_of_text: str | None = Field(None, min_length=1)
+    """The token that ends a document. By default the tokenizer's own `eos_token`, else
+    `<|endoftext|>`, `<|end_of_text|>`, `</s>` or `<|eot_id|>`."""
+    begin_of_text: str | None = Field(None, min_length=1)
+    """A token that each document begins with; by default none does."""
     seq_len: PositiveInt
     mask_documents: bool = True
     """Tokens attend only within their own document, and no loss is taken across documents."""

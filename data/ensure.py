@@ -13,6 +13,7 @@ from triax.common.errors import UserError
 from triax.common.files import is_file, make_folder
 from triax.common.paths import expand
 from triax.data.config import PrepareConfig
+from triax.data.document_tokens import document_tokens
 from triax.data.inputs import inputs_fingerprint
 from triax.data.prepare import prepare
 from triax.data.record import (
@@ -39,6 +40,8 @@ def made_tokenizer(config: PrepareConfig) -> Path:
 def ensure_prepared(
     config: PrepareConfig,
     *,
+    end_of_text: str | None = None,
+    begin_of_text: str | None = None,
     report: Callable[[str], None] = lambda _: None,
 ) -> PreparedData:
     """Make `config.output/tokenizer` and the shards beside it, as far as they are missing.
@@ -47,6 +50,8 @@ def ensure_prepared(
     with the inputs' files, which may be gone by then.
 
     Args:
+        end_of_text: as `prepare` takes it.
+        begin_of_text: likewise.
         report: called with a line when a step begins.
 
     Raises:
@@ -57,6 +62,7 @@ def ensure_prepared(
     output = expand(config.output)
     data = load_prepared(output)
     if data is not None:
+        _refuse_other_ends(config, data, end_of_text, begin_of_text)
         return data
     _ensure_tokenizer(config, report)
     report(f"tokenizing {', '.join(config.inputs)} into {output}")
@@ -66,7 +72,21 @@ def ensure_prepared(
         output,
         validation_fraction=config.validation_fraction,
         text_field=config.text_field,
+        end_of_text=end_of_text,
+        begin_of_text=begin_of_text,
     )
+
+
+def _refuse_other_ends(
+    config: PrepareConfig, data: PreparedData, end_of_text: str | None, begin_of_text: str | None
+) -> None:
+    tokens = document_tokens(made_tokenizer(config), end_of_text, begin_of_text)
+    begin_id = None if tokens.begin is None else tokens.begin.id
+    if (data.end_of_text_id, data.settings.begin_of_text_id) != (tokens.end.id, begin_id):
+        raise UserError(
+            f"data.end_of_text, data.begin_of_text: {config.output} was prepared with other tokens "
+            "around its documents; change them back, or set another data.prepare.output"
+        )
 
 
 def preparation_problems(config: PrepareConfig) -> Iterator[tuple[str, str]]:

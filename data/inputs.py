@@ -19,6 +19,11 @@ from triax.common.files import is_file, is_folder
 from triax.common.paths import expand
 
 STDLIB = "python-stdlib"
+SAVED_DATASET = (
+    "what `datasets.save_to_disk` writes isn't read; write parquet from it: python -c "
+    '\'import datasets; datasets.load_from_disk("FOLDER").to_parquet("FILE.parquet")\' '
+    "(each split of a DatasetDict by itself)"
+)
 _NOT_STDLIB = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 _DATASET = re.compile(r"(?P<name>[\w.-]{1,96}(/[\w.-]{1,96})?)(:(?P<config>[\w.-]+))?", re.ASCII)
 _FILE_SUFFIX = re.compile(r"\.(txt|md|py|html?|jsonl?|ndjson|parquet|csv|gz|bz2|xz|zst)$", re.I)
@@ -144,6 +149,8 @@ def _walk(folder: Path) -> Iterator[Path]:
     """Regular files below a folder in a fixed order, hidden ones left out."""
     met: set[str] = set()
     for parent, folders, names in os.walk(folder, onerror=_unreadable, followlinks=True):
+        if "dataset_dict.json" in names or {"dataset_info.json", "state.json"} <= set(names):
+            raise UserError(f"{parent}: {SAVED_DATASET}")
         met.add(os.path.realpath(parent))
         visible = sorted(name for name in folders if not name.startswith("."))
         # A link to a folder further up would lead on for ever, one to a sibling give it twice.

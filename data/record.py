@@ -29,6 +29,10 @@ class Settings(Section):
     tokenizer_fingerprint: str
     validation_fraction: float
     tokens_per_shard: int
+    end_of_text_id: int | None = None
+    """None: made by an earlier version, which noted it only when it had finished."""
+    begin_of_text_id: int | None = None
+    """None: nothing stands at a document's beginning."""
 
 
 class SplitCounts(Section):
@@ -141,8 +145,8 @@ def check_same(folder: Path, found: Section, wanted: Section) -> None:
     """
     old, new = found.model_dump(), wanted.model_dump()
     for name in new:
-        if old[name] == new[name]:
-            continue
+        if old[name] == new[name] or name not in found.model_fields_set:
+            continue  # what an earlier version didn't note can't be compared
         if name.endswith("_fingerprint"):
             change = f"{name.removesuffix('_fingerprint')} changed since its data was prepared"
         else:

@@ -11,10 +11,11 @@ from pathlib import Path
 from triax.common.errors import UserError
 from triax.common.paths import expand, same_path
 from triax.data.config import DataConfig, PrepareConfig
+from triax.data.document_tokens import document_tokens
 from triax.data.ensure import made_tokenizer, preparation_problems
 from triax.data.identity import shard_digest
 from triax.data.inputs import resolve, resolve_all
-from triax.data.record import RECORD, load_prepared
+from triax.data.record import RECORD, PreparedData, load_prepared
 from triax.data.sampler import block_quotas
 from triax.data.shards import find_shards
 from triax.data.source import Source
@@ -43,22 +44,22 @@ def tokenizer_fits(model: ModelConfig, data: DataConfig) -> Iterator[Problem]:
         )
     if data.tokenizer is None:
         return
-    file = Path(data.tokenizer) / "tokenizer.json"
-    if not exists(file):
-        if not _will_be_made(data.tokenizer, data.prepare, "tokenizer"):
-            yield Problem(
-                "data.tokenizer", f"{file}: no such file; `triax tokenizer train` makes it"
-            )
-        return
     try:
-        size = vocabulary_size(load_tokenizer(file))
+        size = vocabulary_size(load_tokenizer(data.tokenizer))
     except UserError as error:
-        yield Problem("data.tokenizer", str(error))
+        file = Path(data.tokenizer) / "tokenizer.json"
+        if exists(Path(data.tokenizer)) and (
+            exists(file) or not _will_be_made(data.tokenizer, data.prepare, "tokenizer")
+        ):
+            yield Problem("data.tokenizer", str(error))
+        elif not _will_be_made(data.tokenizer, data.prepare, "tokenizer"):
+            message = f"{file}: no such file; `triax tokenizer train` makes it"
+            yield Problem("data.tokenizer", message)
         return
     if size > model.vocab_size:
         yield Problem(
             "model.vocab_size",
-            f"{model.vocab_size:,} is less than the {size:,} tokens of {file}; "
+            f"{model.vocab_size:,} is less than the {size:,} tokens of {data.tokenizer}; "
             f"use at least {size}, or the tokenizer that belongs to this model",
         )
 
@@ -92,6 +93,21 @@ def preparation_goes_on(data: DataConfig) -> Iterator[Problem]:
             yield Problem(path, message)
     except (UserError, OSError) as error:
         yield Problem("data.prepare.output", str(error))
+
+
+def named_tokens_are_there(data: DataConfig) -> Iterator[Problem]:
+    """The tokens that are named for a document's end and beginning are in the vocabulary."""
+    if data.tokenizer is None or (data.end_of_text, data.begin_of_text) == (None, None):
+        return
+    try:
+        load_tokenizer(data.tokenizer)
+    except UserError:
+        return  # not there yet, or said already
+    try:
+        document_tokens(data.tokenizer, data.end_of_text, data.begin_of_text)
+    except UserError as error:
+        role, _, message = str(error).partition(": ")
+        yield Problem(f"data.{role}" if role in DataConfig.model_fields else "data", message)
 
 
 def inputs_are_there(data: DataConfig) -> Iterator[Problem]:
@@ -185,6 +201,38 @@ def made_with_this_tokenizer(data: DataConfig) -> Iterator[Problem]:
                 f"{prefix} was made with another tokenizer than data.tokenizer, {data.tokenizer}; "
                 "use that one, or prepare the data anew",
             )
+        else:
+            yield from _other_document_tokens(prefix, prepared, data)
+
+
+def _other_document_tokens(
+    prefix: str, prepared: PreparedData, data: DataConfig
+) -> Iterator[Problem]:
+    """The run and its data agree on where a document ends and begins."""
+    assert data.tokenizer is not None
+    try:
+        tokens = document_tokens(data.tokenizer, data.end_of_text, data.begin_of_text)
+    except UserError:
+        return  # said already
+    tokenizer = load_tokenizer(data.tokenizer)
+    wanted = {"end_of_text": tokens.end, "begin_of_text": tokens.begin}
+    made = {
+        "end_of_text": prepared.end_of_text_id,
+        "begin_of_text": prepared.settings.begin_of_text_id,
+    }
+    for name, token in wanted.items():
+        number = made[name]
+        if number == (None if token is None else token.id):
+            continue
+        there = "nothing" if number is None else repr(tokenizer.id_to_token(number))
+        here = "nothing" if token is None else repr(token.name)
+        remedy = "leave it out" if number is None else f"set data.{name} = {there}"
+        where = "end" if name == "end_of_text" else "beginning"
+        yield Problem(
+            f"data.{name}",
+            f"{prefix} was made with {there} at a document's {where}, this run takes {here} for "
+            f"it; {remedy}, or prepare the data anew",
+        )
 
 
 def budget_repeats_data(

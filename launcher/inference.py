@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -13,7 +15,9 @@ from tokenizers import Tokenizer
 from triax.checkpoint.folders import inspect, resolve_checkpoint
 from triax.checkpoint.reading import load_model
 from triax.common.errors import UserError
+from triax.data.document_tokens import DocumentTokens
 from triax.data.tokenizer import load_tokenizer, vocabulary_size
+from triax.launcher.export_tokens import recorded_tokens
 from triax.launcher.run_folder import recorded_table, tokenizer_of
 from triax.models.config import ModelConfig
 from triax.models.transformer import Transformer
@@ -28,6 +32,8 @@ class Loaded:
     tokenizer_folder: str | None
     seq_len: int | None
     """The training context; None where the checkpoint doesn't say (an imported one)."""
+    record: Mapping[str, Any] = field(default_factory=dict)
+    """The checkpoint's."""
 
     def tokenizer(self, folder: str | None = None) -> Tokenizer:
         """The tokenizer in the folder, or the one that the model was trained with.
@@ -35,9 +41,7 @@ class Loaded:
         Raises:
             UserError: there is none, or it has more tokens than the model.
         """
-        chosen = folder or self.tokenizer_folder
-        if chosen is None:
-            raise UserError(f"{self.path}: names no tokenizer: give one with --tokenizer DIR")
+        chosen = self._chosen(folder)
         tokenizer = load_tokenizer(Path(chosen))
         size = vocabulary_size(tokenizer)
         if size > self.model.config.vocab_size:
@@ -46,6 +50,20 @@ class Loaded:
                 f"{self.model.config.vocab_size}: give the model's own with --tokenizer DIR"
             )
         return tokenizer
+
+    def document_tokens(self, folder: str | None = None) -> DocumentTokens:
+        """What stands where documents end and begin, in the tokenizer that `tokenizer` loads.
+
+        Raises:
+            UserError: there is no tokenizer, or it lacks what the checkpoint's record names.
+        """
+        return recorded_tokens(self.record, self._chosen(folder))
+
+    def _chosen(self, folder: str | None) -> str:
+        chosen = folder or self.tokenizer_folder
+        if chosen is None:
+            raise UserError(f"{self.path}: names no tokenizer: give one with --tokenizer DIR")
+        return chosen
 
 
 def load_checkpoint(path: str) -> Loaded:
@@ -57,7 +75,8 @@ def load_checkpoint(path: str) -> Loaded:
     info = inspect(resolve_checkpoint(Path(path)))
     if info.manifest is None:
         raise UserError(str(info.problem))
-    config = recorded_table(info.manifest.record, "config")
+    record = info.manifest.record
+    config = recorded_table(record, "config")
     try:
         model_config = ModelConfig.model_validate_json(json.dumps(config.get("model")))
     except ValidationError as error:
@@ -66,7 +85,11 @@ def load_checkpoint(path: str) -> Loaded:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_model(info.path, model_config).to(device).eval()
     return Loaded(
-        info.path, model, tokenizer_of(info.path, config), seq_len if _is_length(seq_len) else None
+        info.path,
+        model,
+        tokenizer_of(info.path, config),
+        seq_len if _is_length(seq_len) else None,
+        record,
     )
 
 

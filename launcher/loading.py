@@ -91,12 +91,13 @@ def read_config(path: str | Path) -> str:
         UserError: it isn't there, or isn't text.
     """
     try:
-        return Path(path).read_bytes().decode("utf-8")
+        return Path(path).read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file{_other_configs(Path(path))}") from None
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{path}: not UTF-8 text (byte {error.start}); a config is a TOML file"
+            f"{path}: not UTF-8 text (byte {error.start}); a config is a TOML file, "
+            "save it as UTF-8"
         ) from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
@@ -112,9 +113,14 @@ def _parse(source: str, text: str) -> Mapping[str, Any]:
         return tomllib.loads(text)
     except RecursionError:
         raise UserError(f"{source}: values are nested too deeply") from None
-    except ValueError as error:
-        # TOMLDecodeError says the line; int() of thousands of digits says none.
+    except tomllib.TOMLDecodeError as error:
         raise UserError(f"{source}: not valid TOML: {error}") from None
+    except ValueError:
+        # Python's own words name a switch of the interpreter, and no line.
+        raise UserError(
+            f"{source}: a number of more than 4,300 digits, and none may have more than 19; "
+            "look for it and shorten it"
+        ) from None
 
 
 def _validate(tables: Mapping[str, Any]) -> tuple[dict[str, Section], list[Problem]]:

@@ -19,6 +19,7 @@ from triax.checkpoint.store import CheckpointStore
 from triax.common.errors import UserError
 from triax.data.blend import Blend
 from triax.data.config import DataConfig
+from triax.data.document_tokens import tokens_of_run
 from triax.data.identity import Identity
 from triax.data.tokenizer import tokenizer_fingerprint
 from triax.launcher.config import RunConfig
@@ -186,6 +187,7 @@ class RecordKeeper:
         self._origin = origin
         # A run that is shown without a tokenizer for a while still has the one it began with.
         self._tokenizer = _fingerprint(config.data) or (origin.record or {}).get("tokenizer")
+        self._tokens = tokens_of_run(config.data)
         self.scaler = LossScaler(config.precision, device)
         self.guard = Guard(config.stability, device)
         self.escalation = Escalation(config.stability)
@@ -202,6 +204,7 @@ class RecordKeeper:
         return self._origin.record_of(state) | {
             "config": absolute_paths(self._config.model_dump(mode="json"), RunConfig),
             "tokenizer": self._tokenizer,
+            "document_tokens": None if self._tokens is None else self._tokens.to_json(),
             "layout": asdict(self._layout),
             "loss_scaler": self.scaler.state(),
             "guard": self.guard.state(),

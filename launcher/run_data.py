@@ -36,7 +36,13 @@ def prepare_data(data: DataConfig, processes: Processes, say: Say) -> None:
         UserError: as `ensure_prepared`.
     """
     if data.prepare is not None:
-        make = partial(ensure_prepared, data.prepare, report=say)
+        make = partial(
+            ensure_prepared,
+            data.prepare,
+            end_of_text=data.end_of_text,
+            begin_of_text=data.begin_of_text,
+            report=say,
+        )
         on_first_however_long(make, processes.control_group)
 
 

@@ -11,7 +11,8 @@ from triax.checkpoint.folders import resolve_checkpoint
 from triax.checkpoint.reading import load_model
 from triax.common.errors import ExitCode, UserError
 from triax.common.quantities import format_count, format_seconds
-from triax.data.tokenizer import end_of_text_id, load_tokenizer
+from triax.data.document_tokens import tokens_of_run
+from triax.data.tokenizer import load_tokenizer
 from triax.launcher.config import RunConfig
 from triax.launcher.environment import Environment
 from triax.launcher.parallel_checks import reduced_dtypes
@@ -112,11 +113,18 @@ def _sample(config: RunConfig, directory: RunDirectory) -> list[str]:
     folder = kept_tokenizer(directory.path)
     if folder is None or num_parameters(config.model) > _LARGEST_SAMPLED:
         return []
+    documents = tokens_of_run(config.data.model_copy(update={"tokenizer": str(folder)}))
+    if documents is None:
+        return []
     tokenizer = load_tokenizer(folder)
-    start = end_of_text_id(tokenizer)
+    start = documents.begin or documents.end
     model = load_model(_newest_checkpoint(directory), config.model)
     tokens = generate(
-        model, [start], max_new_tokens=100, context=config.data.seq_len, stop_token=start
+        model,
+        [start.id],
+        max_new_tokens=100,
+        context=config.data.seq_len,
+        stop_token=documents.end.id,
     )
     text = tokenizer.decode(list(tokens)).strip("\n")
     lines = [part for line in text.splitlines() for part in textwrap.wrap(line, 76) or [""]]

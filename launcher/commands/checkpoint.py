@@ -30,6 +30,7 @@ from triax.common.files import write_atomically
 from triax.common.quantities import format_count, format_seconds
 from triax.common.showing import printable
 from triax.launcher.arguments import as_path, positive_int
+from triax.launcher.export_tokens import recorded_tokens, tokenizer_export, unseen_by_training
 from triax.launcher.run_folder import recorded_table, tokenizer_of
 from triax.models.config import ModelConfig
 from triax.parallel.dtypes import DTYPES
@@ -145,21 +146,29 @@ def _verify(args: argparse.Namespace) -> int:
 def _export(args: argparse.Namespace) -> int:
     refuse_existing(args.output)
     checkpoint = resolve_checkpoint(args.path)
-    config = recorded_table(read_manifest(checkpoint).record, "config")
+    record = read_manifest(checkpoint).record
+    config = recorded_table(record, "config")
     if "model" not in config:
         raise UserError(f"{checkpoint}: its record holds no model config; it was not made by a run")
     tokenizer, seq_len = _tokenizer(args, config, checkpoint), _seq_len(args, config, checkpoint)
+    exported, warning = None, None
+    if tokenizer is not None:
+        tokens = recorded_tokens(record, tokenizer)
+        exported = tokenizer_export(tokenizer, tokens)
+        warning = unseen_by_training(tokenizer, tokens)
     tensors = read_tensors(checkpoint, prefix=_MODEL_PREFIX)
     export_huggingface(
         {name.removeprefix(_MODEL_PREFIX): tensor for name, tensor in tensors.items()},
         _model_config(config["model"], checkpoint),
         args.output,
         dtype=DTYPES.get(args.dtype),
-        tokenizer=tokenizer,
+        tokenizer=exported,
         seq_len=seq_len,
     )
     without = "" if tokenizer else ", without a tokenizer (--tokenizer adds one)"
     print(f"{checkpoint} exported to {args.output}{without}")
+    if warning is not None:
+        print(warning)
     return ExitCode.DONE
 
 

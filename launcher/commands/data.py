@@ -88,6 +88,12 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
         "--text-field", default="text", metavar="F", help="field of JSON lines and rows (text)"
     )
     parser.add_argument(
+        "--end-of-text", metavar="TOKEN", help="ends each document (the tokenizer's eos_token)"
+    )
+    parser.add_argument(
+        "--begin-of-text", metavar="TOKEN", help="begins each document (by default none does)"
+    )
+    parser.add_argument(
         "--tokens-per-shard",
         default=TOKENS_PER_SHARD,
         metavar="N",
@@ -141,6 +147,8 @@ def _prepare(args: argparse.Namespace, console: Console) -> None:
             validation_fraction=args.validation_fraction,
             text_field=args.text_field,
             tokens_per_shard=_count(args.tokens_per_shard),
+            end_of_text=args.end_of_text,
+            begin_of_text=args.begin_of_text,
             progress=progress,
         )
     for name, counts in (("train", data.train), ("validation", data.validation)):

@@ -6,7 +6,6 @@ import argparse
 import math
 
 from triax.common.errors import UserError
-from triax.data.tokenizer import end_of_text_id
 from triax.launcher.arguments import as_path_text, count, positive_int
 from triax.launcher.inference import load_checkpoint
 from triax.training.generate import generate
@@ -48,8 +47,11 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--temperature: expected a number of at least 0, got {args.temperature}")
     loaded = load_checkpoint(args.checkpoint)
     tokenizer = loaded.tokenizer(args.tokenizer)
-    stop = end_of_text_id(tokenizer)
-    prompt = tokenizer.encode(args.prompt, add_special_tokens=False).ids or [stop]
+    tokens = loaded.document_tokens(args.tokenizer)
+    written = list(tokenizer.encode(args.prompt, add_special_tokens=False).ids)
+    # As in training: what begins a document, else the end of the one before.
+    begin = tokens.begin or (tokens.end if not written else None)
+    prompt = written if begin is None else [begin.id, *written]
     new_tokens = generate(
         loaded.model,
         prompt,
@@ -58,11 +60,10 @@ def run(args: argparse.Namespace) -> int:
         temperature=args.temperature,
         top_k=args.top_k or None,
         seed=args.seed,
-        stop_token=stop,
+        stop_token=tokens.end.id,
     )
-    shown = args.prompt
-    print(shown, end="", flush=True)
-    written: list[int] = list(prompt)
+    print(args.prompt, end="", flush=True)
+    shown = tokenizer.decode(written)
     for token in new_tokens:
         written.append(token)
         text = tokenizer.decode(written)

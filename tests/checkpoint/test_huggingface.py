@@ -16,6 +16,7 @@ from triax.checkpoint.huggingface import (
     import_huggingface,
     parameter_shapes,
 )
+from triax.checkpoint.huggingface_tokenizer import TokenizerExport
 from triax.common.errors import UserError
 from triax.models.config import ModelConfig
 from triax.models.transformer import Transformer
@@ -234,29 +235,42 @@ def tokenizer(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("has_config", [True, False])
+@pytest.mark.parametrize("is_named", [True, False])
 @pytest.mark.parametrize("shape", ["grouped queries", "qk-norm", "window"])
 def test_the_tokenizer_comes_along(
-    tmp_path: Path, tokenizer: Path, shape: str, has_config: bool
+    tmp_path: Path, tokenizer: Path, shape: str, is_named: bool
 ) -> None:
     from tokenizers import Tokenizer
 
-    if has_config:
-        config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>"}
-        (tokenizer / "tokenizer_config.json").write_text(json.dumps(config))
+    export = TokenizerExport(tokenizer)
+    if is_named:
+        export = TokenizerExport(tokenizer, {"eos_token": "<|endoftext|>"}, {"eos_token_id": 1})
     model = ModelConfig.model_validate(SMALL | SHAPES[shape] | {"vocab_size": 300})
-    export_huggingface(
-        weights_of(model), model, tmp_path / "hf", tokenizer=tokenizer, seq_len=SEQ_LEN
-    )
+    export_huggingface(weights_of(model), model, tmp_path / "hf", tokenizer=export, seq_len=SEQ_LEN)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
     ours = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
     for text in ("def f(x):", "  leading", "ünï\t\r\n ", "<|endoftext|>a"):
         assert theirs.encode(text) == ours.encode(text).ids
         assert theirs.decode(theirs.encode(text)) == text
+    assert theirs.eos_token_id == (1 if is_named else None)
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
-    assert loaded.generation_config.eos_token_id == (1 if has_config else None)
-    assert loaded.config.eos_token_id == (1 if has_config else None)
+    assert loaded.generation_config.eos_token_id == (1 if is_named else None)
+    assert loaded.config.eos_token_id == (1 if is_named else None)
     assert loaded.config.bos_token_id is None
+
+
+@pytest.mark.parametrize("max_file_bytes", [5_000, 5 * 10**9])
+def test_files_have_the_mode_that_the_umask_gives(tmp_path: Path, max_file_bytes: int) -> None:
+    model = config_of("tied")
+    before = os.umask(0o027)
+    try:
+        export_huggingface(
+            weights_of(model), model, tmp_path / "hf", seq_len=SEQ_LEN,
+            max_file_bytes=max_file_bytes,
+        )  # fmt: skip
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "hf").iterdir()} == {0o640}
 
 
 def test_a_soft_cap_cannot_be_exported(tmp_path: Path) -> None:

@@ -166,6 +166,29 @@ def test_the_tokenizer_fits_the_model_and_the_shards(
     assert any("300 is less than the 400 tokens" in problem.message for problem in found)
 
 
+def test_a_run_and_its_data_agree_on_where_documents_end(
+    tmp_path: Path, config: dict[str, Any]
+) -> None:
+    folder = tokenizer(tmp_path / "mine", "one text about cats\n")
+    prepared = tmp_path / "prepared"
+    texts = [str(tmp_path / "mine" / "text.txt")]
+    prepare(
+        texts, Path(folder), prepared, num_workers=1, validation_fraction=0.0,
+        end_of_text="<|reserved_1|>", begin_of_text="<|reserved_2|>",
+    )  # fmt: skip
+    config["data"] |= {"sources": [{"path": str(prepared / "train")}], "tokenizer": folder}
+    config["data"].pop("validation")
+    begin, end = problems(tmp_path, config)  # in the order of the paths
+    assert (end.path, begin.path) == ("data.end_of_text", "data.begin_of_text")
+    assert "with '<|reserved_1|>' at a document's end, this run takes '<|endo" in end.message
+    assert "set data.begin_of_text = '<|reserved_2|>'" in begin.message
+    named = ["data.end_of_text=<|reserved_1|>", "data.begin_of_text=<|reserved_2|>"]
+    assert problems(tmp_path, config, *named) == []
+    (problem,) = problems(tmp_path, config, *named, "data.end_of_text=absent")
+    assert problem.path == "data.end_of_text"
+    assert "'absent' is no token of" in problem.message
+
+
 @pytest.mark.parametrize(
     "content", ["", "[]", "{}", '{"model": {"vocab": 3}}', '{"model": {"vocab": {"a": "b"}}}', "{["]
 )

@@ -195,15 +195,30 @@ def test_the_report_fits_80_columns(tmp_path: Path) -> None:
         (b"[run\n", "at line 1"),
         (b"[run]\nname = \n", "at line 2"),
         (b"[run]\nname = 'a'\nname = 'b'\n", "line 3"),
-        (b"\xff\xfe", "not UTF-8"),
+        (b"\xff\xfe", "not UTF-8 text.* save it as UTF-8"),
         (b"a = " + b"[" * 100_000, "nested too deeply"),
-        (b"a = " + b"9" * 10_000, "not valid TOML"),
+        (b"a = " + b"9" * 10_000, "a number of more than 4,300 digits.* shorten it"),
         (b"\x00", "not valid TOML"),
     ],
 )
 def test_what_is_no_toml_is_refused(tmp_path: Path, content: bytes, words: str) -> None:
     with pytest.raises(UserError, match=words):
         load_config(write(tmp_path, content))
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
+    """Editors on Windows write one."""
+    path = write(tmp_path, GOOD)
+    config = load_config(path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert load_config(path) == config
+
+
+def test_the_smallest_vocabulary_that_can_be_trained(tmp_path: Path) -> None:
+    config = copy.deepcopy(GOOD)
+    config["data"]["prepare"] = {"inputs": ["x"], "output": "out", "vocab_size": 256}
+    with pytest.raises(ConfigError, match=r"data\.prepare\.vocab_size.*at least 257"):
+        load_config(write(tmp_path, config))
 
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
