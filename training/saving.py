@@ -29,6 +29,7 @@ class Saver:
         outlets: where outcomes are told.
         retry_seconds: until the first retry.
         max_failures: so many failures in a row, and the run should stop.
+        saved_step: the step of the good checkpoint that the run goes on from, if it does.
         clock: seconds.
     """
 
@@ -41,6 +42,7 @@ class Saver:
         *,
         retry_seconds: float,
         max_failures: int,
+        saved_step: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
@@ -53,7 +55,7 @@ class Saver:
         self._retry_at: float | None = None
         self.num_failures = 0
         """In a row."""
-        self.saved_step: int | None = None
+        self.saved_step = saved_step
         """The step of the newest checkpoint that is known to be saved."""
 
     @property
