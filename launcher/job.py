@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 from triax.checkpoint.agreement import agreed, on_first
 from triax.checkpoint.store import CheckpointStore
 from triax.common.errors import ExitCode, UserError
-from triax.common.output import tell_at_once
 from triax.data.loader import Batch, Loader
 from triax.data.prepare import ensure_prepared
 from triax.data.source import open_sources
@@ -140,7 +139,7 @@ def _assembled(
             at_least=_unhurried(config.checkpoint.deadline.amount),
         )
     )
-    stop = parts.enter_context(StopSignal(tell_at_once if processes.is_main else _say_nothing))
+    stop = parts.enter_context(StopSignal() if processes.is_main else StopSignal(_say_nothing))
     return Job(config, processes, directory, watchdog, stop, former)
 
 

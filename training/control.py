@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from triax.checkpoint.agreement import agreed
+from triax.common.output import tell_at_once
 from triax.common.quantities import Duration, Unit
 
 
@@ -106,7 +107,7 @@ class StopSignal:
     _ALWAYS = (signal.SIGTERM, signal.SIGUSR1)
     _UNLESS_IGNORED = (signal.SIGINT, signal.SIGHUP)
 
-    def __init__(self, tell: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(self, tell: Callable[[str], None] = tell_at_once) -> None:
         self.received: str | None = None
         self._tell = tell
         self._former: dict[int, Any] = {}
