@@ -7,7 +7,7 @@ import fcntl
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,15 +26,48 @@ def exclusive(folder: Path, refusal: str) -> Iterator[None]:
     """
     path = folder / ".lock"
     with write_errors(path):
-        file = path.open("w")
-    with file:
+        descriptor = open_own(path, os.O_RDWR)
+    try:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(refusal) from None
         except OSError:
             pass  # some cluster file systems have no locks: go on without one
         yield
+    finally:
+        os.close(descriptor)
+
+
+def open_own(path: Path, flags: int) -> int:
+    """Open a file of a well-known name, or make it, and return its descriptor.
+
+    Such a name may stand there already in a folder that somebody else has prepared: a link would
+    have another file written, a pipe would be waited for.
+
+    Args:
+        flags: as `os.open` takes them, without `O_CREAT`.
+
+    Raises:
+        OSError: it cannot be opened, or something else than a regular file has its name.
+    """
+    flags |= os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO):
+            raise
+        raise _not_regular(path) from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise _not_regular(path)
+    return descriptor
+
+
+def _not_regular(path: Path) -> OSError:
+    return OSError(
+        errno.EINVAL, "a link or something else that is no file has this name", str(path)
+    )
 
 
 @contextmanager
@@ -126,10 +159,17 @@ def replace_text(path: Path, text: str, *, fsync: bool = False) -> None:
     Raises:
         OSError: the file system doesn't take it.
     """
+    replace_bytes(path, text.encode(), fsync=fsync)
+
+
+def replace_bytes(path: Path, content: bytes, *, fsync: bool = False) -> None:
+    """Write a file as `replace_text` does."""
     temporary = path.with_name(path.name + ".partial")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        temporary.unlink(missing_ok=True)
+        # "x" makes a new file: it never writes to what a link of that name points to.
+        with temporary.open("xb") as file:
+            file.write(content)
             if fsync:
                 file.flush()
                 os.fsync(file.fileno())
@@ -137,7 +177,8 @@ def replace_text(path: Path, text: str, *, fsync: bool = False) -> None:
         if fsync:
             fsync_folder(path.parent)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise
 
 

@@ -54,9 +54,12 @@ class _Forwarding:
 
     @contextlib.contextmanager
     def handled(self) -> Iterator[None]:
-        """Handle signals so."""
+        """Handle signals so. One that is ignored stays so, here and in the processes that are
+        started: `nohup` means that a closed terminal is nothing to hear of."""
         previous: Mapping[signal.Signals, object] = {
-            number: signal.signal(number, self._forward) for number in FORWARDED
+            number: signal.signal(number, self._forward)
+            for number in FORWARDED
+            if signal.getsignal(number) is not signal.SIG_IGN
         }
         try:
             yield

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -59,11 +59,15 @@ from triax.training.stability.faults import FaultInjector
 from triax.training.stability.recovery import Recovery
 from triax.training.stability.stragglers import StragglerWatch
 from triax.training.stability.watchdog import Watchdog, enable_flight_recorder
+from triax.training.state import TrainState
 from triax.training.step import StepContext
 
 T = TypeVar("T")
 
 log = logging.getLogger("triax.job")
+
+_TELLING = "telling how it ended"
+_ALREADY_FINISHED = "already finished"
 
 
 def run(config: RunConfig, environment: Environment, *, preflight: bool = False) -> int:
@@ -82,43 +86,68 @@ def run(config: RunConfig, environment: Environment, *, preflight: bool = False)
     """
     directory = RunDirectory(config.run_dir)
     with ExitStack() as stack:
+        former = None
         if environment.rank == 0:
             directory.create()
             stack.enter_context(directory.locked())
+            former = directory.read_exit()
             directory.forget_exit()
-        log_to_file(directory.logs / f"rank-{environment.rank}.log")
-        enable_flight_recorder()
-        processes = stack.enter_context(
-            joined(
-                environment,
-                timeout_seconds=config.parallel.timeout.amount,
-                save_seconds=config.checkpoint.deadline.amount,
-            )
-        )
-        log.info("%s on %s", environment, processes.device)
+        outcome: Outcome | None = None
         try:
-            watchdog = stack.enter_context(
-                Watchdog(
-                    directory,
-                    config.stability,
-                    rank=environment.rank,
-                    world_size=environment.world_size,
-                    at_least=_unhurried(config.checkpoint.deadline.amount),
+            log_to_file(directory.logs / f"rank-{environment.rank}.log")
+            with ExitStack() as parts:
+                job = _assembled(config, environment, directory, former, parts)
+                job.check_processes(
+                    preflight=preflight or environment.world_size > environment.local_world_size
                 )
-            )
-            job = Job(config, processes, directory, watchdog)
-            job.check_processes(
-                preflight=preflight or environment.world_size > environment.local_world_size
-            )
-            outcome = job.run()
+                outcome = job.run()
+                job.report(outcome)
         except BaseException as error:
+            if outcome is not None:  # what comes after it never changes the code
+                log.exception("after the end")
+                return outcome.code
             log.exception("the job ends with an error")
             # After a hang its cause is there already: this error only follows from it.
-            if processes.is_main and not directory.exit.exists():
-                directory.write_exit(*_ending(error))
+            if environment.rank == 0 and not directory.exit.exists():
+                with suppress(OSError):
+                    directory.write_exit(*_ending(error))
             raise
         log.info("ended: %s", outcome)
     return outcome.code
+
+
+def _assembled(
+    config: RunConfig,
+    environment: Environment,
+    directory: RunDirectory,
+    former: dict[str, Any] | None,
+    parts: ExitStack,
+) -> Job:
+    """The job, with the others joined and the watchdog awake for as long as `parts` is open."""
+    enable_flight_recorder()
+    processes = parts.enter_context(
+        joined(
+            environment,
+            timeout_seconds=config.parallel.timeout.amount,
+            save_seconds=config.checkpoint.deadline.amount,
+        )
+    )
+    log.info("%s on %s", environment, processes.device)
+    watchdog = parts.enter_context(
+        Watchdog(
+            directory,
+            config.stability,
+            rank=environment.rank,
+            world_size=environment.world_size,
+            at_least=_unhurried(config.checkpoint.deadline.amount),
+        )
+    )
+    stop = parts.enter_context(StopSignal() if processes.is_main else StopSignal(_say_nothing))
+    return Job(config, processes, directory, watchdog, stop, former)
+
+
+def _say_nothing(_message: str) -> None:
+    """Rank 0 speaks."""
 
 
 def _unhurried(save_seconds: float) -> dict[str, float]:
@@ -126,6 +155,7 @@ def _unhurried(save_seconds: float) -> dict[str, float]:
     return {
         "preparing the data": math.inf,
         "verifying the data": math.inf,
+        _TELLING: math.inf,
         "saving": 2 * save_seconds,
         "saving at last": 4 * save_seconds,
         "recovering": 2 * save_seconds,
@@ -142,13 +172,26 @@ def _ending(error: BaseException) -> tuple[int, str]:
 
 
 class Job:
-    """Builds what a run needs, in the order in which it can fail cheaply, and runs it."""
+    """Builds what a run needs, in the order in which it can fail cheaply, and runs it.
+
+    Args:
+        stop: told of signals while there is something to save.
+        former: what exit.json said before this start, on rank 0; None if nothing.
+    """
 
     def __init__(
-        self, config: RunConfig, processes: Processes, directory: RunDirectory, watchdog: Watchdog
+        self,
+        config: RunConfig,
+        processes: Processes,
+        directory: RunDirectory,
+        watchdog: Watchdog,
+        stop: StopSignal,
+        former: dict[str, Any] | None,
     ) -> None:
         self.config = config
         self.watchdog = watchdog
+        self.stop = stop
+        self.former = former
         self.processes = processes
         self.directory = directory
         self.layout = Layout.of(config.parallel, processes.environment.world_size)
@@ -189,7 +232,7 @@ class Job:
             check_machines(self.processes, self.say)
 
     def run(self) -> Outcome:
-        """Prepare, resume, train, report."""
+        """Prepare, resume, train."""
         if self.config.run.deterministic:
             make_deterministic(self.processes.device)
         self.watchdog.beat("preparing the data", 0)
@@ -212,7 +255,9 @@ class Job:
             per_node = self.processes.environment.local_world_size
             self.say("\n".join(mesh_summary(self.layout, per_node)))
         if origin.state.step >= self.budget.num_steps:
-            return self._already_finished(origin)
+            if self._was_told(origin.state):
+                return self._already_finished(origin)
+            self.say("the run was stopped after its last step: what its end owes is done now")
         for note in origin.blend.notes:
             self.say(f"data     {note}")
         validation = self._together(
@@ -233,10 +278,16 @@ class Job:
             self.store.load(initial, weights_only)
             self.say(f"starting from the weights of {initial.path}")
         with verification:
-            outcome = self._train(engine, loader, validation, origin)
-        # The others wait: whoever ends first with a code other than 0 has the rest stopped.
-        on_first(partial(self._report, outcome), self.processes.control_group)
-        return outcome
+            return self._train(engine, loader, validation, origin)
+
+    def report(self, outcome: Outcome) -> None:
+        """Tell how the run ended, and write it down. Collective.
+
+        The others wait: whoever ends first with a code other than 0 has the rest stopped.
+        """
+        self.stop.end()
+        self.watchdog.beat(_TELLING, outcome.state.step)
+        on_first(partial(self._tell, outcome), self.processes.control_group)
 
     def _together(self, step: Callable[[], T]) -> T:
         """Do it on every rank; what fails on one fails on all, with the same words."""
@@ -253,7 +304,7 @@ class Job:
             self.say(f"changed since the last checkpoint: {change}")
 
     def _already_finished(self, origin: Origin) -> Outcome:
-        state, code, reason = origin.state, ExitCode.DONE, "already finished"
+        state, code, reason = origin.state, ExitCode.DONE, _ALREADY_FINISHED
         if (trouble := origin.trouble(self.config.stability)) is not None:
             code, reason = ExitCode.STOPPED_BY_GUARD, f"{reason}, but {trouble.reason}"
             self.say(f"this run is {reason}")
@@ -261,19 +312,30 @@ class Job:
             f"this run is finished: {state.step} steps, {state.tokens:,} tokens.\n"
             f"Raise budget.tokens to go on, or choose another run.name."
         )
-        outcome = Outcome(code, reason, state, None, 0.0)
-        if self.processes.is_main:
-            self._write_exit(outcome)
-        return outcome
+        return Outcome(code, reason, state, None, 0.0)
 
-    def _report(self, outcome: Outcome) -> None:
-        """Write down how the run ended, and tell it."""
-        self._write_exit(outcome)
+    def _was_told(self, state: TrainState) -> bool:
+        """Whether an earlier start came to the end of its last step, and told so. Collective."""
+
+        def look() -> bool:
+            former = self.former or {}
+            ends = (ExitCode.DONE, ExitCode.STOPPED_BY_GUARD)
+            return former.get("code") in ends and former.get("step") == state.step
+
+        return on_first(look, self.processes.control_group)
+
+    def _tell(self, outcome: Outcome) -> None:
+        """The summary, then exit.json: if this is cut off, the next start does it again."""
         environment = self.processes.environment
-        print(closing_summary(self.config, self.directory, outcome, environment), flush=True)
-
-    def _write_exit(self, outcome: Outcome) -> None:
-        self.directory.write_exit(outcome.code, outcome.reason, step=outcome.state.step)
+        try:
+            if not outcome.reason.startswith(_ALREADY_FINISHED):
+                self.say(closing_summary(self.config, self.directory, outcome, environment))
+        except (Exception, KeyboardInterrupt):
+            log.exception("the summary is cut short")
+        try:
+            self.directory.write_exit(outcome.code, outcome.reason, step=outcome.state.step)
+        except OSError as error:
+            self.say(f"{self.directory.exit} can't be written: {error.strerror}")
 
     def _train(
         self, engine: Engine, loader: Loader, validation: list[Batch], origin: Origin
@@ -283,15 +345,8 @@ class Job:
         if is_main:
             write_resolved_config(config, self.directory.config)
             keep_tokenizer(config.data.tokenizer, self.directory.path)
-            num_lost = self.directory.cut_metrics(origin.state.step)
-            self.directory.append_event(
-                "start",
-                step=origin.state.step,
-                layout=asdict(self.layout),
-                num_steps_lost=num_lost,
-            )
+        self.stop.listen()
         with (
-            StopSignal() as stop,
             make_boards(config, self.directory, origin.state.step + 1, enabled=is_main) as boards,
             Console(
                 self.budget.num_steps,
@@ -307,6 +362,7 @@ class Job:
                 console,
                 row_maker(config, self.budget, self.processes),
             )
+            outlets.started(origin.state.step, asdict(self.layout))
             saver = Saver(
                 self.store,
                 engine,
@@ -315,6 +371,7 @@ class Job:
                 retry_seconds=config.checkpoint.retry.amount,
                 max_failures=config.checkpoint.max_failures,
                 group=self.processes.control_group,
+                saved_step=origin.state.step or None,
             )
             return TrainLoop(
                 plan=make_plan(config, self.budget),
@@ -326,7 +383,7 @@ class Job:
                 learning_rate=make_learning_rate(config, self.budget),
                 saver=saver,
                 control=ControlLine(self.processes.control_group),
-                stop=stop,
+                stop=self.stop,
                 care=self._care(engine, loader, keeper, saver, outlets),
                 outlets=outlets,
             ).run(origin.state)

@@ -12,9 +12,10 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from triax.common.errors import UserError
 from triax.common.section import Section
@@ -131,20 +132,48 @@ def _validate(tables: Mapping[str, Any]) -> tuple[dict[str, Section], list[Probl
     sections: dict[str, Section] = {}
     for name, field in RunConfig.model_fields.items():
         clean, found = _clean((name,), tables.get(name, {}))
-        found += _unknown_names(name, clean)
+        clean, unknown_presets = _known_preset(name, clean)
+        # Without unknown keys, lest they hide what a validator of the whole table has to say.
         section = section_class(field.annotation)
         assert section is not None
+        clean, errors = _known_keys((name,), clean, section)
         # Through JSON, for it has one kind of list where pydantic's strict mode has several.
         try:
             valid = section.model_validate_json(json.dumps(clean))
         except ValidationError as error:
-            found += _new(explain(name, error.errors(include_url=False)), found)
+            errors += error.errors(include_url=False)
+        found += [*_new(explain(name, errors), found), *unknown_presets]
         if found:
             problems += found
         else:
             assert isinstance(valid, Section)
             sections[name] = valid
     return sections, problems
+
+
+def _known_keys(
+    loc: tuple[str | int, ...], value: Any, annotation: Any
+) -> tuple[Any, list[ErrorDetails]]:
+    """The value without keys that no section has, and pydantic's error for each of those."""
+    errors: list[ErrorDetails] = []
+    if isinstance(value, list) and get_origin(annotation) is tuple:
+        parts = [
+            _known_keys((*loc, n), item, get_args(annotation)[0]) for n, item in enumerate(value)
+        ]
+        return [part for part, _ in parts], [error for _, found in parts for error in found]
+    section = section_class(annotation)
+    if section is None or not isinstance(value, dict):
+        return value, errors
+    known = {}
+    for key, item in value.items():
+        if key in section.model_fields:
+            known[key], found = _known_keys((*loc, key), item, section.model_fields[key].annotation)
+            errors += found
+        else:
+            errors.append(
+                {"type": "extra_forbidden", "loc": (*loc[1:], key), "msg": "", "input": item}
+            )
+    return known, errors
 
 
 def _new(problems: list[Problem], known: list[Problem]) -> list[Problem]:
@@ -159,13 +188,15 @@ def _new(problems: list[Problem], known: list[Problem]) -> list[Problem]:
     ]
 
 
-def _unknown_names(section: str, table: Any) -> list[Problem]:
-    """A preset's name is looked up before the rest is validated, for the nearest valid one."""
+def _known_preset(section: str, table: Any) -> tuple[Any, list[Problem]]:
+    """The table with some preset in the place of an unknown one, so that the rest can be looked
+    at; and the problem with its name."""
     name = table.get("preset") if section == "model" and isinstance(table, dict) else None
     if not isinstance(name, str) or name in PRESETS:
-        return []
+        return table, []
     hint = did_you_mean(name, PRESETS) or f"; there are {', '.join(PRESETS)}"
-    return [Problem("model.preset", f"no preset is called {shown(name)}{hint}")]
+    problem = Problem("model.preset", f"no preset is called {shown(name)}{hint}")
+    return {**table, "preset": next(iter(PRESETS))}, [problem]
 
 
 def _clean(loc: tuple[str | int, ...], value: Any) -> tuple[Any, list[Problem]]:

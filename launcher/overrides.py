@@ -105,10 +105,9 @@ def field_type(keys: Sequence[str | int]) -> Any:
 def accepts_nothing(annotation: Any) -> bool:
     """Whether the field can be switched off by the word `NOTHING`, since TOML has no null.
 
-    An optional text is switched off by leaving it out.
+    A file or folder of that name is written `./none`.
     """
-    members = _members(annotation)
-    return type(None) in members and str not in members
+    return type(None) in _members(annotation)
 
 
 def section_class(annotation: Any) -> type[BaseModel] | None:

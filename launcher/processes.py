@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from triax.common.errors import UserError
+from triax.common.files import open_own, write_errors
 from triax.launcher.environment import Environment
 from triax.launcher.network import SAME_MACHINE_SECONDS, are_loopback, loopback_error, resolve
 
@@ -135,10 +136,23 @@ def make_deterministic(device: torch.device) -> None:
     torch.use_deterministic_algorithms(True)
 
 
+class _LogFile(logging.StreamHandler[Any]):
+    """What can't be written, on a full disk, is lost without a word."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+
 def log_to_file(path: Path) -> None:
-    """Send this process's log records to its own file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, encoding="utf-8")
+    """Send this process's log records to its own file.
+
+    Raises:
+        UserError: it can't be written.
+    """
+    with write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = open_own(path, os.O_WRONLY | os.O_APPEND)
+    handler = _LogFile(os.fdopen(descriptor, "a", encoding="utf-8", errors="backslashreplace"))
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logger = logging.getLogger("triax")
     logger.setLevel(logging.INFO)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import textwrap
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from triax.checkpoint.folders import resolve_checkpoint
 from triax.checkpoint.reading import load_model
-from triax.common.errors import ExitCode, UserError
+from triax.common.errors import ExitCode
 from triax.common.quantities import format_count, format_seconds
 from triax.data.document_tokens import tokens_of_run
 from triax.data.tokenizer import load_tokenizer
@@ -24,8 +27,10 @@ from triax.training.budget import Budget, chinchilla_tokens
 from triax.training.generate import generate
 from triax.training.hardware import device_name
 from triax.training.loop import Outcome
-from triax.training.plot import plot_losses
+from triax.training.plot import plot_losses, read_curves
 from triax.training.run_directory import RunDirectory
+
+log = logging.getLogger("triax.summary")
 
 _LARGEST_SAMPLED = 200_000_000
 """Parameters up to which the closing summary loads the model on one CPU to let it write."""
@@ -85,22 +90,41 @@ def _unusual(config: RunConfig) -> str:
 def closing_summary(
     config: RunConfig, directory: RunDirectory, outcome: Outcome, environment: Environment
 ) -> str:
-    """How the run ended, what it reached, and how to go on."""
+    """How the run ended, what it reached, and how to go on.
+
+    A part that fails says so in its place: the run has ended as it has.
+    """
     lines = ["", f"ended after step {outcome.state.step}: {outcome.reason}"]
     if outcome.evaluation is not None:
         lines.append(f"validation {outcome.evaluation.describe()}")
     if outcome.code is ExitCode.DONE:
-        lines += _sample(config, directory)
+        lines += _or_why_not("sample", partial(_sample, config, directory))
         lines.append(_chinchilla(config, outcome.tokens_per_second))
-    plot = plot_losses(directory)
-    if plot is not None:
-        lines.append(f"loss plot    {plot}")
-    try:
-        lines.append(f"checkpoint   {_newest_checkpoint(directory)}")
-    except UserError:
-        lines.append("checkpoint   none was saved")
+    lines += _or_why_not("loss plot", partial(_plot, config, directory))
+    lines += _or_why_not("checkpoint", lambda: [f"checkpoint   {_newest_checkpoint(directory)}"])
     lines.append(f"to resume    {_resume_command(directory, outcome, environment)}")
     return "\n".join(lines)
+
+
+def _or_why_not(name: str, part: Callable[[], list[str]]) -> list[str]:
+    """The lines of a part of the summary, or a line that says why there are none."""
+    try:
+        return part()
+    except Exception as error:
+        log.warning("the summary has no %s", name, exc_info=True)
+        reason = textwrap.shorten(str(error) or type(error).__name__, 300)
+        return textwrap.wrap(f"{name:12} none: {reason}", 79, subsequent_indent=" " * 13)
+
+
+def _plot(config: RunConfig, directory: RunDirectory) -> list[str]:
+    curves = read_curves(directory, config.batch.global_batch_size * config.data.seq_len)
+    lines = []
+    if curves.num_unreadable:
+        lines.append(f"loss plot    without {curves.num_unreadable} lines that can't be read")
+    if curves.training or curves.validation:
+        plot_losses(directory.plot, curves, config.run.name)
+        lines.append(f"loss plot    {directory.plot}")
+    return lines
 
 
 def _newest_checkpoint(directory: RunDirectory) -> Path:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
+from triax.common.output import lossy_output
 from triax.launcher.checks import find_warnings, load_checked
 from triax.launcher.elastic import let_signals_through
 from triax.launcher.environment import Environment, discover
@@ -31,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)
     parser.set_defaults(overrides=())
     args = parse_arguments(parser, sys.argv[1:] if argv is None else argv)
-    return run_to_exit_code(partial(_discover_and_train, args))
+    with lossy_output():
+        return run_to_exit_code(partial(_discover_and_train, args))
 
 
 def _discover_and_train(args: argparse.Namespace) -> int:

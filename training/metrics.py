@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -9,6 +10,8 @@ from typing import Any, Protocol
 
 from triax.training.evaluation import Evaluation
 from triax.training.readback import StepFigures
+
+log = logging.getLogger("triax.metrics")
 
 Row = dict[str, float | int | None]
 
@@ -164,4 +167,7 @@ class Boards:
         traceback: TracebackType | None,
     ) -> None:
         for board in self._boards:
-            board.close()
+            try:
+                board.close()
+            except Exception:  # whatever its package raises; the run has ended as it has
+                log.warning("a board could not be closed", exc_info=True)

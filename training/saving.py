@@ -36,6 +36,7 @@ class Saver:
         retry_seconds: until the first retry.
         max_failures: so many failures in a row, and the run should stop.
         group: gloo group of the main thread; None for a single process.
+        saved_step: the step of the good checkpoint that the run goes on from, if it does.
         clock: seconds.
     """
 
@@ -49,6 +50,7 @@ class Saver:
         retry_seconds: float,
         max_failures: int,
         group: dist.ProcessGroup | None = None,
+        saved_step: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
@@ -62,7 +64,7 @@ class Saver:
         self._retry_at: float | None = None
         self.num_failures = 0
         """In a row."""
-        self.saved_step: int | None = None
+        self.saved_step = saved_step
         """The step of the newest checkpoint that is known to be saved."""
         self.refused_step: int | None = None
         """The newest step that wasn't saved because its weights were not finite."""

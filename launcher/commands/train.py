@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 
+from triax.common.output import lossy_output
 from triax.launcher.arguments import add_num_processes, as_path_text
 from triax.launcher.checks import load_checked
 from triax.launcher.elastic import become_worker, launch
@@ -53,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
     argv = [args.config, *(f"--{override}" for override in args.overrides)]
     if args.preflight:
         argv.append("--preflight")
-    if args.num_processes is None:
-        become_worker(WORKER, argv)
-    return launch(args.num_processes, WORKER, argv)
+    with lossy_output():
+        if args.num_processes is None:
+            become_worker(WORKER, argv)
+        return launch(args.num_processes, WORKER, argv)

@@ -93,8 +93,8 @@ def test_a_diff_names_each_value_that_changed(tmp_path: Path) -> None:
             [{"path": "a", "weight": 0.1}, {"path": "b", "weight": 1.0}],
             [{"path": "a", "weight": 1.0}],
         ),
-        "data.tokenizer": ("tok", None),
-        "data.validation": (None, "v"),
+        "data.tokenizer": ("tok", "none"),
+        "data.validation": ("none", "v"),
         "model.rope_scaling.factor": (32.0, 8.0),
     }
 
