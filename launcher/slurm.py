@@ -18,6 +18,8 @@ from pathlib import Path
 from triax.common.errors import UserError
 
 TEMPLATE = Path(__file__).with_name("slurm_job.sh")
+_START_SECONDS = 120
+"""SLURM may signal a minute early, and ranks take up to a minute until they can answer."""
 _PLACEHOLDER = re.compile(r"\{\{(\w*)\}\}")
 
 
@@ -120,6 +122,45 @@ class BatchJob:
                 f"--container-workdir={self.folder}",
             ]
         return [*options, *self.extra_srun]
+
+
+def refuse_hopeless_time(time: str, grace_seconds: int) -> None:
+    """Refuse a time limit that SLURM's signal would come so long before that nothing is trained.
+
+    Raises:
+        UserError: it is too short, or none of the forms that sbatch takes.
+    """
+    seconds = _time_limit(time)
+    least = grace_seconds + _START_SECONDS
+    if seconds is not None and seconds <= least:
+        raise UserError(
+            f"--time {time} is {seconds} s, but with --grace {grace_seconds} the job is asked to "
+            f"save so long before its end, up to a minute earlier, and takes up to a minute to "
+            f"start: it would never train. Ask for more than {least} s, or lower --grace to what "
+            "a step and a save take"
+        )
+
+
+def _time_limit(text: str) -> int | None:
+    """Seconds of one of sbatch's forms: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S; None is no limit."""
+    if text.lower() in ("unlimited", "infinite"):
+        return None
+    match = re.fullmatch(r"(?:(\d{1,9})-)?(\d{1,9})(?::(\d{1,9}))?(?::(\d{1,9}))?", text, re.ASCII)
+    if match is None:
+        raise UserError(
+            f"--time is {text!r}, expected minutes, minutes:seconds, hours:minutes:seconds, "
+            "days-hours, days-hours:minutes or days-hours:minutes:seconds"
+        )
+    days, *parts = match.groups()
+    counts = [int(part) for part in parts if part is not None]
+    if days is not None:
+        hours, minutes, seconds = (*counts, 0, 0)[:3]
+    elif len(counts) == 3:
+        hours, minutes, seconds = counts
+    else:
+        hours, (minutes, seconds) = 0, (*counts, 0)[:2]
+    # SLURM takes 0 for no limit.
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds or None
 
 
 def read_template(path: Path | None) -> str:

@@ -105,6 +105,8 @@ class StopSignal:
 
     def __enter__(self) -> StopSignal:
         self._former = {number: signal.signal(number, self._note) for number in self._SIGNALS}
+        # It may have waited for this.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -10,7 +10,7 @@ from triax.launcher.arguments import count, positive_int
 from triax.launcher.checks import find_warnings, load_checked
 from triax.launcher.messages import print_warning
 from triax.launcher.problems import likely_not_meant
-from triax.launcher.slurm import BatchJob, read_template, submit
+from triax.launcher.slurm import BatchJob, read_template, refuse_hopeless_time, submit
 
 EXAMPLE = """\
 examples:
@@ -120,6 +120,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(
             f"--processes-per-node {per_node} is more than --gpus-per-node {args.gpus_per_node}"
         )
+    for time in _time_limits(args):
+        refuse_hopeless_time(time, args.grace)
     world_size = args.nodes * per_node
     config = load_checked(args.config, args.overrides, world_size)
     if warnings := find_warnings(config, world_size):
@@ -156,3 +158,12 @@ def run(args: argparse.Namespace) -> int:
     noun = "job" if len(ids) == 1 else "jobs"
     print(f"submitted {noun} {', '.join(ids)}; logs: {job.run_dir}/logs/slurm-{ids[0]}.log")
     return ExitCode.DONE
+
+
+def _time_limits(args: argparse.Namespace) -> list[str]:
+    """The limits given, also by sbatch's own option."""
+    passed_on = [option.removeprefix("-t") for option in args.extra_sbatch if option[:2] == "-t"]
+    passed_on += [
+        option.removeprefix("--time=") for option in args.extra_sbatch if option[:7] == "--time="
+    ]
+    return [time.strip() for time in [args.time, *passed_on] if time is not None]

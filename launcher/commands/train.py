@@ -10,8 +10,8 @@ import argparse
 
 from triax.launcher.arguments import add_num_processes
 from triax.launcher.checks import load_checked
-from triax.launcher.elastic import become_worker, launch
 from triax.launcher.environment import discover
+from triax.launcher.workers import become_worker, launch
 
 WORKER = "triax.launcher.train"
 EXAMPLE = """\

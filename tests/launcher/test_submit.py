@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from triax.launcher.cli import main
+from triax.launcher.slurm import _time_limit
 
 CONFIG = """
 [run]
@@ -166,3 +168,68 @@ def test_the_examples_are_what_is_rendered(
         rendered = rendered.replace(str(here), there)
     example = ROOT / "examples" / "slurm" / f"{name}.sh"
     assert rendered == example.read_text(), f"{example} is out of date"
+
+
+@pytest.mark.parametrize(
+    ("time", "seconds"),
+    [
+        ("7", 420), ("7:30", 450), ("1:0:1", 3601), ("1-0", 86400), ("1-1:30", 91800),
+        ("2-0:0:5", 172805), ("0", None), ("UNLIMITED", None),
+    ],
+)  # fmt: skip
+def test_time_limits_are_read_as_sbatch_reads_them(time: str, seconds: int | None) -> None:
+    assert _time_limit(time) == seconds
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (("--time", "5"), "--time 5 is 300 s, but with --grace 300"),
+        (("--time", "6:59"), "Ask for more than 420 s"),
+        (("--extra-sbatch=--time=5",), "--time 5 is 300 s"),
+        (("--extra-sbatch=-t5",), "--time 5 is 300 s"),
+        (("--time", "soon"), "--time is 'soon', expected minutes, minutes:seconds"),
+    ],
+)
+def test_a_time_limit_within_the_grace_is_refused(
+    capsys: pytest.CaptureFixture[str], argv: tuple[str, ...], words: str
+) -> None:
+    assert main(["submit", "run.toml", *SIZE, *argv, "--dry-run"]) == 2
+    assert words in " ".join(capsys.readouterr().err.split())
+    render(capsys, "--time", "8")
+    render(capsys, "--time", "5", "--grace", "60")
+
+
+FAKE_SLURM = {
+    "squeue": "case $* in *%T*) echo RUNNING;; *) echo node1;; esac",
+    "scontrol": '[ "$1" = requeue ] && kill -KILL "$PPID" || echo node1',
+    "srun": "echo >>starts; [ -e saves ] && mkdir -p runs/test/checkpoints/step-$(wc -l <starts); "
+    "case $* in *triax.launcher.train*) exit 75;; esac",
+}
+
+
+def test_a_job_that_never_saves_is_not_requeued_for_ever(
+    capsys: pytest.CaptureFixture[str], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when each start's time is over before anything could be saved."""
+    (folder / "job.sh").write_text(render(capsys, "--max-restarts", "2"))
+    (folder / "runs/test/logs").mkdir(parents=True)
+    for name, lines in FAKE_SLURM.items():
+        (folder / name).write_text(f"#!/bin/sh\n{lines}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=":")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURMD_NODENAME", "node1")
+
+    def run() -> tuple[int, str]:
+        done = subprocess.run(
+            ["bash", "job.sh"], cwd=folder, capture_output=True, text=True, timeout=60, check=False
+        )
+        return done.returncode, done.stdout
+
+    assert [run()[0] for _ in range(2)] == [-signal.SIGKILL] * 2, "requeued"
+    code, said = run()
+    assert code == 75
+    assert "2 restarts without a new checkpoint are enough" in said
+    (folder / "saves").touch()
+    assert [run()[0] for _ in range(4)] == [-signal.SIGKILL] * 4, "each of these has saved"
