@@ -35,7 +35,8 @@ class BatchJob:
     folder: Path
     """Where the script starts, so that relative paths mean what they meant at submission."""
     num_nodes: int
-    gpus_per_node: int
+    gpus_per_node: str
+    """As sbatch takes it: `8` or `h100:8`; empty for none."""
     processes_per_node: int
     grace_seconds: int
     max_restarts: int
@@ -99,7 +100,7 @@ class BatchJob:
             "nodes": str(self.num_nodes),
             # Cores, not tasks: SLURM would ask for all of the tasks after a node has left the job.
             "mincpus": str(self.processes_per_node * (self.cpus_per_task or 1)),
-            "gpus-per-node": str(self.gpus_per_node) if self.gpus_per_node else None,
+            "gpus-per-node": self.gpus_per_node or None,
             "partition": self.partition,
             "time": self.time,
             "account": self.account,
@@ -114,11 +115,9 @@ class BatchJob:
     def _srun_options(self) -> list[str]:
         options = [] if self.cpus_per_task is None else [f"--cpus-per-task={self.cpus_per_task}"]
         if self.container is not None:
-            # The folder is mounted where it is outside, for the config, the data and the run.
-            mounts = self.container_mounts or f"{self.folder}:{self.folder}"
             options += [
                 f"--container-image={self.container}",
-                f"--container-mounts={mounts}",
+                f"--container-mounts={self.container_mounts}",
                 f"--container-workdir={self.folder}",
             ]
         return [*options, *self.extra_srun]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shlex
 import signal
 import subprocess
@@ -74,7 +76,7 @@ def test_no_text_leaves_its_quotes(capsys: pytest.CaptureFixture[str], folder: P
     )  # fmt: skip
     assert shown.stdout.splitlines() == [
         f"--run.name={evil}", "--optimizer.lr=1e-3", f"{folder}/runs/{evil}",
-        f"--container-image={evil}", f"--container-mounts={folder}:{folder}",
+        "--cpus-per-task=4", f"--container-image={evil}", f"--container-mounts={folder}:{folder}",
         f"--container-workdir={folder}", evil,
     ]  # fmt: skip
     assert not (folder / "pwned").exists()
@@ -108,6 +110,41 @@ def test_what_can_not_work_is_said(
     (folder / "own.sh").write_text("#!/bin/bash\n{{directives}}\n{{nodes}}\n")
     assert main(["submit", "run.toml", *SIZE, *argv, "--dry-run"]) == 2
     assert words in " ".join(capsys.readouterr().err.split())
+
+
+def test_gpus_have_cores_and_a_type(capsys: pytest.CaptureFixture[str]) -> None:
+    script = render(capsys, "--gpus-per-node", "h100:4")
+    assert {"--gpus-per-node=h100:4", "--mincpus=16"} <= set(directives(script))
+    assert "srun_options=(--cpus-per-task=4)" in script
+    for wrong in ("h100:", ":4", "h100:x", "h 100:4", "-1"):
+        with pytest.raises(SystemExit):
+            main(["submit", "run.toml", "--nodes", "2", f"--gpus-per-node={wrong}", "--dry-run"])
+    capsys.readouterr()
+
+
+def test_a_container_gets_all_that_the_run_reads_and_writes(
+    capsys: pytest.CaptureFixture[str], folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    for name in ("texts", "weights"):
+        (elsewhere / name).mkdir()
+    prepare = {"inputs": [f"{elsewhere}/texts/*.txt"], "output": "out", "vocab_size": 4096}
+    script = render(
+        capsys, "--container", "image", f"--run.dir={elsewhere}/runs",
+        f"--data.prepare={json.dumps(prepare)}", f"--checkpoint.init_from={elsewhere}/weights",
+    )  # fmt: skip
+    [mounts] = re.findall(r"--container-mounts=(\S+)", script)
+    places = (folder, elsewhere / "runs/test", elsewhere / "texts", elsewhere / "weights")
+    assert mounts.rstrip(")").split(",") == sorted(f"{place}:{place}" for place in places)
+    given = render(capsys, "--container", "image", "--container-mounts", "/a:/b")
+    assert "--container-mounts=/a:/b" in given
+    comma = folder / "a,b"
+    comma.mkdir()
+    argv = ["submit", "run.toml", *SIZE, "--container", "i", f"--run.dir={comma}", "--dry-run"]
+    assert main(argv) == 0, "this folder holds it"
+    argv[-2] = f"--run.dir={elsewhere}/a,b"
+    assert main(argv) == 2
+    assert "give --container-mounts" in capsys.readouterr().err
 
 
 def test_a_cpu_cluster_needs_a_number_of_processes(
