@@ -117,9 +117,9 @@ def test_gpus_have_cores_and_a_type(capsys: pytest.CaptureFixture[str]) -> None:
     assert {"--gpus-per-node=h100:4", "--mincpus=16"} <= set(directives(script))
     assert "srun_options=(--cpus-per-task=4)" in script
     for wrong in ("h100:", ":4", "h100:x", "h 100:4", "-1"):
-        with pytest.raises(SystemExit):
-            main(["submit", "run.toml", "--nodes", "2", f"--gpus-per-node={wrong}", "--dry-run"])
-    capsys.readouterr()
+        argv = ["submit", "run.toml", "--nodes", "2", f"--gpus-per-node={wrong}", "--dry-run"]
+        assert main(argv) == 2
+        assert "expected a number, as 8 or h100:8" in capsys.readouterr().err
 
 
 def test_a_container_gets_all_that_the_run_reads_and_writes(
@@ -233,8 +233,6 @@ def test_a_time_limit_within_the_grace_is_refused(
 ) -> None:
     assert main(["submit", "run.toml", *SIZE, *argv, "--dry-run"]) == 2
     assert words in " ".join(capsys.readouterr().err.split())
-    render(capsys, "--time", "8")
-    render(capsys, "--time", "5", "--grace", "60")
 
 
 FAKE_SLURM = {
@@ -249,7 +247,7 @@ def test_a_job_that_never_saves_is_not_requeued_for_ever(
     capsys: pytest.CaptureFixture[str], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As when each start's time is over before anything could be saved."""
-    (folder / "job.sh").write_text(render(capsys, "--max-restarts", "2"))
+    (folder / "job.sh").write_text(render(capsys, "--max-restarts", "1", "--time", "8"))
     (folder / "runs/test/logs").mkdir(parents=True)
     for name, lines in FAKE_SLURM.items():
         (folder / name).write_text(f"#!/bin/sh\n{lines}\n")
@@ -264,9 +262,9 @@ def test_a_job_that_never_saves_is_not_requeued_for_ever(
         )
         return done.returncode, done.stdout
 
-    assert [run()[0] for _ in range(2)] == [-signal.SIGKILL] * 2, "requeued"
+    assert run()[0] == -signal.SIGKILL, "requeued"
     code, said = run()
     assert code == 75
-    assert "2 restarts without a new checkpoint are enough" in said
+    assert "1 restarts without a new checkpoint are enough" in said
     (folder / "saves").touch()
-    assert [run()[0] for _ in range(4)] == [-signal.SIGKILL] * 4, "each of these has saved"
+    assert [run()[0] for _ in range(2)] == [-signal.SIGKILL] * 2, "both have saved"
