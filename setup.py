@@ -47,7 +47,7 @@ setup(
             "megatron-core>=0.16",
             "deepspeed>=0.19",
         ],
-        "dev": ["ruff>=0.9", "mypy>=1.14", "pre-commit>=4.0"],
+        "dev": ["ruff>=0.9", "mypy>=1.14", "pre-commit>=4.0", "kubernetes-validate>=1.31"],
         "deepspeed": ["deepspeed>=0.19", "megatron-core>=0.16"],
         "wandb": ["wandb>=0.19"],
         "hf": ["transformers>=4.51"],

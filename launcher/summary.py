@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import textwrap
 from collections.abc import Callable
 from functools import partial
@@ -172,7 +173,7 @@ def _chinchilla(config: RunConfig, tokens_per_second: float) -> str:
 
 def _resume_command(directory: RunDirectory, outcome: Outcome, environment: Environment) -> str:
     """On one machine; a job on several is started again as it was."""
-    command = f"triax train {directory.config}"
+    command = f"triax train {shlex.quote(str(directory.config))}"
     if environment.world_size > 1 and environment.num_nodes == 1:
         command += f" --nproc-per-node {environment.world_size}"
     if outcome.code is ExitCode.DONE:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from functools import partial
 
 from triax.common.output import lossy_output
 from triax.launcher.checks import find_warnings, load_checked
-from triax.launcher.elastic import let_signals_through
 from triax.launcher.environment import Environment, discover
 from triax.launcher.exits import report_from_rank, run_to_exit_code
 from triax.launcher.job import run
@@ -19,6 +19,7 @@ from triax.launcher.network import prepare
 from triax.launcher.overrides import parse_arguments
 from triax.launcher.problems import likely_not_meant
 from triax.launcher.processes import end_with_launcher
+from triax.launcher.workers import let_signals_through
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _discover_and_train(args: argparse.Namespace) -> int:
-    let_signals_through()  # `triax train` blocks them
+    # `triax train` blocks them. SIGUSR1 asks for a save: it waits until there is something to save.
+    let_signals_through(but=(signal.SIGUSR1,))
     environment = discover()
     if environment.launcher != "single":
         end_with_launcher()

@@ -126,6 +126,8 @@ class StopSignal:
             is_ignored = signal.getsignal(number) is signal.SIG_IGN
             if number in self._ALWAYS or not is_ignored:
                 self._former[number] = signal.signal(number, self._note)
+        # It may have waited for this.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
 
     def end(self) -> None:
         """The run has ended, and nothing is left to stop: signals change nothing until the process

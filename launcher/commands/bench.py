@@ -10,7 +10,7 @@ import argparse
 
 from triax.common.errors import UserError
 from triax.launcher.arguments import add_num_processes, as_path_text, positive_int
-from triax.launcher.elastic import become_worker, launch
+from triax.launcher.workers import become_worker, launch
 from triax.models.presets import PRESETS
 
 WORKER = "triax.launcher.bench"

@@ -11,8 +11,8 @@ import argparse
 from triax.common.output import lossy_output
 from triax.launcher.arguments import add_num_processes, as_path_text
 from triax.launcher.checks import load_checked
-from triax.launcher.elastic import become_worker, launch
 from triax.launcher.environment import discover
+from triax.launcher.workers import become_worker, launch
 
 WORKER = "triax.launcher.train"
 EXAMPLE = """\

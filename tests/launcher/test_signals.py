@@ -96,6 +96,18 @@ def test_ctrl_c_while_several_processes_import_shows_no_traceback(job: Path) -> 
     assert "Traceback" not in ended.text and "interrupted" in ended.error
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_request_to_save_that_comes_too_early_is_kept(job: Path) -> None:
+    """Batch systems send it by the clock, also to a job that only starts."""
+    process = start(job, "triax", "train", "run.toml", "--budget.tokens=80K", "--nproc-per-node=2")
+    while process.poll() is None and len(workers_of(process.pid)) < 2:
+        pass
+    process.send_signal(signal.SIGUSR1)
+    ended = finish(process)
+    assert ended.code == 75, ended.text
+    assert list((job / "runs/job/checkpoints").glob("step-*")), "there is what was asked for"
+
+
 def workers_of(pid: int) -> list[str]:
     """The child processes that have begun to run their own module."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
