@@ -25,6 +25,8 @@ from triax.training.loop import Outcome
 from triax.training.plot import plot_losses
 from triax.training.run_directory import RunDirectory
 
+_MANY_REFUSED = 0.01
+"""Share of refused updates above which the closing summary warns."""
 _LARGEST_SAMPLED = 200_000_000
 """Parameters up to which the closing summary loads the model on one CPU to let it write."""
 
@@ -90,6 +92,7 @@ def closing_summary(
             f"validation loss {outcome.evaluation.loss:.4f}, "
             f"perplexity {outcome.evaluation.perplexity:.2f}"
         )
+    lines += _refused(outcome)
     if outcome.code is ExitCode.DONE:
         lines += _sample(config, directory)
         lines.append(_chinchilla(config, outcome.tokens_per_second))
@@ -102,6 +105,24 @@ def closing_summary(
         lines.append("checkpoint   none was saved")
     lines.append(f"to resume    {_resume_command(directory, outcome, environment)}")
     return "\n".join(lines)
+
+
+def _refused(outcome: Outcome) -> list[str]:
+    """How many updates the guard refused in the whole run, if any; a warning if it's many."""
+    if not outcome.num_refused:
+        return []
+    share = outcome.num_refused / outcome.num_judged
+    lines = [
+        f"refused      {outcome.num_refused:,} of {outcome.num_judged:,} updates by the guard "
+        f"({share:.2%})"
+    ]
+    if share > _MANY_REFUSED:
+        lines.append(
+            f"warning: more than {_MANY_REFUSED:.0%} of the updates were refused and taught the "
+            "model\n         nothing: events.jsonl has the reasons (skipped_update), "
+            "docs/stability.md\n         what to do"
+        )
+    return lines
 
 
 def _newest_checkpoint(directory: RunDirectory) -> Path:

@@ -47,6 +47,10 @@ class Outcome:
     """The last validation."""
     tokens_per_second: float
     """Median over the steps of this session."""
+    num_judged: int = 0
+    """Updates that the guard has judged in the whole run, those that were rolled back too."""
+    num_refused: int = 0
+    """Those of them that it refused."""
 
 
 class TrainLoop:
@@ -232,7 +236,10 @@ class TrainLoop:
             error = self.saver.save_at_last(state)
             if error is not None and final.code is not ExitCode.BAD_INPUT:
                 final = Ending(ExitCode.FAILED, f"the last checkpoint could not be saved: {error}")
-        return Outcome(final.code, final.reason, state, self._evaluation, self._rate())
+        return Outcome(
+            final.code, final.reason, state, self._evaluation, self._rate(),
+            self.care.escalation.num_judged, self.care.escalation.num_skips,
+        )  # fmt: skip
 
     def _rate(self) -> float:
         """Tokens per second in the median step."""
