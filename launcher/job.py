@@ -342,6 +342,8 @@ class Job:
     ) -> Outcome:
         config, is_main = self.config, self.processes.is_main
         keeper = RecordKeeper(config, self.layout, engine.device, origin)
+        if keeper.guard_news is not None:
+            self.say(keeper.guard_news)
         if is_main:
             write_resolved_config(config, self.directory.config)
             keep_tokenizer(config.data.tokenizer, self.directory.path)

@@ -25,6 +25,7 @@ from triax.data.tokenizer import tokenizer_fingerprint
 from triax.launcher.config import RunConfig
 from triax.launcher.files import absolute_paths
 from triax.launcher.initial_weights import compare_settings
+from triax.launcher.levels import describe_rates, moves_the_level
 from triax.launcher.run_folder import recorded_table
 from triax.parallel.layout import Layout
 from triax.training.precision import LossScaler
@@ -191,13 +192,18 @@ class RecordKeeper:
         self.scaler = LossScaler(config.precision, device)
         self.guard = Guard(config.stability, device)
         self.escalation = Escalation(config.stability)
+        self.guard_news: str | None = None
+        """That the guard begins anew, and what the learning rate was and will be."""
         if origin.record is not None:
             self.restore(origin.record)
             with record_errors():
                 if "escalation" in origin.record:
                     self.escalation.load(origin.record["escalation"])
-        if origin.has_new_blend:
-            self.guard.forget()
+                if origin.has_new_blend or moves_the_level(origin.record["config"], config):
+                    self.guard.forget()
+                    self.escalation.accepted_new_level()
+                    rates = describe_rates(origin.record["config"], config, origin.state.tokens)
+                    self.guard_news = f"the guard begins anew with this config: {rates}"
 
     def make(self, state: TrainState) -> dict[str, Any]:
         """The record of a checkpoint at a state; waits for the device."""
@@ -213,7 +219,13 @@ class RecordKeeper:
 
     @record_errors()
     def restore(self, record: Mapping[str, Any]) -> None:
-        """Take guard and loss scale back to a record; older ones have no guard."""
+        """Take guard and loss scale back to a record.
+
+        Older ones have no guard, and what it has seen under a config that moved the loss to
+        another level says nothing about this one.
+        """
         self.scaler.load(record["loss_scaler"])
-        if "guard" in record:
+        if "guard" in record and not moves_the_level(record["config"], self._config):
             self.guard.load(record["guard"])
+        else:
+            self.guard.forget()

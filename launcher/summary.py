@@ -33,6 +33,8 @@ from triax.training.run_directory import RunDirectory
 
 log = logging.getLogger("triax.summary")
 
+_MANY_REFUSED = 0.01
+"""Share of refused updates above which the closing summary warns."""
 _LARGEST_SAMPLED = 200_000_000
 """Parameters up to which the closing summary loads the model on one CPU to let it write."""
 
@@ -98,6 +100,7 @@ def closing_summary(
     lines = ["", f"ended after step {outcome.state.step}: {outcome.reason}"]
     if outcome.evaluation is not None:
         lines.append(f"validation {outcome.evaluation.describe()}")
+    lines += _refused(outcome)
     if outcome.code is ExitCode.DONE:
         lines += _or_why_not("sample", partial(_sample, config, directory))
         lines.append(_chinchilla(config, outcome.tokens_per_second))
@@ -125,6 +128,24 @@ def _plot(config: RunConfig, directory: RunDirectory) -> list[str]:
     if curves.training or curves.validation:
         plot_losses(directory.plot, curves, config.run.name)
         lines.append(f"loss plot    {directory.plot}")
+    return lines
+
+
+def _refused(outcome: Outcome) -> list[str]:
+    """How many updates the guard refused in the whole run, if any; a warning if it's many."""
+    if not outcome.num_refused:
+        return []
+    share = outcome.num_refused / outcome.num_judged
+    lines = [
+        f"refused      {outcome.num_refused:,} of {outcome.num_judged:,} updates by the guard "
+        f"({share:.2%})"
+    ]
+    if share > _MANY_REFUSED:
+        lines.append(
+            f"warning: more than {_MANY_REFUSED:.0%} of the updates were refused and taught the "
+            "model\n         nothing: events.jsonl has the reasons (skipped_update), "
+            "docs/stability.md\n         what to do"
+        )
     return lines
 
 

@@ -47,6 +47,10 @@ class Outcome:
     """The last validation."""
     tokens_per_second: float
     """Median over the steps of this session."""
+    num_judged: int = 0
+    """Updates that the guard has judged in the whole run, those that were rolled back too."""
+    num_refused: int = 0
+    """Those of them that it refused."""
 
 
 class TrainLoop:
@@ -242,7 +246,10 @@ class TrainLoop:
         is_wanted |= trouble is not None and not trouble.has_non_finite
         if is_wanted and self.saver.saved_step != state.step:
             final = self._save_last(final, state)
-        return Outcome(final.code, final.reason, state, self._evaluation, self._rate())
+        return Outcome(
+            final.code, final.reason, state, self._evaluation, self._rate(),
+            self.care.escalation.num_judged, self.care.escalation.num_skips,
+        )  # fmt: skip
 
     def _save_last(self, final: Ending, state: TrainState) -> Ending:
         """Save what was reached; returns the ending, or the one that it becomes by a failure."""

@@ -105,7 +105,7 @@ class Care:
             "norm_score": figures.norm_score,
             "drift_score": figures.drift_score,
             "loss_scale": figures.loss_scale,
-            "in_a_row": len(self.escalation.refusals),
+            "recent_refusals": len(self.escalation.refusals),
         }
         if Reason.NON_FINITE in figures.reasons:
             fields |= self._non_finite_source(figures, is_first=not was_refusing)
