@@ -199,7 +199,7 @@ class RecordKeeper:
             with record_errors():
                 if "escalation" in origin.record:
                     self.escalation.load(origin.record["escalation"])
-                if origin.has_new_blend or moves_the_level(origin.record["config"], config):
+                if self._is_of_another_level(origin.record):
                     self.guard.forget()
                     self.escalation.accepted_new_level()
                     rates = describe_rates(origin.record["config"], config, origin.state.tokens)
@@ -225,7 +225,12 @@ class RecordKeeper:
         another level says nothing about this one.
         """
         self.scaler.load(record["loss_scaler"])
-        if "guard" in record and not moves_the_level(record["config"], self._config):
+        if "guard" in record and not self._is_of_another_level(record):
             self.guard.load(record["guard"])
         else:
             self.guard.forget()
+
+    def _is_of_another_level(self, record: Mapping[str, Any]) -> bool:
+        """Whether a record's losses were of other data, or of a config that moves them."""
+        phase = self._origin.blend.to_json()["phases"][-1]
+        return record["phases"][-1] != phase or moves_the_level(record["config"], self._config)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from triax.data.identity import Identity
 from triax.launcher.config import RunConfig
 from triax.launcher.levels import describe_rates
 from triax.launcher.loading import load_config
@@ -35,7 +36,8 @@ kind = "wsd"
 [budget]
 tokens = 51200
 """
-WEIGHTS = (("a", 1.0),)
+SOURCES = ([Identity("a", 100, ("1",))], [1.0])
+OTHERS = ([Identity("b", 100, ("2",))], [1.0])
 
 
 def load(folder: Path, *overrides: str) -> RunConfig:
@@ -55,7 +57,7 @@ def keeper_of(config: RunConfig, origin: Origin) -> RecordKeeper:
         ("schedule.kind=cosine", True),
         ("schedule.warmup=3 steps", True),
         ("budget.tokens=102400", True),
-        ('data.sources=[{"path": "b"}]', True),
+        ('data.sources=[{"path": "moved"}]', False),
         ("data.mask_documents=false", True),
         ("data.prefetch=0", False),
         ("batch.micro_batch_size=2", False),
@@ -66,17 +68,27 @@ def keeper_of(config: RunConfig, origin: Origin) -> RecordKeeper:
 def test_the_guard_begins_anew_with_what_moves_the_loss(
     tmp_path: Path, override: str, is_new: bool
 ) -> None:
-    old = keeper_of(load(tmp_path), Origin.new(WEIGHTS))
+    old = keeper_of(load(tmp_path), Origin.new(*SOURCES))
     for _ in range(60):
         old.guard.judge(torch.tensor(3.0), torch.tensor(1.0))
     record = old.make(TrainState(100, 51200, 800))
     seen = old.guard.state()
-    keeper = keeper_of(load(tmp_path, override), Origin.of(record, WEIGHTS))
+    keeper = keeper_of(load(tmp_path, override), Origin.of(record, *SOURCES))
     assert (keeper.guard_news is not None) == is_new
     assert (keeper.guard.state() == seen) == (not is_new)
     # Rolled back to before the change, it must not take up the old level either.
     keeper.restore(record)
     assert (keeper.guard.state() == seen) == (not is_new)
+
+
+def test_the_guard_begins_anew_with_other_data(tmp_path: Path) -> None:
+    old = keeper_of(load(tmp_path), Origin.new(*SOURCES))
+    old.guard.judge(torch.tensor(3.0), torch.tensor(1.0))
+    record = old.make(TrainState(100, 51200, 800))
+    keeper = keeper_of(load(tmp_path), Origin.of(record, *OTHERS))
+    assert keeper.guard_news is not None and keeper.guard.state()["losses"] == []
+    keeper.restore(record)
+    assert keeper.guard.state()["losses"] == []
 
 
 def test_a_finished_run_that_is_extended_says_how_the_rate_jumps(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def test_the_tokenizer_is_known_by_its_contents(job_folder: Path) -> None:
     assert main(argv) == ExitCode.DONE
     refused = train(job_folder, "--budget.tokens=1536", renamed, "--data.validation=null")
     assert refused.code == ExitCode.BAD_INPUT
-    assert "renamed is another tokenizer than" in refused.error
+    assert "renamed isn't the tokenizer that this run began with" in refused.error
 
 
 def test_one_rule_for_every_path(
