@@ -77,7 +77,7 @@ class ShardReader(FileSystemReader):
         path = Path(self.path) / METADATA_FILE
         try:
             with path.open("rb") as file:
-                metadata = _Unpickler(file).load()
+                metadata: Metadata = _Unpickler(file).load()
             _check(metadata)
         except OSError as error:
             raise UserError(f"{path}: cannot be read: {error.strerror}") from error
