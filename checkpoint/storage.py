@@ -88,7 +88,7 @@ class ShardReader(FileSystemReader):
         path = Path(self.path) / METADATA_FILE
         try:
             with open_regular(path) as file:
-                metadata = _Unpickler(file).load()
+                metadata: Metadata = _Unpickler(file).load()
             _check(metadata, Path(self.path))
         except OSError as error:
             where = error.filename or path

@@ -54,7 +54,8 @@ def parse_count(text: str | int) -> int:
         raise ValueError(f'expected a count such as 1000, "1M" or "20B", got {shorten(text)}')
     whole, _, fraction = match[1].replace("_", "").partition(".")
     scaled = int(whole + fraction) * _MULTIPLIERS[match[2].upper()]
-    count, remainder = divmod(scaled, 10 ** len(fraction))
+    shift: int = 10 ** len(fraction)
+    count, remainder = divmod(scaled, shift)
     if remainder:
         raise ValueError(f"{text!r} is not a whole number")
     if count > MAX_COUNT:
