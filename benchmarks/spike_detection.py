@@ -1,41 +1,36 @@
 """False alarms on clean runs, and which spikes are found: the tables of docs/stability.md.
 
-    python benchmarks/spike_detection.py [--runs 20] [--steps 400]
+    python benchmarks/loss_traces.py TRACES
+    python benchmarks/spike_detection.py TRACES
 
-A tiny model is trained for real on sentences of a small language, on one CPU core, under other
-seeds, schedules, rates and clippings; the guard judges every step. Then each run's losses and
-gradient norms are judged once more with a disturbance of each size and shape put into them. The
-guard has its default settings.
+The guard, with its default settings, judges every step of the recorded clean runs. Then each run
+of 1,000 steps is judged from several of its steps on with a disturbance of each size and shape put
+into it. Last come the runs whose rate was raised until they diverged.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
+import json
 import math
-import random
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from triax.models.families import model_config
-from triax.models.init import initialise_model
-from triax.models.transformer import Transformer
-from triax.parallel.config import PrecisionConfig
-from triax.training.config import OptimizerConfig, ScheduleConfig
-from triax.training.optimizer import optimizer_maker
-from triax.training.schedule import learning_rate
 from triax.training.stability.config import StabilityConfig
 from triax.training.stability.guard import Guard, Reason
 
-VOCAB_SIZE, SEQ_LEN, BATCH = 64, 32, 16
-MODEL = model_config(
-    **dict(num_layers=2, hidden_size=32, num_heads=2, ffn_hidden_size=64, vocab_size=VOCAB_SIZE)
-)
+EARLY, LATE = (40,), (200, 350, 500, 650, 800)
+"""Steps at which a run is disturbed: soon after the guard's first word, and later."""
+MOST_STEPS = 200
+"""A disturbance that isn't found within so many steps isn't found."""
+SETTINGS = StabilityConfig()
 
 
 class Point(NamedTuple):
@@ -45,52 +40,18 @@ class Point(NamedTuple):
     norm: float
 
 
+@dataclass(frozen=True)
+class Trace:
+    """A recorded run."""
+
+    batch: int
+    steps: int
+    seed: int
+    points: list[Point]
+
+
 Disturb = Callable[[int, Point], Point]
 """Changes a figure of the so-manieth step since the disturbance began."""
-
-
-def train(seed: int, schedule: ScheduleConfig, lr: float, clip: float, steps: int) -> list[Point]:
-    """The figures of a clean run."""
-    torch.manual_seed(seed)
-    followers = torch.randint(1, VOCAB_SIZE, (VOCAB_SIZE, 4))
-    model = Transformer(MODEL)
-    initialise_model(model, seed)
-    table = model.description.parameters
-    make_optimizer = optimizer_maker(OptimizerConfig(lr=lr), PrecisionConfig(), table)
-    optimizer = make_optimizer(dict(model.named_parameters()))
-    points = []
-    for step in range(steps):
-        tokens = sentences(followers)
-        weight = torch.tensor(1.0 / (BATCH * SEQ_LEN))
-        sums = model(tokens[:, :-1], tokens[:, 1:].contiguous(), None, weight)
-        sums.objective.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(
-                step + 1, peak=lr, schedule=schedule, total_tokens=steps, tokens_per_step=1
-            )
-        optimizer.step()
-        optimizer.zero_grad()
-        points.append(Point(float(sums.cross_entropy) / (BATCH * SEQ_LEN), float(norm)))
-    return points
-
-
-def sentences(followers: Tensor) -> Tensor:
-    """(BATCH, SEQ_LEN + 1) tokens, each one of four that may follow the one before."""
-    tokens = [torch.randint(1, VOCAB_SIZE, (BATCH,))]
-    for _ in range(SEQ_LEN):
-        tokens.append(followers[tokens[-1], torch.randint(4, (BATCH,))])
-    return torch.stack(tokens, dim=1)
-
-
-def refusals(points: list[Point]) -> list[int]:
-    """Numbers of the steps that a fresh guard refuses."""
-    guard, found = Guard(StabilityConfig()), []
-    for number, point in enumerate(points):
-        verdict = guard.judge(torch.tensor(point.loss), torch.tensor(point.norm))
-        if Reason(int(verdict.reasons)):
-            found.append(number)
-    return found
 
 
 def louder(extra: float, steps: float, factor: float, at: int, point: Point) -> Point:
@@ -108,46 +69,162 @@ def nan(at: int, point: Point) -> Point:
     return Point(math.nan, math.nan) if at == 0 else point
 
 
-SHAPES: dict[str, Disturb] = {
-    "one step of NaN": nan,
-    **{
-        f"one step, loss +{x:g}": partial(louder, x, 1, 1.0)
-        for x in (0.25, 0.5, 1.0, 2.0, 5.0)
-    },
-    **{f"one step, gradient norm x{x:g}": partial(louder, 0.0, 1, x) for x in (3.0, 10.0, 100.0)},
-    **{f"10 steps, loss +{x:g}": partial(louder, x, 10, 1.0) for x in (0.5, 1.0)},
-    **{f"shift for good, loss +{x:g}": partial(louder, x, math.inf, 1.0) for x in (0.5, 1.0)},
-    **{f"rise by 2 over {n} steps": partial(ramp, 2.0, n) for n in (20, 60, 120)},
+SHAPES: dict[str, tuple[int, Disturb]] = {
+    # Its length, and what it does.
+    "one step of NaN": (1, nan),
+    **{f"one step, loss +{x:g}": (1, partial(louder, x, 1, 1.0))
+       for x in (0.5, 1.0, 2.0, 5.0, 10.0)},
+    **{f"one step, gradient norm x{x:g}": (1, partial(louder, 0.0, 1, x))
+       for x in (10.0, 30.0, 100.0, 1000.0)},
+    **{f"10 steps, loss +{x:g}": (10, partial(louder, x, 10, 1.0)) for x in (1.0, 2.0)},
+    **{f"shift for good, loss +{x:g}": (MOST_STEPS, partial(louder, x, math.inf, 1.0))
+       for x in (0.5, 1.0)},
+    **{f"rise by 2 over {n} steps": (MOST_STEPS, partial(ramp, 2.0, n)) for n in (20, 60, 120)},
 }  # fmt: skip
+
+
+def read(folder: Path, kind: str) -> list[Trace]:
+    """The recorded runs of a kind, by batch size."""
+    traces = []
+    for path in folder.glob(f"{kind}-*.json"):
+        for row in json.loads(path.read_text()):
+            plan, points = row["plan"], [Point(*point) for point in row["points"]]
+            traces.append(Trace(plan["batch"], plan["steps"], plan["seed"], points))
+    return sorted(traces, key=lambda trace: (trace.batch, trace.seed))
+
+
+State = tuple[Tensor, ...]
+"""A guard's tensors; here with a first dimension of runs."""
+_NAMES = ("_values_4W", "_count", "_seen_S", "_num_seen", "_lowest_h", "_lowest_sigma_h")
+
+
+def judge(state: State, loss: Tensor, norm: Tensor) -> tuple[State, Tensor]:
+    """One step of one run: the guard's state after it, and the reasons to refuse it."""
+    guard = Guard(SETTINGS)
+    vars(guard).update(zip(_NAMES, state, strict=True))
+    verdict = guard.judge(loss, norm)
+    return tuple(vars(guard)[name] for name in _NAMES), verdict.reasons
+
+
+judge_all = torch.func.vmap(judge)
+"""The same guard over many runs at once: one after the other would take hours."""
+
+
+def fresh(num_runs: int) -> State:
+    """The states of guards that have seen nothing."""
+    guard = Guard(SETTINGS)
+    return tuple(vars(guard)[name].expand(num_runs, *vars(guard)[name].shape) for name in _NAMES)
+
+
+def refusals(traces: list[Trace]) -> tuple[Tensor, dict[int, State]]:
+    """Reasons (runs, steps) of runs of one length, and the guards' states at some steps."""
+    points = torch.tensor([trace.points for trace in traces])
+    state, reasons, states = fresh(len(traces)), [], {}
+    for step in range(points.shape[1]):
+        if step in EARLY + LATE:
+            states[step] = state
+        state, reason = judge_all(state, points[:, step, 0], points[:, step, 1])
+        reasons.append(reason)
+    return torch.stack(reasons, dim=1), states
+
+
+def tell_clean(traces: list[Trace]) -> dict[int, dict[int, State]]:
+    """Print the table of false alarms; returns the guards' states, by batch size and step."""
+    states, lines = {}, []
+    print("| sequences a batch | runs | steps | refused |\n|---|---|---|---|")
+    for batch, of_batch in by_batch(traces).items():
+        num_steps = num_refused = 0
+        for length in sorted({trace.steps for trace in of_batch}):
+            runs = [trace for trace in of_batch if trace.steps == length]
+            reasons, states[batch] = refusals(runs)
+            num_steps += reasons.numel()
+            num_refused += int((reasons > 0).sum())
+            lines += [
+                f"batch {batch}, seed {runs[run].seed}, step {step}: "
+                f"{Reason(int(reasons[run, step])).describe()}"
+                for run, step in reasons.nonzero().tolist()
+            ]
+        print(f"| {batch} | {len(of_batch)} | {num_steps:,} | {num_refused} |", flush=True)
+    print("", *lines, "", sep="\n")
+    return states
+
+
+def by_batch(traces: list[Trace]) -> dict[int, list[Trace]]:
+    """The runs of each batch size."""
+    return {
+        batch: [trace for trace in traces if trace.batch == batch]
+        for batch in sorted({trace.batch for trace in traces})
+    }
+
+
+def delays(traces: list[Trace], states: dict[int, State], begins: Sequence[int], length: int,
+           disturb: Disturb) -> list[int | None]:  # fmt: skip
+    """Steps until a disturbance is found in each run, from each step on; None if it isn't."""
+    begins = [begin for begin in begins if begin + length <= traces[0].steps and begin in states]
+    state = tuple(map(torch.cat, zip(*(states[begin] for begin in begins), strict=True)))
+    found: list[int | None] = [None] * (len(begins) * len(traces))
+    for at in range(length):
+        points = torch.tensor(
+            [disturb(at, run.points[begin + at]) for begin in begins for run in traces]
+        )
+        state, reasons = judge_all(state, points[:, 0], points[:, 1])
+        found = [
+            at if was is None and reason else was
+            for was, reason in zip(found, reasons.tolist(), strict=True)
+        ]
+        if None not in found:
+            break
+    return found
+
+
+def tell_disturbed(
+    traces: list[Trace], states: dict[int, dict[int, State]], begins: Sequence[int]
+) -> None:
+    """Print which disturbances are found from these steps on, by batch size."""
+    longest = {
+        batch: [run for run in runs if run.steps == max(run.steps for run in runs)]
+        for batch, runs in by_batch(traces).items()
+    }
+    print(f"begun at step {', '.join(map(str, begins))}: found (steps until then, median)\n")
+    print("| disturbance |" + "".join(f" {batch} a batch |" for batch in longest))
+    print("|---" * (len(longest) + 1) + "|")
+    for name, (length, disturb) in SHAPES.items():
+        cells = []
+        for batch, runs in longest.items():
+            tried = delays(runs, states[batch], begins, length, disturb)
+            found = [steps for steps in tried if steps is not None]
+            after = f" ({statistics.median(found):g})" if found and length > 1 else ""
+            cells.append(f"{len(found)}/{len(tried)}{after}")
+        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+    print()
+
+
+def tell_ramps(traces: list[Trace]) -> None:
+    """Print when runs with a rising rate are found, and how far their loss had risen by then."""
+    print("| sequences a batch | lowest loss (median of 128 steps) | first refused | loss there | "
+          "half refused from | loss at the end |\n|---|---|---|---|---|---|")  # fmt: skip
+    for trace, reasons in zip(traces, refusals(traces)[0], strict=True):
+        refused = reasons.nonzero()[:, 0].tolist()
+        levels = [
+            statistics.median(point.loss for point in trace.points[max(0, step - 127) : step + 1])
+            for step in range(trace.steps)
+        ]
+        there = f"{levels[refused[0]]:.2f}" if refused else ""
+        trouble = next((b for a, b in zip(refused, refused[19:], strict=False) if b - a < 40), None)
+        print(f"| {trace.batch} | {min(levels[127:]):.2f} | {refused[0] if refused else None} "
+              f"| {there} | {trouble} | {levels[-1]:.2f} |")  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--runs", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("traces", type=Path, help="what loss_traces.py has recorded")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    kinds = itertools.cycle(("cosine", "wsd", "constant"))
-    rng, runs = random.Random(0), []
-    for seed in range(args.runs):
-        schedule = ScheduleConfig.model_validate({"kind": next(kinds)})
-        runs.append(
-            train(
-                seed, schedule, rng.choice((1e-3, 3e-3, 1e-2)), rng.choice((1.0, 1e9)), args.steps
-            )
-        )
-    alarms = [refusals(points) for points in runs]
-    print(f"false alarms: {sum(map(len, alarms))} in {len(runs)} clean runs of {args.steps} steps")
-    print("\n| disturbance | found | steps until found (median) |\n|---|---|---|")
-    begin = args.steps // 2
-    for name, disturb in SHAPES.items():
-        delays = []
-        for points in runs:
-            after = [disturb(at, point) for at, point in enumerate(points[begin:])]
-            found = [n - begin for n in refusals([*points[:begin], *after]) if n >= begin]
-            delays += found[:1]
-        delay = f"{statistics.median(delays):g}" if delays else ""
-        print(f"| {name} | {len(delays)} of {len(runs)} | {delay} |")
+    healthy = read(args.traces, "healthy")
+    states = tell_clean(healthy)
+    for begins in (EARLY, LATE):
+        tell_disturbed(healthy, states, begins)
+    tell_ramps(read(args.traces, "ramp"))
 
 
 if __name__ == "__main__":

@@ -8,19 +8,22 @@ its readers.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
 import torch.distributed as dist
 
 from triax.common.errors import UserError
-from triax.parallel.collectives import gather_objects, group_rank, group_size
+from triax.parallel.collectives import any_rank, gather_objects, group_rank, group_size
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 _log = logging.getLogger(__name__)
+_SECONDS_BETWEEN_MEETINGS = 0.2
 
 
 class RankError(RuntimeError):
@@ -55,6 +58,21 @@ def agreed(step: Callable[[], T], group: dist.ProcessGroup | None) -> list[T]:
     if failure is not None:
         raise failure.as_error()
     return cast(list[T], attempts)
+
+
+def agreed_however_long(step: Callable[[], object], group: dist.ProcessGroup | None) -> None:
+    """Run a step of unknown length on every rank.
+
+    The ranks meet again and again, so that no wait runs into the group's timeout.
+
+    Raises:
+        UserError, RankError: as in `agreed`.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(step)
+        while any_rank([not running.done()], group)[0]:
+            time.sleep(_SECONDS_BETWEEN_MEETINGS)
+        agreed(running.result, group)
 
 
 def on_first(step: Callable[[], T], group: dist.ProcessGroup | None) -> T:

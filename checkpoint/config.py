@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import PositiveInt
 
+from triax.common.paths import PathField
 from triax.common.quantities import Duration, DurationField, TimeField, Unit
 from triax.common.section import Section
 
@@ -23,5 +24,9 @@ class CheckpointConfig(Section):
     """After a failed save the next attempt comes so soon, then after twice as long each time."""
     max_failures: PositiveInt = 10
     """So many failed saves in a row stop the run; until then training goes on."""
-    init_from: str | None = None
-    """A checkpoint whose weights (alone) a new run starts from."""
+    init_from: PathField | None = None
+    """A checkpoint whose weights (alone) a new run starts from. Its tensors must be those of
+    `[model]`, and its recorded settings too. Not read when the run goes on."""
+    init_from_other_settings: bool = False
+    """Start from it even where it was trained with settings that give its weights another meaning,
+    such as `rope_theta` or the number of heads."""

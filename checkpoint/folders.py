@@ -1,11 +1,13 @@
 """Checkpoints as folders: their names, what is in a run, what is wrong with one, removal.
 
 A run's checkpoints are `checkpoints/step-00001000/`. A name that ends in `.tmp` is being written
-or removed, and is no checkpoint.
+or removed, and is no checkpoint. Imports no torch.
 """
 
 from __future__ import annotations
 
+import itertools
+import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
@@ -15,7 +17,7 @@ from pathlib import Path
 
 from triax.checkpoint.manifest import MANIFEST_FILE, Manifest, check_file, read_manifest
 from triax.common.errors import UserError
-from triax.common.files import fsync_folder
+from triax.common.files import fsync_folder, is_file, is_folder
 
 CHECKPOINTS_FOLDER = "checkpoints"
 TEMPORARY = ".tmp"
@@ -48,11 +50,20 @@ def inspect(path: Path) -> CheckpointInfo:
 
 
 def list_checkpoints(directory: Path) -> list[CheckpointInfo]:
-    """All checkpoints in a folder of checkpoints, whole or not, by step; none if it isn't there."""
-    if not directory.is_dir():
+    """All checkpoints in a folder of checkpoints, whole or not, by step; none if it isn't there.
+
+    A file, or a link to nothing, is none, whatever its name.
+    """
+    if not is_folder(directory):
         return []
-    paths = [path for path in directory.iterdir() if _NAME.fullmatch(path.name)]
+    paths = [path for path in directory.iterdir() if _NAME.fullmatch(path.name) and is_folder(path)]
     return sorted((inspect(path) for path in paths), key=lambda info: info.step)
+
+
+def has_begun(run_dir: Path) -> bool:
+    """Whether a run's folder holds a checkpoint, good or not: then it goes on from there."""
+    directory = run_dir / CHECKPOINTS_FOLDER
+    return is_folder(directory) and any(_NAME.fullmatch(path.name) for path in directory.iterdir())
 
 
 def problems_of(
@@ -82,7 +93,7 @@ def checkpoints_at(path: Path) -> list[CheckpointInfo]:
     Raises:
         UserError: there is none.
     """
-    if (path / MANIFEST_FILE).is_file() or (path.is_dir() and _NAME.fullmatch(path.name)):
+    if is_file(path / MANIFEST_FILE) or (is_folder(path) and _NAME.fullmatch(path.name)):
         return [inspect(path)]
     infos = list_checkpoints(path / CHECKPOINTS_FOLDER) or list_checkpoints(path)
     if not infos:
@@ -144,24 +155,46 @@ def refuse_existing(target: Path) -> None:
         raise UserError(f"{target}: exists already; give a new folder, or remove it first")
 
 
-def remove(path: Path) -> None:
-    """Remove a checkpoint; interrupted at any moment, no half of it looks like a whole one."""
-    shutil.rmtree(set_aside(path))
-
-
 def set_aside(path: Path) -> Path:
-    """Rename a checkpoint so that it is none, durably, and return its new path."""
-    aside = path.with_name(f"{path.name}.removed{TEMPORARY}")
-    if aside.exists():
-        shutil.rmtree(aside)
+    """Rename a checkpoint, or what has its name, so that it is none, durably; returns its new path.
+
+    Done before it is removed, so that at no moment half of one looks like a whole one.
+
+    Raises:
+        OSError: it could not be renamed.
+    """
+    names = (f"{path.name}.removed{n or ''}{TEMPORARY}" for n in itertools.count())
+    aside = next(free for name in names if not os.path.lexists(free := path.with_name(name)))
     path.rename(aside)
     fsync_folder(path.parent)
     return aside
 
 
-def remove_temporaries(directory: Path) -> list[Path]:
-    """Remove what interrupted saves and removals left; returns what they were."""
-    leftovers = sorted(directory.glob(f"step-*{TEMPORARY}")) if directory.is_dir() else []
-    for path in leftovers:
+def remove_temporaries(directory: Path) -> list[str]:
+    """Remove what interrupted saves and removals left.
+
+    Returns:
+        What stays and why: it harms nothing, but takes room, or is not ours to remove.
+    """
+    problems = []
+    for path in sorted(directory.glob("step-*")) if directory.is_dir() else []:
+        if path.name.endswith(TEMPORARY):
+            try:
+                remove_whatever(path)
+            except OSError as error:
+                problems.append(f"{path} can't be removed: {error.strerror or error}")
+        elif _NAME.fullmatch(path.name) and not is_folder(path):
+            problems.append(f"{path} is no folder, so it is no checkpoint")
+    return problems
+
+
+def remove_whatever(path: Path) -> None:
+    """Remove a folder with all that is in it, a file, or a link but not what that points to.
+
+    Raises:
+        OSError: it could not be removed.
+    """
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
-    return leftovers
+    else:
+        path.unlink(missing_ok=True)

@@ -7,7 +7,6 @@ read: the older `.bin` files are pickles, which can run code.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,17 @@ from safetensors.torch import save_file
 
 from triax.checkpoint.folders import new_folder
 from triax.checkpoint.formats import format_of, tensor_table, to_huggingface
+from triax.checkpoint.huggingface_tokenizer import TokenizerExport, copy_tokenizer
 from triax.common.errors import UserError
+from triax.common.files import open_regular, read_regular
 from triax.models.config import ModelConfig
 from triax.models.description import describe
 
 _MAX_FILE_BYTES = 5 * 10**9
+_MAX_JSON_BYTES = 1 << 28
+"""The largest tokenizers have some 30 MB."""
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 _THEIR_HEAD = "lm_head.weight"
 _MOST_LAYERS = 10_000
 _MOST_ELEMENTS = 1 << 62
@@ -52,7 +54,7 @@ def export_huggingface(
     output: Path,
     *,
     dtype: torch.dtype | None = None,
-    tokenizer: Path | None = None,
+    tokenizer: TokenizerExport | None = None,
     seq_len: int,
     max_file_bytes: int = _MAX_FILE_BYTES,
 ) -> None:
@@ -61,7 +63,7 @@ def export_huggingface(
     Args:
         tensors: whole parameters by our names, on the CPU.
         dtype: cast the weights to it; None keeps each as it is.
-        tokenizer: a folder with `tokenizer.json`, or that file; it is copied.
+        tokenizer: it is copied, and the model's files name its special tokens.
         seq_len: the longest sequence trained on, in tokens.
         max_file_bytes: weights above this are spread over several files.
 
@@ -70,17 +72,19 @@ def export_huggingface(
             folder exists or cannot be written.
     """
     shapes = parameter_shapes(model)
+    if unknown := sorted(tensors.keys() - shapes.keys()):
+        raise UserError(f"{unknown[0]}: not a weight of the model that the [model] section tells")
     checked = {name: _checked(tensors, name, shape) for name, shape in shapes.items()}
     weights = {theirs.name: theirs.join(checked).to(dtype=dtype) for theirs in tensor_table(model)}
     stored_as = str(next(iter(weights.values())).dtype).removeprefix("torch.")
-    special_tokens = {} if tokenizer is None else _special_tokens(tokenizer)
+    special_tokens = {} if tokenizer is None else dict(tokenizer.ids)
     config = to_huggingface(model, dtype=stored_as, seq_len=seq_len, special_tokens=special_tokens)
     with new_folder(output) as folder:
         _write_json(folder / "config.json", config)
         _write_json(folder / "generation_config.json", special_tokens)
         _write_weights(folder, weights, max_file_bytes)
         if tokenizer is not None:
-            _copy_tokenizer(tokenizer, folder)
+            copy_tokenizer(tokenizer, folder)
 
 
 def _checked(
@@ -104,43 +108,23 @@ def _write_weights(folder: Path, weights: dict[str, torch.Tensor], max_file_byte
         parts[-1][name] = tensor
         num_bytes += tensor.nbytes
     if len(parts) == 1:
-        save_file(weights, folder / _WEIGHTS, metadata={"format": "pt"})
+        _save(weights, folder / _WEIGHTS)
         return
     weight_map: dict[str, str] = {}
     for number, part in enumerate(parts, start=1):
         file = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
-        save_file(part, folder / file, metadata={"format": "pt"})
+        _save(part, folder / file)
         weight_map |= dict.fromkeys(part, file)
     total = sum(tensor.nbytes for tensor in weights.values())
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     _write_json(folder / _INDEX, index)
 
 
-def _copy_tokenizer(tokenizer: Path, folder: Path) -> None:
-    source = tokenizer if tokenizer.is_dir() else tokenizer.parent
-    for name in _TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
-    if not (folder / "tokenizer_config.json").exists():
-        # Without it transformers guesses a class by the model's type, which may split otherwise.
-        config = {"tokenizer_class": "PreTrainedTokenizerFast"}
-        _write_json(folder / "tokenizer_config.json", config)
-
-
-def _special_tokens(tokenizer: Path) -> dict[str, int]:
-    """`bos_token_id` and `eos_token_id`, where the tokenizer's config names such tokens."""
-    folder = tokenizer if tokenizer.is_dir() else tokenizer.parent
-    vocabulary = _read_json(folder / "tokenizer.json")
-    config_path = folder / "tokenizer_config.json"
-    config = _read_json(config_path) if config_path.exists() else {}
-    ids = {token["content"]: token["id"] for token in vocabulary.get("added_tokens", [])}
-    found = {}
-    for key in ("bos_token", "eos_token"):
-        token = config.get(key)
-        content = token.get("content") if isinstance(token, dict) else token
-        if content in ids:
-            found[f"{key}_id"] = ids[content]
-    return found
+def _save(weights: dict[str, torch.Tensor], path: Path) -> None:
+    path.touch()
+    mode = path.stat().st_mode  # by the umask; safetensors' own are for the owner's eyes only
+    save_file(weights, path, metadata={"format": "pt"})
+    path.chmod(mode & 0o777)
 
 
 def import_huggingface(folder: Path) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
@@ -186,26 +170,49 @@ def import_huggingface(folder: Path) -> tuple[ModelConfig, dict[str, torch.Tenso
 
 
 def _read_weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    for path in _weight_files(folder):
+    """Every tensor, from the file that the index names for it if there is an index."""
+    index = _read_index(folder)
+    for path in [folder / _WEIGHTS] if index is None else sorted(set(index.values())):
+        expected = None if index is None else {name for name in index if index[name] == path}
         try:
+            open_regular(path).close()
             with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 - it is no mapping
-                    # Old exports hold RoPE's frequencies, which follow from the config.
-                    if not name.endswith("rotary_emb.inv_freq"):
-                        yield name, file.get_tensor(name)
+                found = set(file.keys())
+                if expected is not None and found != expected:
+                    _refuse_other_place(path, found, expected)
+                # Old exports hold RoPE's frequencies, which follow from the config.
+                for name in sorted(n for n in found if not n.endswith("rotary_emb.inv_freq")):
+                    yield name, file.get_tensor(name)
         except (OSError, SafetensorError) as error:
             raise UserError(f"{path}: cannot be read: {error}") from error
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    if (folder / _WEIGHTS).is_file():
-        return [folder / _WEIGHTS]
-    if (folder / _INDEX).is_file():
-        weight_map = _read_json(folder / _INDEX).get("weight_map")
-        files: list[Any] = list(weight_map.values()) if isinstance(weight_map, dict) else [None]
+def _refuse_other_place(path: Path, found: set[str], expected: set[str]) -> None:
+    extra, missing = sorted(found - expected), sorted(expected - found)
+    raise UserError(
+        f"{path}: holds other tensors than {_INDEX} says: "
+        + "; ".join(
+            [f"{name} too, of which the index says another place or nothing" for name in extra[:1]]
+            + [f"not {name}" for name in missing[:1]]
+        )
+        + ". Fetch the model again"
+    )
+
+
+def _read_index(folder: Path) -> dict[str, Path] | None:
+    """The file of each tensor, or None where all are in one."""
+    has_one, has_index = ((folder / name).exists() for name in (_WEIGHTS, _INDEX))
+    if has_one and has_index:
+        raise UserError(f"{folder}: has both {_WEIGHTS} and {_INDEX}; remove what isn't the model")
+    if has_one:
+        return None
+    if has_index:
+        given = _read_json(folder / _INDEX).get("weight_map")
+        weight_map: dict[str, Any] = given if isinstance(given, dict) else {"": None}
+        files = weight_map.values()
         if not all(isinstance(file, str) and file and Path(file).name == file for file in files):
             raise UserError(f"{folder / _INDEX}: its weight_map does not name files of this folder")
-        return [folder / file for file in sorted(set(files))]
+        return {name: folder / file for name, file in weight_map.items()}
     if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
         raise UserError(
             f"{folder}: its weights are pickles, which can run code when they are loaded; "
@@ -225,7 +232,7 @@ def _drop_tied_head(weights: dict[str, torch.Tensor], embedding: str, folder: Pa
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_regular(path, _MAX_JSON_BYTES))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

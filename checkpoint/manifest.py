@@ -2,7 +2,7 @@
 
 It names every file with its size and checksum, and carries the caller's record. Its own checksum
 covers the record, so that a damaged cursor or step is found too. Checksums find damage; they do
-not make a stranger's file trustworthy.
+not make a stranger's file trustworthy. Imports no torch.
 """
 
 from __future__ import annotations
@@ -14,19 +14,22 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 import xxhash
 from pydantic import AfterValidator, Field, NonNegativeInt, ValidationError
 
 from triax.common.errors import UserError
+from triax.common.files import open_regular, read_regular
 from triax.common.section import Section
+from triax.common.showing import printable
 
 MANIFEST_FILE = "manifest.json"
 _READ_BYTES = 1 << 22
+_MOST_BYTES = 1 << 28
+"""Of the manifest itself: some million files."""
 
 
 def _file_name(name: str) -> str:
-    if not name or name in (".", "..") or "/" in name or "\0" in name:
+    if name in ("", ".", "..") or "/" in name or not name.isprintable():
         raise ValueError(f"{name!r} is no file of this folder")
     return name
 
@@ -73,7 +76,7 @@ def make_manifest(step: int, record: dict[str, Any], files: dict[str, FileEntry]
     """The manifest of files that have just been written."""
     return Manifest(
         triax=version("triax"),
-        torch=torch.__version__,
+        torch=version("torch"),
         step=step,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         record=record,
@@ -99,7 +102,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST_FILE
     try:
-        outer = json.loads(path.read_bytes())
+        outer = json.loads(read_regular(path, _MOST_BYTES))
         body = outer["manifest"]
         if body["format_version"] != 1:
             raise UserError(
@@ -114,7 +117,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        where = printable(".".join(str(part) for part in first["loc"]))
         raise UserError(f"{path}: damaged: {where}: {first['msg']}") from error
     except UserError:
         raise
@@ -139,7 +142,7 @@ def seal(path: Path) -> FileEntry:
 def check_file(path: Path, expected: FileEntry, *, contents: bool) -> str | None:
     """What is wrong with a file, or None; `contents` reads all of it, else only the size counts."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             if size != expected.bytes:
                 return f"{path.name}: {size:,} bytes, expected {expected.bytes:,}"

@@ -5,7 +5,6 @@ Nothing here talks to other processes.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -30,11 +29,14 @@ def read_tensors(folder: Path, *, prefix: str = "") -> dict[str, torch.Tensor]:
         UserError: the folder holds no shards that triax wrote, or they cannot be read.
     """
     saved = _tensor_metadata(ShardReader(folder).read_metadata())
-    tensors = {
-        name: torch.empty(tensor.size, dtype=tensor.properties.dtype)
-        for name, tensor in saved.items()
-        if name.startswith(prefix)
-    }
+    try:
+        tensors = {
+            name: torch.empty(tensor.size, dtype=tensor.properties.dtype)
+            for name, tensor in saved.items()
+            if name.startswith(prefix)
+        }
+    except RuntimeError as error:
+        raise UserError(f"{folder}: its tensors don't fit into memory: {error}") from None
     read_into(folder, tensors)
     return tensors
 
@@ -52,15 +54,32 @@ def read_into(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     assert not any(tensor.is_meta for tensor in tensors.values())
     reader = ShardReader(folder)
     metadata = reader.read_metadata()
-    _check_model(folder, _tensor_metadata(metadata), tensors)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    _refuse_another_model(folder, _differences(_tensor_metadata(metadata), shapes))
     planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     planner.set_up_planner(dict(tensors), metadata, is_coordinator=False)
     reader.set_up_storage_reader(metadata, is_coordinator=False)
     plan = reader.prepare_local_plan(planner.create_local_plan())
     try:
         reader.read_data(planner.finish_plan(plan), planner).wait()
-    except (OSError, EOFError, RuntimeError, AssertionError, pickle.UnpicklingError) as error:
+    except Exception as error:  # a malformed file raises almost anything
         raise UserError(f"{folder}: its shards cannot be read: {error}") from error
+
+
+def check_weights(folder: Path, shapes: Mapping[str, tuple[int, ...]], *, prefix: str) -> None:
+    """Compare the names that start with `prefix` and their shapes with those that are expected.
+
+    Raises:
+        UserError: one is missing, left over or of another shape, or the metadata can't be read.
+    """
+    saved = _tensor_metadata(ShardReader(folder).read_metadata())
+    differences = _differences(saved, shapes)
+    differences += [
+        f"  {name}: {tuple(tensor.size)} in the checkpoint, not here"
+        for name, tensor in saved.items()
+        if name.startswith(prefix) and name not in shapes
+    ]
+    _refuse_another_model(folder, differences)
 
 
 def load_model(folder: Path, config: ModelConfig) -> Transformer:
@@ -75,6 +94,8 @@ def load_model(folder: Path, config: ModelConfig) -> Transformer:
         f"model.{name}": torch.empty_like(parameter, device="cpu")
         for name, parameter in model.named_parameters()
     }
+    shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
+    check_weights(folder, shapes, prefix="model.")
     read_into(folder, weights)
     model.load_state_dict(
         {name.removeprefix("model."): tensor for name, tensor in weights.items()},
@@ -93,18 +114,21 @@ def _tensor_metadata(metadata: Metadata) -> dict[str, TensorStorageMetadata]:
     }
 
 
-def _check_model(
-    folder: Path,
-    saved: Mapping[str, TensorStorageMetadata],
-    tensors: Mapping[str, torch.Tensor],
-) -> None:
+def _differences(
+    saved: Mapping[str, TensorStorageMetadata], shapes: Mapping[str, tuple[int, ...]]
+) -> list[str]:
     differences = []
-    for name, tensor in tensors.items():
+    for name, shape in shapes.items():
         if name not in saved:
-            differences.append(f"  {name}: {tuple(tensor.shape)} here, not in the checkpoint")
-        elif saved[name].size != tensor.shape:
-            shapes = f"{tuple(tensor.shape)} here, {tuple(saved[name].size)} in the checkpoint"
-            differences.append(f"  {name}: {shapes}")
+            differences.append(f"  {name}: {shape} here, not in the checkpoint")
+        elif tuple(saved[name].size) != shape:
+            differences.append(
+                f"  {name}: {shape} here, {tuple(saved[name].size)} in the checkpoint"
+            )
+    return differences
+
+
+def _refuse_another_model(folder: Path, differences: list[str]) -> None:
     if differences:
         shown = "\n".join(differences[:_NUM_SHOWN])
         rest = len(differences) - _NUM_SHOWN

@@ -8,13 +8,21 @@ checkpoint's folder. The tensors themselves are read by `torch.load(weights_only
 
 from __future__ import annotations
 
+import io
+import os
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.filesystem import (
+    FileSystem,
+    FileSystemReader,
+    FileSystemWriter,
+)
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
     Metadata,
@@ -23,7 +31,9 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
+from triax.checkpoint.cover import check_cover
 from triax.common.errors import UserError
+from triax.common.files import open_regular
 
 METADATA_FILE = ".metadata"
 
@@ -67,6 +77,7 @@ class ShardReader(FileSystemReader):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
+        self.fs = _RegularFiles()
 
     def read_metadata(self, *_args: Any, **_kwargs: Any) -> Metadata:
         """Every tensor's name, shape, dtype, and where its chunks lie.
@@ -76,17 +87,25 @@ class ShardReader(FileSystemReader):
         """
         path = Path(self.path) / METADATA_FILE
         try:
-            with path.open("rb") as file:
-                metadata = _Unpickler(file).load()
-            _check(metadata)
+            with open_regular(path) as file:
+                metadata: Metadata = _Unpickler(file).load()
+            _check(metadata, Path(self.path))
         except OSError as error:
-            raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+            where = error.filename or path
+            raise UserError(f"{where}: cannot be read: {error.strerror}") from error
         except Exception as error:  # a malformed pickle raises almost anything
             raise UserError(
                 f"{path}: not a file that triax wrote ({error}); it was not loaded"
             ) from error
         metadata.storage_meta = StorageMeta(load_id=self.load_id)
         return metadata
+
+
+class _RegularFiles(FileSystem):
+    @contextmanager
+    def create_stream(self, path: str | os.PathLike[str], _mode: str) -> Iterator[io.IOBase]:
+        with open_regular(Path(path)) as file:
+            yield cast(io.IOBase, file)
 
 
 class _Unpickler(pickle.Unpickler):
@@ -97,19 +116,28 @@ class _Unpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def _check(metadata: Any) -> None:
-    """Raise ValueError, or what a half-built object raises, unless `metadata` is sound."""
+def _check(metadata: Any, folder: Path) -> None:
+    """Raise ValueError, or what a half-built object raises, unless `metadata` is sound.
+
+    Every element of every tensor must lie in exactly one chunk, and every chunk in a file that is
+    long enough: what no chunk covers would be read as whatever the memory held.
+    """
     if not isinstance(metadata, Metadata):
         raise ValueError("it holds no checkpoint metadata")
+    num_bytes: dict[str, int] = {}
     for name, tensor in metadata.state_dict_metadata.items():
         if isinstance(tensor, BytesStorageMetadata):
             raise ValueError(f"{name} is a Python object, not a tensor")
         if not isinstance(name, str) or not isinstance(tensor, TensorStorageMetadata):
             raise ValueError(f"{name!r} is no named tensor")
-        if sum(prod(chunk.sizes) for chunk in tensor.chunks) != prod(tensor.size):
-            raise ValueError(f"{name} has parts missing")
+        if not name.isprintable() or not isinstance(tensor.properties.dtype, torch.dtype):
+            raise ValueError(f"{name!r} is no tensor's name, or has no dtype")
+        check_cover(name, tensor.size, [(c.offsets, c.sizes) for c in tensor.chunks])
         for chunk in tensor.chunks:
-            _check_place(name, metadata.storage_data[MetadataIndex(name, chunk.offsets)])
+            place = metadata.storage_data[MetadataIndex(name, chunk.offsets)]
+            _check_place(name, place)
+            least = prod(chunk.sizes) * tensor.properties.dtype.itemsize
+            _check_extent(name, place, least, folder, num_bytes)
 
 
 def _check_place(name: str, place: Any) -> None:
@@ -118,3 +146,17 @@ def _check_place(name: str, place: Any) -> None:
         raise ValueError(f"{name} lies in {file!r}, which is no file of this folder")
     if getattr(place, "transform_descriptors", None):
         raise ValueError(f"{name} is stored in an encoding of its own")
+
+
+def _check_extent(
+    name: str, place: Any, least: int, folder: Path, num_bytes: dict[str, int]
+) -> None:
+    """Refuse a place in a file that holds fewer bytes than the values have; sizes are kept."""
+    file = place.relative_path
+    if file not in num_bytes:
+        with open_regular(folder / file) as opened:
+            num_bytes[file] = os.fstat(opened.fileno()).st_size
+    if not 0 <= place.offset <= place.offset + place.length <= num_bytes[file]:
+        raise ValueError(f"{name} lies outside of {file}")
+    if place.length < least:
+        raise ValueError(f"{name} has {least:,} bytes, and {place.length:,} of {file}")

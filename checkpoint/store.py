@@ -26,8 +26,9 @@ from triax.checkpoint.folders import (
     inspect,
     list_checkpoints,
     problems_of,
-    remove,
     remove_temporaries,
+    remove_whatever,
+    set_aside,
 )
 from triax.checkpoint.reading import read_into
 from triax.checkpoint.staging import Shard, Stager
@@ -157,13 +158,10 @@ class CheckpointStore:
         return list_checkpoints(self._directory)
 
     def clean(self) -> None:
-        """Remove what interrupted saves and removals left behind. Collective.
-
-        Raises:
-            RankError: it could not be removed.
-        """
+        """Remove what interrupted saves and removals left, as far as possible. Collective."""
         self._join()
-        on_first(lambda: len(remove_temporaries(self._directory)), self._group)
+        for problem in on_first(lambda: remove_temporaries(self._directory), self._group):
+            self._say(f"{problem}; it stays, and the run goes on")
 
     def newest_good(self, before: int | None = None) -> CheckpointInfo | None:
         """The newest checkpoint whose every byte is as it was written. Collective.
@@ -235,7 +233,7 @@ class CheckpointStore:
         """Remove the checkpoints of later steps: a rollback has abandoned them. Collective.
 
         Raises:
-            RankError: one could not be removed.
+            RankError: one could not even be renamed.
         """
         self._join()
         on_first(lambda: self._remove([e for e in self.entries() if e.step > step]), self._group)
@@ -318,7 +316,11 @@ class CheckpointStore:
 
     def _remove(self, infos: list[CheckpointInfo]) -> None:
         for info in infos:
-            remove(info.path)
+            aside = set_aside(info.path)
+            try:
+                remove_whatever(aside)
+            except OSError as error:
+                self._say(f"{aside} could not be removed, and stays: {error.strerror or error}")
 
 
 def _raise_if_failed(staged: dict[str, list[Shard]] | Exception) -> None:

@@ -22,6 +22,7 @@ from triax.checkpoint.reading import read_tensors
 from triax.checkpoint.staging import whole
 from triax.checkpoint.writing import write_checkpoint
 from triax.common.errors import UserError
+from triax.common.files import open_regular, read_regular
 from triax.common.section import Section
 from triax.models.description import Parameter, describe
 from triax.models.families import recorded_model
@@ -30,6 +31,7 @@ _WEIGHT = "fp32"
 _RECORD = "triax.json"
 _VERSION = "0.19.8"
 """Of the DeepSpeed whose files these are."""
+_MOST_RECORD_BYTES = 1 << 28
 _NUM_GROUPS = 2
 """Parameter groups of the optimizer: matrices, which decay, and norms."""
 
@@ -110,7 +112,7 @@ def _save(value: object, path: Path) -> None:
 
 def _read_record(path: Path) -> _Saved:
     try:
-        return _Saved.model_validate(json.loads(path.read_bytes()))
+        return _Saved.model_validate(json.loads(read_regular(path, _MOST_RECORD_BYTES)))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f'{path}: expected JSON with "step", a whole number, and "record", an object'
@@ -119,7 +121,8 @@ def _read_record(path: Path) -> _Saved:
 
 def _read(path: Path) -> Tensor:
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        with open_regular(path) as file:
+            found = torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         raise UserError(f"{path}: can't be read as tensors: {error}") from error
     value = found.get("param") if isinstance(found, dict) else found

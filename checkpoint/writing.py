@@ -7,10 +7,13 @@ objects between ranks and one that cannot be unpickled leaves the others waiting
 
 from __future__ import annotations
 
+import itertools
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -33,7 +36,7 @@ from torch.distributed.checkpoint.planner import (
 from torch.distributed.checkpoint.storage import WriteResult
 
 from triax.checkpoint.agreement import agreed, on_first, through_first
-from triax.checkpoint.folders import TEMPORARY, set_aside
+from triax.checkpoint.folders import TEMPORARY, remove_whatever, set_aside
 from triax.checkpoint.manifest import FileEntry, make_manifest, seal, write_manifest
 from triax.checkpoint.staging import Shard
 from triax.checkpoint.storage import METADATA_FILE, ShardWriter
@@ -72,9 +75,8 @@ def write_checkpoint(
     Raises:
         UserError, RankError: any rank failed, on every rank; what was written is removed.
     """
-    folder = target.with_name(target.name + TEMPORARY)
+    folder = on_first(lambda: _make_empty(target), group)
     try:
-        on_first(lambda: _make_empty(folder), group)
         files = _write_files(folder, shards, step, group, on_point)
 
         def mark_whole() -> None:
@@ -188,15 +190,22 @@ def _check_space(folder: Path, num_bytes: int) -> None:
         )
 
 
-def _make_empty(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+def _make_empty(target: Path) -> Path:
+    """A new folder beside the target; what has its name and can't be removed is left alone."""
+    for number in itertools.count():
+        folder = target.with_name(f"{target.name}{f'.{number}' if number else ''}{TEMPORARY}")
+        with suppress(OSError):
+            remove_whatever(folder)
+        if not os.path.lexists(folder):
+            folder.mkdir(parents=True)
+            return folder
+    raise AssertionError("numbers have no end")
 
 
 def _replace(target: Path, folder: Path) -> None:
-    old = set_aside(target) if target.exists() else None
+    old = set_aside(target) if os.path.lexists(target) else None
     folder.rename(target)
     fsync_folder(target.parent)
     if old is not None:
-        shutil.rmtree(old)
+        with suppress(OSError):  # the checkpoint is there; the next start tries again
+            remove_whatever(old)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from triax.common.errors import UserError
 
@@ -23,15 +26,48 @@ def exclusive(folder: Path, refusal: str) -> Iterator[None]:
     """
     path = folder / ".lock"
     with write_errors(path):
-        file = path.open("w")
-    with file:
+        descriptor = open_own(path, os.O_RDWR)
+    try:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(refusal) from None
         except OSError:
             pass  # some cluster file systems have no locks: go on without one
         yield
+    finally:
+        os.close(descriptor)
+
+
+def open_own(path: Path, flags: int) -> int:
+    """Open a file of a well-known name, or make it, and return its descriptor.
+
+    Such a name may stand there already in a folder that somebody else has prepared: a link would
+    have another file written, a pipe would be waited for.
+
+    Args:
+        flags: as `os.open` takes them, without `O_CREAT`.
+
+    Raises:
+        OSError: it cannot be opened, or something else than a regular file has its name.
+    """
+    flags |= os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO):
+            raise
+        raise _not_regular(path) from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise _not_regular(path)
+    return descriptor
+
+
+def _not_regular(path: Path) -> OSError:
+    return OSError(
+        errno.EINVAL, "a link or something else that is no file has this name", str(path)
+    )
 
 
 @contextmanager
@@ -48,6 +84,37 @@ def write_errors(path: Path) -> Iterator[None]:
             f"{path}: cannot be written: {error.strerror}; make room or change the permissions, "
             "then run the same command again"
         ) from error
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file to read. Whose files may be a stranger's opens them by this.
+
+    A pipe would be waited for without end, and a device read without end, or do something.
+
+    Raises:
+        OSError: it is none, or can't be opened.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_regular(path: Path, most_bytes: int) -> bytes:
+    """All of a regular file.
+
+    Raises:
+        OSError: it is none, is larger than `most_bytes`, or can't be read.
+    """
+    with open_regular(path) as file:
+        content = file.read(most_bytes + 1)
+    if len(content) > most_bytes:
+        raise OSError(errno.EFBIG, f"larger than {most_bytes:,} bytes", str(path))
+    return content
 
 
 def is_file(path: Path) -> bool:
@@ -92,10 +159,17 @@ def replace_text(path: Path, text: str, *, fsync: bool = False) -> None:
     Raises:
         OSError: the file system doesn't take it.
     """
+    replace_bytes(path, text.encode(), fsync=fsync)
+
+
+def replace_bytes(path: Path, content: bytes, *, fsync: bool = False) -> None:
+    """Write a file as `replace_text` does."""
     temporary = path.with_name(path.name + ".partial")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        temporary.unlink(missing_ok=True)
+        # "x" makes a new file: it never writes to what a link of that name points to.
+        with temporary.open("xb") as file:
+            file.write(content)
             if fsync:
                 file.flush()
                 os.fsync(file.fileno())
@@ -103,7 +177,8 @@ def replace_text(path: Path, text: str, *, fsync: bool = False) -> None:
         if fsync:
             fsync_folder(path.parent)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise
 
 

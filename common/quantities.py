@@ -14,6 +14,7 @@ MAX_COUNT = 10**18
 """More tokens than anyone has; keeps all arithmetic within 64 bits."""
 
 _DURATION = re.compile(r"(.*\d\s*[KMBT]?)\s+([a-z]+)|([\d.]+)\s*([a-z]+)", re.IGNORECASE)
+_ZERO = re.compile(r"\s*0\s*(?:steps?|tokens?)?\s*", re.IGNORECASE)
 _COUNT = re.compile(r"(\d+(?:_\d+)*(?:\.\d+)?)\s*([KMBT]?)", re.IGNORECASE)
 
 
@@ -53,7 +54,8 @@ def parse_count(text: str | int) -> int:
         raise ValueError(f'expected a count such as 1000, "1M" or "20B", got {shorten(text)}')
     whole, _, fraction = match[1].replace("_", "").partition(".")
     scaled = int(whole + fraction) * _MULTIPLIERS[match[2].upper()]
-    count, remainder = divmod(scaled, 10 ** len(fraction))
+    shift: int = 10 ** len(fraction)
+    count, remainder = divmod(scaled, shift)
     if remainder:
         raise ValueError(f"{text!r} is not a whole number")
     if count > MAX_COUNT:
@@ -143,8 +145,23 @@ def _counted(duration: Duration) -> Duration:
     return duration
 
 
+def _parse_or_zero(value: object) -> Duration:
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    if (is_number or isinstance(value, str)) and _ZERO.fullmatch(str(value)):
+        return Duration(0, Unit.STEPS)
+    return Duration.parse(value)  # type: ignore[arg-type]
+
+
 TimeField = Annotated[DurationField, AfterValidator(_timed)]
 """A duration in time only."""
 
 CountedField = Annotated[DurationField, AfterValidator(_counted)]
 """A duration in steps or tokens only."""
+
+CountedOrZeroField = Annotated[
+    Duration,
+    BeforeValidator(_parse_or_zero),
+    AfterValidator(_counted),
+    PlainSerializer(str, return_type=str),
+]
+"""The same, where none at all can be meant: `0`, `"0 steps"`."""

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
+from typing import Literal
+
 from pydantic import Field, PositiveInt, model_validator
 
+from triax.common.paths import PathField
 from triax.common.section import Section
+
+SMALLEST_VOCABULARY = 257
+"""The 256 bytes and the end-of-text token."""
 
 
 class SourceConfig(Section):
     """One source of samples in the blend."""
 
-    path: str
+    path: PathField
     """A prefix: `PATH.bin` and `PATH.idx`, or all of `PATH-00000.bin`, `PATH-00001.bin`, ..."""
     weight: float = Field(1.0, gt=0)
     """This source's share of the samples, relative to the other weights."""
@@ -21,9 +28,10 @@ class PrepareConfig(Section):
 
     inputs: tuple[str, ...] = Field(min_length=1)
     """Files, folders, globs, a `datasets` name, or `python-stdlib` (Python's own source)."""
-    output: str
+    output: PathField
     """The folder for `tokenizer/`, `train` and `validation` shards."""
-    vocab_size: PositiveInt
+    vocab_size: int = Field(ge=SMALLEST_VOCABULARY)
+    """The 256 bytes, the end-of-text token, and so many merges as are left."""
     validation_fraction: float = Field(0.01, gt=0, lt=1)
     text_field: str = "text"
 
@@ -32,21 +40,29 @@ class DataConfig(Section):
     """Which shards are read, in which shares, in windows of which length."""
 
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
-    validation: str | None = None
+    validation: PathField | None = None
     """Prefix of the shards for validation; none means that no validation is run."""
-    tokenizer: str | None = None
+    tokenizer: PathField | None = None
     """Folder that holds `tokenizer.json`; needed to show samples and to export."""
+    end_of_text: str | None = Field(None, min_length=1)
+    """The token that ends a document. By default the tokenizer's own `eos_token`, else
+    `<|endoftext|>`, `<|end_of_text|>`, `</s>` or `<|eot_id|>`."""
+    begin_of_text: str | None = Field(None, min_length=1)
+    """A token that each document begins with; by default none does."""
     seq_len: PositiveInt
     mask_documents: bool = True
     """Tokens attend only within their own document, and no loss is taken across documents."""
     prepare: PrepareConfig | None = None
+    verify: Literal["start", "background", "never"] = "background"
+    """When the shards' bytes are compared with the checksums in `data.json`: before the first step,
+    at leisure beside the steps, or not at all. Shards without checksums are named and passed."""
     prefetch: int = Field(2, ge=0)
     """Batches read ahead by a thread."""
 
     @model_validator(mode="after")
     def _distinct(self) -> DataConfig:
-        paths = [source.path for source in self.sources]
-        if len(set(paths)) < len(paths):
+        paths = {os.path.abspath(source.path) for source in self.sources}  # noqa: PTH100
+        if len(paths) < len(self.sources):
             raise ValueError(
                 "data.sources names the same path twice: give it once, with its whole weight"
             )

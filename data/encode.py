@@ -1,4 +1,8 @@
-"""Documents to token ids on all cores, in order, with bounded memory."""
+"""Documents to token ids on all cores, in order, with bounded memory.
+
+A document's encoding takes some hundred bytes a token before it is ids, so a long one is encoded
+in pieces (`triax.data.pieces`).
+"""
 
 from __future__ import annotations
 
@@ -11,15 +15,18 @@ from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache
-from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from triax.common.errors import UserError
+from triax.data.document_tokens import DocumentTokens, Token
+from triax.data.encoder import document_encoder
+from triax.data.pieces import LONGEST_PIECE, encode_in_pieces
 from triax.data.shards import Array, token_dtype
-from triax.data.tokenizer import end_of_text_id, load_tokenizer, vocabulary_size
+from triax.data.tokenizer import library_errors, vocabulary_size
 
 _BATCH_CHARACTERS = 1 << 18
 _BATCHES_PER_WORKER = 3
@@ -34,12 +41,17 @@ def num_cores() -> int:
 
 
 def encode_documents(
-    documents: Iterator[str], tokenizer: Path, num_workers: int
+    documents: Iterator[str], tokenizer: Path, tokens: DocumentTokens, num_workers: int
 ) -> Generator[Array, None, None]:
-    """Encode each document and end it with the end-of-text token, in the given order.
+    """Encode each document and put its first and last token around it, in the given order.
 
-    Text that spells a special token is encoded as plain text, so that no document can end
-    itself. The result does not depend on `num_workers`.
+    Text that spells a special token is encoded as plain text, and so is text that spells the
+    tokens of `tokens`, whatever the tokenizer calls them: no document can end itself. The result
+    does not depend on `num_workers`.
+
+    Args:
+        tokenizer: its folder or `tokenizer.json`.
+        tokens: what stands where a document begins and ends.
 
     Yields:
         [num_tokens] of `token_dtype(vocabulary_size)`.
@@ -47,22 +59,21 @@ def encode_documents(
     Raises:
         UserError: the tokenizer is of no use, or a worker process died.
     """
-    end_of_text_id(load_tokenizer(tokenizer))
     pool = ProcessPoolExecutor(
         num_workers, multiprocessing.get_context("spawn"), initializer=_begin_worker
     )
     in_flight: deque[Future[list[Array]]] = deque()
     try:
         for texts in _batches(documents):
-            in_flight.append(pool.submit(_encode, str(tokenizer), texts))
+            in_flight.append(pool.submit(_encode, str(tokenizer), tokens, texts))
             if len(in_flight) > _BATCHES_PER_WORKER * num_workers:
                 yield from in_flight.popleft().result()
         while in_flight:
             yield from in_flight.popleft().result()
     except BrokenProcessPool:
         raise UserError(
-            "a tokenizing process died, most likely for want of memory; run the same command "
-            f"again to go on behind the finished shards, with fewer workers than {num_workers}"
+            "a tokenizing process died, most likely for want of memory; run the same command again "
+            f"to go on behind the finished shards, {_with_less_memory(num_workers)}"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
@@ -96,18 +107,35 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
+def _with_less_memory(num_workers: int) -> str:
+    if num_workers > 1:
+        return f"with fewer workers than {num_workers}"
+    return "where more memory is free: one process works already, on a piece of text at a time"
+
+
 @lru_cache(maxsize=1)
-def _encoder(path: str) -> Tokenizer:
-    tokenizer = load_tokenizer(path)
-    tokenizer.encode_special_tokens = True
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
+def _encoder(path: str, reserved: tuple[Token, ...]) -> Tokenizer:
+    return document_encoder(Path(path), reserved)
 
 
-def _encode(tokenizer_path: str, texts: list[str]) -> list[Array]:
-    tokenizer = _encoder(tokenizer_path)
-    ending = [end_of_text_id(tokenizer)]
+def _encode(tokenizer_path: str, tokens: DocumentTokens, texts: list[str]) -> list[Array]:
+    first = () if tokens.begin is None else (tokens.begin,)
+    tokenizer = _encoder(tokenizer_path, (*first, tokens.end))
     dtype = token_dtype(vocabulary_size(tokenizer))
-    encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-    return [np.fromiter(chain(encoding.ids, ending), dtype) for encoding in encodings]
+    begin = np.array([token.id for token in first], dtype)
+    end = np.array([tokens.end.id], dtype)
+    short = [text for text in texts if len(text) <= LONGEST_PIECE]
+    with library_errors(Path(tokenizer_path)):
+        encodings = iter(tokenizer.encode_batch_fast(short, add_special_tokens=False))
+        return [
+            np.concatenate((begin, *_ids(tokenizer, text, encodings, dtype), end)) for text in texts
+        ]
+
+
+def _ids(
+    tokenizer: Tokenizer, text: str, short: Iterator[Encoding], dtype: np.dtype[Any]
+) -> list[Array]:
+    """The text's token ids in one or several arrays; a short text's are the next of `short`."""
+    if len(text) <= LONGEST_PIECE:
+        return [np.array(next(short).ids, dtype)]
+    return [np.array(ids, dtype) for ids in encode_in_pieces(tokenizer, text)]

@@ -16,8 +16,14 @@ from pathlib import Path
 
 from triax.common.errors import UserError
 from triax.common.files import is_file, is_folder
+from triax.common.paths import expand
 
 STDLIB = "python-stdlib"
+SAVED_DATASET = (
+    "what `datasets.save_to_disk` writes isn't read; write parquet from it: python -c "
+    '\'import datasets; datasets.load_from_disk("FOLDER").to_parquet("FILE.parquet")\' '
+    "(each split of a DatasetDict by itself)"
+)
 _NOT_STDLIB = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 _DATASET = re.compile(r"(?P<name>[\w.-]{1,96}(/[\w.-]{1,96})?)(:(?P<config>[\w.-]+))?", re.ASCII)
 _FILE_SUFFIX = re.compile(r"\.(txt|md|py|html?|jsonl?|ndjson|parquet|csv|gz|bz2|xz|zst)$", re.I)
@@ -46,8 +52,9 @@ Source = list[TextFile] | DatasetName
 def resolve(text: str) -> Source:
     """Find what one INPUT names; the order of files is the same on every call.
 
-    A folder is read with all its subfolders in the order of their paths, without hidden
-    entries and without following links to folders. `NAME` or `NAME:CONFIG` is looked for in
+    `~` and `$NAME` are put in (see `expand`). A folder is read with all its subfolders, linked
+    ones too, in the order of their paths and without hidden entries; a folder that is met again
+    over a link is not read again, nor is a file. `NAME` or `NAME:CONFIG` is looked for in
     `datasets` when there is no file of that name. Write `./python-stdlib` for a folder of
     that name.
 
@@ -56,17 +63,43 @@ def resolve(text: str) -> Source:
     """
     if text == STDLIB:
         return _stdlib_files()
-    path = Path(os.path.expanduser(text))  # noqa: PTH111, Path's raises for an unknown user
+    path = expand(text)
     if is_file(path):
         return [TextFile(path, must_be_text=True)]
     if is_folder(path):
         return _filled(text, [TextFile(file, must_be_text=False) for file in _walk(path)])
-    if re.search(r"[*?[]", text):
+    if re.search(r"[*?[]", os.fspath(path)):
         return _filled(text, _glob(path))
     match = _DATASET.fullmatch(text)
     if match is None or _FILE_SUFFIX.search(text) or text.startswith("."):
         raise UserError(f"{text}: no such file or folder; check the path")
     return DatasetName(match["name"], match["config"])
+
+
+def resolve_all(inputs: Sequence[str]) -> list[Source]:
+    """Find what all INPUTs name together, and nothing twice.
+
+    Raises:
+        UserError: as `resolve`; or a file, over whatever links, or a dataset is given twice.
+    """
+    sources = [resolve(text) for text in inputs]
+    given_by: dict[str, int] = {}
+    for number, source in enumerate(sources):
+        for thing in _things(source):
+            other = given_by.setdefault(thing, number)
+            if other != number:
+                raise UserError(
+                    f"{thing} is given twice, by {inputs[other]} and by {inputs[number]}: its "
+                    "documents would count double; leave out one of the two, or copy the file "
+                    "if that is meant"
+                )
+    return sources
+
+
+def _things(source: Source) -> list[str]:
+    if isinstance(source, DatasetName):
+        return [f"the dataset {source.name}{f':{source.config}' if source.config else ''}"]
+    return [os.path.realpath(file.path) for file in source]
 
 
 def inputs_fingerprint(inputs: Sequence[str]) -> str:
@@ -78,8 +111,7 @@ def inputs_fingerprint(inputs: Sequence[str]) -> str:
         UserError: as `resolve`.
     """
     digest = hashlib.sha256()
-    for text in inputs:
-        source = resolve(text)
+    for text, source in zip(inputs, resolve_all(inputs), strict=True):
         digest.update(json.dumps(["input", text]).encode())
         if isinstance(source, DatasetName):
             continue
@@ -93,7 +125,10 @@ def inputs_fingerprint(inputs: Sequence[str]) -> str:
 def _filled(text: str, files: list[TextFile]) -> list[TextFile]:
     if not files:
         raise UserError(f"{text}: no files found there")
-    return files
+    once: dict[str, TextFile] = {}
+    for file in files:
+        once.setdefault(os.path.realpath(file.path), file)
+    return list(once.values())
 
 
 def _glob(pattern: Path) -> list[TextFile]:
@@ -112,12 +147,26 @@ def _glob(pattern: Path) -> list[TextFile]:
 
 def _walk(folder: Path) -> Iterator[Path]:
     """Regular files below a folder in a fixed order, hidden ones left out."""
-    for parent, folders, names in os.walk(folder, onerror=_unreadable, followlinks=False):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    met: set[str] = set()
+    for parent, folders, names in os.walk(folder, onerror=_unreadable, followlinks=True):
+        if "dataset_dict.json" in names or {"dataset_info.json", "state.json"} <= set(names):
+            raise UserError(f"{parent}: {SAVED_DATASET}")
+        met.add(os.path.realpath(parent))
+        visible = sorted(name for name in folders if not name.startswith("."))
+        # A link to a folder further up would lead on for ever, one to a sibling give it twice.
+        folders[:] = [name for name in visible if _is_new(Path(parent, name), met)]
         for name in sorted(names):
             path = Path(parent, name)
             if not name.startswith(".") and is_file(path):
                 yield path
+
+
+def _is_new(folder: Path, met: set[str]) -> bool:
+    """Whether a folder isn't among those met yet; it is then."""
+    place = os.path.realpath(folder)
+    is_new = place not in met
+    met.add(place)
+    return is_new
 
 
 def _unreadable(error: OSError) -> None:

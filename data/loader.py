@@ -8,7 +8,7 @@ Shape legend: B = micro_batch_size, T = seq_len.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,6 +79,7 @@ class Loader:
         mask_documents: bool,
         prefetch: int = 2,
         pin_memory: bool = False,
+        before_batch: Callable[[], None] = lambda: None,
     ) -> None:
         """Check that the batch can be shared out.
 
@@ -86,6 +87,8 @@ class Loader:
             sources: by the names that the sampler uses.
             global_batch_size, micro_batch_size: in sequences.
             prefetch: global batches that `iterate` reads ahead in a thread; 0 means no thread.
+            before_batch: called before each global batch; what it raises ends the reading, as
+                data that can't be read does.
 
         Raises:
             UserError: the global batch is not a whole number of micro-batches on each rank.
@@ -106,6 +109,7 @@ class Loader:
         self._mask_documents = mask_documents
         self._prefetch = prefetch
         self._pin_memory = pin_memory
+        self._before_batch = before_batch
 
     def batch_at(self, cursor: int) -> list[Batch]:
         """This rank's micro-batches of the global batch that begins at sample `cursor`.
@@ -113,6 +117,7 @@ class Loader:
         Raises:
             UserError: the data holds a token outside the vocabulary.
         """
+        self._before_batch()
         first = cursor + self._first_sample
         return [
             self._micro_batch(range(start, start + self._micro_batch_size))

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from triax.common.errors import UserError
-from triax.common.files import exclusive, is_file, make_folder
-from triax.data.config import PrepareConfig
+from triax.common.files import exclusive, make_folder
+from triax.data.document_tokens import document_tokens
 from triax.data.encode import encode_documents, num_cores
 from triax.data.inputs import inputs_fingerprint
 from triax.data.record import (
@@ -35,10 +35,8 @@ from triax.data.shards import Array, ShardWriter, shard_prefix, token_dtype
 from triax.data.split import TRAIN, VALIDATION, assign_splits
 from triax.data.text import iter_documents
 from triax.data.tokenizer import (
-    end_of_text_id,
     load_tokenizer,
     tokenizer_fingerprint,
-    train_tokenizer,
     vocabulary_size,
 )
 
@@ -62,14 +60,17 @@ def prepare(
     validation_fraction: float = 0.01,
     text_field: str = "text",
     tokens_per_shard: int = TOKENS_PER_SHARD,
+    end_of_text: str | None = None,
+    begin_of_text: str | None = None,
     progress: ProgressCallback = _silent,
 ) -> PreparedData:
     """Tokenise documents into a training and a validation split.
 
     A document goes to validation by a hash of its number. With two or more documents each
     split gets one at least; a single document is cut, and validation gets its end. Every
-    document ends with the end-of-text token. A finished preparation returns at once, an
-    interrupted one goes on; other settings or inputs than before are refused.
+    document ends with the end-of-text token (`document_tokens` says which). A finished
+    preparation returns at once, an interrupted one goes on; other settings or inputs than before
+    are refused.
 
     Args:
         inputs: as `iter_documents` takes them.
@@ -78,12 +79,15 @@ def prepare(
         num_workers: tokenizing processes; none means one a core. It changes no byte.
         validation_fraction: share of the documents, at least 0 and below 1; 0 means no split.
         tokens_per_shard: a set of shards ends with the document that reaches this many tokens.
+        end_of_text: the token that ends a document; none means the tokenizer's own.
+        begin_of_text: the token that begins a document; none means that none does.
 
     Raises:
         UserError: the inputs hold too little text, something is missing, damaged or full, the
             folder holds other data, or a worker process died.
     """
     _check_arguments(num_workers, validation_fraction, tokens_per_shard)
+    tokens = document_tokens(tokenizer, end_of_text, begin_of_text)
     settings = Settings(
         inputs=tuple(inputs),
         inputs_fingerprint=inputs_fingerprint(inputs),
@@ -91,6 +95,8 @@ def prepare(
         tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
         validation_fraction=validation_fraction,
         tokens_per_shard=tokens_per_shard,
+        end_of_text_id=tokens.end.id,
+        begin_of_text_id=None if tokens.begin is None else tokens.begin.id,
     )
     make_folder(output)
     with exclusive(output, f"{output}: another process is writing there; wait for it"):
@@ -103,70 +109,20 @@ def prepare(
         dtype = token_dtype(vocabulary_size(encoder))
         texts = _behind(iter_documents(inputs, text_field), done)
         # Closing ends the workers, whatever has happened here.
-        with closing(encode_documents(texts, tokenizer, num_workers or num_cores())) as documents:
+        encoded = encode_documents(texts, tokenizer, tokens, num_workers or num_cores())
+        with closing(encoded) as documents:
             done = _write_shards(documents, done, output, dtype, progress)
         data = PreparedData(
             settings=settings,
             vocab_size=vocabulary_size(encoder),
-            end_of_text_id=end_of_text_id(encoder),
+            end_of_text_id=tokens.end.id,
             dtype=dtype.name,
             train=done.train,
             validation=done.validation,
+            checksums=done.checksums,
         )
         save_prepared(output, data)
         return data
-
-
-def ensure_prepared(
-    config: PrepareConfig,
-    *,
-    report: Callable[[str], None] = lambda _: None,
-) -> PreparedData:
-    """Make `config.output/tokenizer` and the shards beside it, as far as they are missing.
-
-    For one process: others of the same run wait for it. Data that is finished is not compared
-    with the inputs' files, which may be gone by then.
-
-    Args:
-        report: called with a line when a step begins.
-
-    Raises:
-        UserError: as `train_tokenizer` and `prepare`; or the folder was prepared otherwise.
-    """
-    output = Path(config.output)
-    tokenizer = output / "tokenizer"
-    data = load_prepared(output)
-    if data is None:
-        if not is_file(tokenizer / "tokenizer.json"):
-            report(f"training a tokenizer of {config.vocab_size:,} tokens in {tokenizer}")
-            train_tokenizer(config.inputs, config.vocab_size, tokenizer, config.text_field)
-        report(f"tokenizing {', '.join(config.inputs)} into {output}")
-        data = prepare(
-            config.inputs,
-            tokenizer,
-            output,
-            validation_fraction=config.validation_fraction,
-            text_field=config.text_field,
-        )
-    _check_against_config(data, config)
-    return data
-
-
-def _check_against_config(data: PreparedData, config: PrepareConfig) -> None:
-    made = {**data.settings.model_dump(), "vocab_size": data.vocab_size}
-    for name in ("inputs", "text_field", "validation_fraction", "vocab_size"):
-        if made[name] != getattr(config, name):
-            raise UserError(
-                f"data.prepare.{name}: {getattr(config, name)!r}, but {config.output} was "
-                f"prepared with {made[name]!r}; change it back, set another data.prepare.output, "
-                "or delete that folder"
-            )
-    tokenizer = Path(config.output) / "tokenizer"
-    if tokenizer_fingerprint(tokenizer) != data.settings.tokenizer_fingerprint:
-        raise UserError(
-            f"{tokenizer}: not the tokenizer that made the shards in {config.output}; "
-            "put it back, or delete that folder to prepare it anew"
-        )
 
 
 def _check_arguments(
@@ -264,6 +220,8 @@ def _write_shard_set(
         documents=num_documents,
         train=_add(done.train, writers.get(TRAIN)),
         validation=_add(done.validation, writers.get(VALIDATION)),
+        checksums=done.checksums
+        | {name: sum_ for writer in writers.values() for name, sum_ in writer.checksums.items()},
     )
 
 

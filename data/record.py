@@ -5,15 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from triax.common.errors import UserError
-from triax.common.files import write_atomically
+from triax.common.files import read_regular, write_atomically
 from triax.common.section import Section
 
 FORMAT_VERSION = 1
 RECORD = "data.json"
 PROGRESS = "progress.json"
+TOKENIZER_ORIGIN = "made-from.json"
+_MOST_BYTES = 1 << 28
 
 
 class Settings(Section):
@@ -27,6 +29,10 @@ class Settings(Section):
     tokenizer_fingerprint: str
     validation_fraction: float
     tokens_per_shard: int
+    end_of_text_id: int | None = None
+    """None: made by an earlier version, which noted it only when it had finished."""
+    begin_of_text_id: int | None = None
+    """None: nothing stands at a document's beginning."""
 
 
 class SplitCounts(Section):
@@ -45,6 +51,8 @@ class Progress(Section):
     documents: int = 0
     train: SplitCounts = SplitCounts()
     validation: SplitCounts = SplitCounts()
+    checksums: dict[str, str] = Field(default_factory=dict)
+    """xxh3_128 of the finished shards' files, by name; none of those of earlier versions."""
 
 
 class PreparedData(Section):
@@ -56,9 +64,22 @@ class PreparedData(Section):
     dtype: str
     train: SplitCounts
     validation: SplitCounts
+    checksums: dict[str, str] = Field(default_factory=dict)
+    """As in `Progress`."""
 
 
-_Record = TypeVar("_Record", Progress, PreparedData)
+class TokenizerOrigin(Section):
+    """What a run's preparation made its tokenizer from; kept beside `tokenizer.json`."""
+
+    inputs: tuple[str, ...]
+    inputs_fingerprint: str
+    text_field: str
+    vocab_size: int
+    tokenizer_fingerprint: str | None = None
+    """None until the tokenizer is there: its file comes last."""
+
+
+_Record = TypeVar("_Record", Progress, PreparedData, TokenizerOrigin)
 
 
 def load_prepared(folder: Path) -> PreparedData | None:
@@ -77,6 +98,24 @@ def load_progress(folder: Path) -> Progress | None:
         UserError: `progress.json` is damaged or from another version of triax.
     """
     return _load(folder / PROGRESS, Progress)
+
+
+def load_tokenizer_origin(folder: Path) -> TokenizerOrigin | None:
+    """What the tokenizer in this folder was made from, or None where nothing says so.
+
+    Raises:
+        UserError: `made-from.json` is damaged or from another version of triax.
+    """
+    return _load(folder / TOKENIZER_ORIGIN, TokenizerOrigin)
+
+
+def save_tokenizer_origin(folder: Path, origin: TokenizerOrigin) -> None:
+    """Write `made-from.json`.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    write_atomically(folder / TOKENIZER_ORIGIN, origin.model_dump_json(indent=2))
 
 
 def save_prepared(folder: Path, data: PreparedData) -> None:
@@ -106,8 +145,8 @@ def check_same(folder: Path, found: Section, wanted: Section) -> None:
     """
     old, new = found.model_dump(), wanted.model_dump()
     for name in new:
-        if old[name] == new[name]:
-            continue
+        if old[name] == new[name] or name not in found.model_fields_set:
+            continue  # what an earlier version didn't note can't be compared
         if name.endswith("_fingerprint"):
             change = f"{name.removesuffix('_fingerprint')} changed since its data was prepared"
         else:
@@ -119,7 +158,7 @@ def check_same(folder: Path, found: Section, wanted: Section) -> None:
 
 def _load(path: Path, kind: type[_Record]) -> _Record | None:
     try:
-        return kind.model_validate_json(path.read_bytes())
+        return kind.model_validate_json(read_regular(path, _MOST_BYTES))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

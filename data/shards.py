@@ -27,6 +27,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 import numpy as np
+import xxhash
 
 from triax.common.errors import UserError
 from triax.common.files import fsync_folder, is_file, is_folder, write_errors
@@ -209,6 +210,9 @@ class ShardWriter:
     dtype: np.dtype[Any]
     num_tokens: int = field(default=0, init=False)
     num_documents: int = field(default=0, init=False)
+    checksums: dict[str, str] = field(default_factory=dict, init=False)
+    """xxh3 of each file's bytes by its name, once the block has ended: 32 digits."""
+    _bin_hash: Any = field(default_factory=xxhash.xxh3_128, init=False, repr=False)
     _lengths: array[int] = field(default_factory=lambda: array("i"), init=False, repr=False)
     _bin: BinaryIO = field(init=False, repr=False)
 
@@ -224,8 +228,10 @@ class ShardWriter:
         limits = np.iinfo(self.dtype)
         if tokens.size:
             assert limits.min <= tokens.min() and tokens.max() <= limits.max
+        written = tokens.astype(self.dtype).tobytes()
         with write_errors(self._temporary(".bin")):
-            self._bin.write(tokens.astype(self.dtype).tobytes())
+            self._bin.write(written)
+        self._bin_hash.update(written)
         self._lengths.append(tokens.size)
         self.num_tokens += tokens.size
         self.num_documents += 1
@@ -245,9 +251,10 @@ class ShardWriter:
 
     def _commit(self) -> None:
         _close_synced(self._bin)
+        index = self._index()
         idx = self._temporary(".idx").open("wb")
         try:
-            self._write_index(idx)
+            idx.write(index)
         finally:
             _close_synced(idx)
         # An idx from before must not vouch for the new bin.
@@ -256,16 +263,20 @@ class ShardWriter:
         fsync_folder(self.prefix.parent)
         self._temporary(".idx").replace(with_suffix(self.prefix, ".idx"))
         fsync_folder(self.prefix.parent)
+        self.checksums = {
+            f"{self.prefix.name}.bin": self._bin_hash.hexdigest(),
+            f"{self.prefix.name}.idx": xxhash.xxh3_128_hexdigest(index),
+        }
 
-    def _write_index(self, idx: BinaryIO) -> None:
+    def _index(self) -> bytes:
         lengths = np.array(self._lengths, dtype="<i4")
         pointers = np.zeros(len(lengths), dtype="<i8")
         np.cumsum(lengths[:-1], out=pointers[1:])
         code = _CODES[self.dtype]
-        idx.write(_HEADER.pack(_MAGIC, _VERSION, code, len(lengths), len(lengths) + 1))
-        idx.write(lengths.tobytes())
-        idx.write((pointers * self.dtype.itemsize).tobytes())
-        idx.write(np.arange(len(lengths) + 1, dtype="<i8").tobytes())
+        header = _HEADER.pack(_MAGIC, _VERSION, code, len(lengths), len(lengths) + 1)
+        pointers *= self.dtype.itemsize
+        boundaries = np.arange(len(lengths) + 1, dtype="<i8")
+        return b"".join((header, lengths.tobytes(), pointers.tobytes(), boundaries.tobytes()))
 
     def _discard(self) -> None:
         # Closing flushes, which fails a second time on a full disk.
@@ -290,7 +301,7 @@ def _chunks(count: int) -> Iterator[slice]:
         yield slice(start, min(start + _CHUNK, count))
 
 
-def _file_size(path: Path) -> int:
+def file_size(path: Path) -> int:
     """Size in bytes of a regular file (opening a pipe would wait for ever)."""
     try:
         status = path.stat()
@@ -313,7 +324,7 @@ def _map(path: Path, dtype: np.dtype[Any], offset: int, count: int) -> Array:
 
 def _read_header(idx: Path) -> tuple[np.dtype[Any], int, int]:
     """The dtype, the number of sequences and the number of document boundaries."""
-    size = _file_size(idx)
+    size = file_size(idx)
     if size < _HEADER.size:
         raise UserError(f"{idx}: {size} bytes, shorter than an index's header; {_MEND}")
     header = bytes(_map(idx, np.dtype("u1"), offset=0, count=_HEADER.size))
@@ -331,7 +342,7 @@ def _read_header(idx: Path) -> tuple[np.dtype[Any], int, int]:
 def _map_index(idx: Path, num_sequences: int, num_boundaries: int) -> tuple[Array, Array, Array]:
     """Lengths, pointers and document boundaries, once the file has the size for them."""
     promised = _HEADER.size + 12 * num_sequences + 8 * num_boundaries
-    size = _file_size(idx)
+    size = file_size(idx)
     if size == promised + num_sequences != promised:
         raise UserError(f"{idx}: a multimodal dataset (it has sequence modes); text is expected")
     if size != promised:
@@ -376,7 +387,7 @@ def _check_boundaries(idx: Path, boundaries: Array, num_sequences: int) -> None:
 
 
 def _check_bin_size(idx: Path, bin_: Path, promised: int) -> None:
-    size = _file_size(bin_)
+    size = file_size(bin_)
     if size != promised:
         word = "cut short" if size < promised else "too long"
         raise UserError(

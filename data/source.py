@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from triax.common.errors import UserError
 from triax.data.config import DataConfig
-from triax.data.sampler import source_names
 from triax.data.shards import Shard, find_shards
 
 
@@ -49,6 +48,7 @@ class Source:
         self._shards = [shard for shard in shards if shard.num_tokens > seq_len]
         counts = [(shard.num_tokens - 1) // seq_len for shard in self._shards]
         self._first_windows = list(accumulate(counts, initial=0))[:-1]
+        self.prefixes = tuple(shard.prefix for shard in shards)
         self.num_windows = sum(counts)
         self.num_tokens = sum(shard.num_tokens for shard in shards)
         if not self.num_windows:
@@ -94,14 +94,10 @@ class Source:
             )
 
 
-def open_sources(data: DataConfig, vocab_size: int) -> dict[str, Source]:
-    """The training data by the names that the sampler uses.
+def open_sources(data: DataConfig, vocab_size: int) -> list[Source]:
+    """The training data, in the config's order.
 
     Raises:
         UserError: a shard is missing or damaged.
     """
-    paths = [source.path for source in data.sources]
-    return {
-        name: Source.open(path, data.seq_len, vocab_size)
-        for name, path in zip(source_names(paths), paths, strict=True)
-    }
+    return [Source.open(source.path, data.seq_len, vocab_size) for source in data.sources]

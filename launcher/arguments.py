@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+
+from triax.common.errors import UserError
+from triax.common.paths import expand
 
 
 def positive_int(text: str) -> int:
@@ -10,6 +14,19 @@ def positive_int(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) > 0):
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
     return int(text)
+
+
+def as_path(text: str) -> Path:
+    """A path by the rule of `expand`, for argparse's `type`."""
+    try:
+        return expand(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def as_path_text(text: str) -> str:
+    """As `as_path`, where text is wanted."""
+    return str(as_path(text))
 
 
 def count(text: str) -> int:

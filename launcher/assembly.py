@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from triax.data.loader import Batch, Loader, validation_batches
@@ -22,7 +22,7 @@ from triax.training.apex import chosen, find_fused_rms_norm
 from triax.training.budget import Budget
 from triax.training.hardware import device_name, peak_flops, peak_memory_gib
 from triax.training.loop import Plan
-from triax.training.metrics import Board, Row, TensorBoard, WeightsAndBiases, metrics_row
+from triax.training.metrics import Board, Boards, Row, TensorBoard, WeightsAndBiases, metrics_row
 from triax.training.optimizer import optimizer_maker
 from triax.training.readback import StepFigures
 from triax.training.run_directory import RunDirectory
@@ -33,14 +33,15 @@ def make_loader(
     config: RunConfig,
     layout: Layout,
     processes: Processes,
-    sources: Mapping[str, Source],
+    sources: Sequence[Source],
     origin: Origin,
+    before_batch: Callable[[], None],
 ) -> Loader:
     """Reads this process's part of every global batch."""
-    num_windows = {name: source.num_windows for name, source in sources.items()}
+    blend = origin.blend
     return Loader(
-        sources,
-        Sampler(config.run.seed, origin.phases, num_windows),
+        dict(zip(blend.keys, sources, strict=True)),
+        Sampler(config.run.seed, blend.phases, blend.num_windows()),
         global_batch_size=config.batch.global_batch_size,
         micro_batch_size=config.batch.micro_batch_size,
         dp_rank=layout.data_rank(processes.environment.rank),
@@ -48,6 +49,7 @@ def make_loader(
         mask_documents=config.data.mask_documents,
         prefetch=config.data.prefetch,
         pin_memory=processes.device.type == "cuda",
+        before_batch=before_batch,
     )
 
 
@@ -142,12 +144,20 @@ def row_maker(
     return make_row
 
 
-def make_boards(config: RunConfig, directory: RunDirectory, next_step: int) -> list[Board]:
-    """The boards that the config asks for; what older files say from `next_step` on is hidden."""
+def make_boards(
+    config: RunConfig, directory: RunDirectory, next_step: int, *, enabled: bool
+) -> Boards:
+    """The boards that the config asks for; what older files say from `next_step` on is hidden.
+
+    Args:
+        enabled: otherwise there are none; one process alone shows anything.
+    """
     boards: list[Board] = []
+    if not enabled:
+        return Boards(boards)
     if config.metrics.tensorboard:
         boards.append(TensorBoard(directory.tensorboard, next_step))
     if config.metrics.wandb_project is not None:
         settings = config.model_dump(mode="json")
         boards.append(WeightsAndBiases(config.metrics.wandb_project, directory.path, settings))
-    return boards
+    return Boards(boards)

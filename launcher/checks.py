@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from triax.checkpoint.config import CheckpointConfig
+from triax.checkpoint.folders import has_begun
 from triax.common.errors import UserError
 from triax.common.quantities import format_count
 from triax.common.section import Section
@@ -26,9 +27,14 @@ from triax.launcher.data_checks import (
     exists,
     inputs_are_there,
     made_with_this_tokenizer,
+    named_tokens_are_there,
+    one_tokenizer,
+    preparation_goes_on,
     shards_are_sane,
+    sources_differ,
     tokenizer_fits,
     tokens_per_step,
+    weights_fill_blocks,
 )
 from triax.launcher.deepspeed_checks import (
     apex_is_nvidias,
@@ -41,6 +47,7 @@ from triax.launcher.deepspeed_checks import (
     deepspeed_splits_layers,
     offload_fits_engine,
 )
+from triax.launcher.initial_weights import compare_settings, find_initial
 from triax.launcher.loading import load_config
 from triax.launcher.parallel_checks import (
     batch_divides,
@@ -132,10 +139,20 @@ def budget_fits(
         )
 
 
-def init_from_exists(checkpoint: CheckpointConfig) -> Iterator[Problem]:
-    """The checkpoint whose weights a new run starts from is there."""
-    if checkpoint.init_from is not None and not exists(Path(checkpoint.init_from)):
+def initial_weights_fit(
+    run: RunSection, checkpoint: CheckpointConfig, model: ModelConfig
+) -> Iterator[Problem]:
+    """The checkpoint whose weights a new run starts from is there, and of this model."""
+    if checkpoint.init_from is None or has_begun(Path(run.dir) / run.name):
+        return
+    path = Path(checkpoint.init_from)
+    if not exists(path):
         yield Problem("checkpoint.init_from", f"{checkpoint.init_from}: no such checkpoint")
+        return
+    try:
+        compare_settings(find_initial(path), model, checkpoint)
+    except UserError as error:
+        yield Problem("checkpoint.init_from", str(error))
 
 
 def wandb_is_installed(metrics: MetricsConfig) -> Iterator[Problem]:
@@ -189,10 +206,15 @@ STEP_CHECKS: tuple[Check, ...] = (
 CHECKS: tuple[Check, ...] = (
     *STEP_CHECKS,
     budget_fits,
+    one_tokenizer,
+    preparation_goes_on,
     tokenizer_fits,
+    named_tokens_are_there,
     shards_are_sane,
+    sources_differ,
+    weights_fill_blocks,
     made_with_this_tokenizer,
-    init_from_exists,
+    initial_weights_fit,
     deepspeed_flips_together,
     wandb_is_installed,
     run_dir_is_writable,

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, PositiveInt, SerializeAsAny, field_validator
 
 from triax.checkpoint.config import CheckpointConfig
+from triax.common.paths import PathField
 from triax.common.section import Section
 from triax.data.config import DataConfig
 from triax.models.config import ModelConfig
@@ -28,7 +29,7 @@ class RunSection(Section):
     """`[run]`: the run's name, place and seed."""
 
     name: str
-    dir: str = "runs"
+    dir: PathField = "runs"
     seed: int = Field(0, ge=0, lt=2**63)
     deterministic: bool = False
     """Bitwise repeatable on a GPU too, at a cost in speed. A CPU run always is."""

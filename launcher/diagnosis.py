@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ _OTHERS = {"site-packages", "dist-packages"}
 _ERROR = re.compile(r"^(?P<kind>[\w.]*(?:Error|Exception|Interrupt|Exit))(?:: (?P<text>.*))?$")
 _MAX_EVENTS = 8
 _TOLD = (
-    "hang", "silent_corruption", "stop", "rollback", "new_level", "straggler",
+    "hang", "silent_corruption", "data_differs", "stop", "rollback", "new_level", "straggler",
     "checkpoint_failed", "skipped_update",
 )  # fmt: skip
 
@@ -61,6 +60,8 @@ class Diagnosis:
     advice: list[str]
     events: list[dict[str, Any]]
     """The last few that matter."""
+    num_unreadable: int
+    """Lines of events.jsonl that were left out."""
 
 
 def diagnose(run_dir: Path, now: float | None = None) -> Diagnosis:
@@ -78,7 +79,7 @@ def diagnose(run_dir: Path, now: float | None = None) -> Diagnosis:
         raise UserError(f"{run_dir}: no run here: expected a folder such as runs/NAME with logs/")
     now = time.time() if now is None else now
     heartbeats = read_heartbeats(directory.heartbeats)
-    ending = _read_json(directory.exit)
+    ending = directory.read_exit()
     # When the job has ended, nobody writes any more: who was silent is judged at that time.
     last = max((heartbeat.time for heartbeat in heartbeats), default=now)
     num_silent = len(silent(heartbeats, now))
@@ -88,11 +89,12 @@ def diagnose(run_dir: Path, now: float | None = None) -> Diagnosis:
     verdict = blame(heartbeats, judged_at)
     gone = {heartbeat.rank for heartbeat in silent(heartbeats, judged_at)}
     processes = [_process(directory, heartbeat, is_over, gone) for heartbeat in heartbeats]
-    events = directory.rows(directory.events)
+    events, num_unreadable = directory.read(directory.events)
     cause, advice = _explain(directory, ending, processes, events, verdict, is_over)
     return Diagnosis(
         _headline(ending, is_over), processes, cause, advice,
-        [event for event in events if event.get("event") in _TOLD][-_MAX_EVENTS:],
+        [event for event in events if event["event"] in _TOLD][-_MAX_EVENTS:],
+        num_unreadable,
     )  # fmt: skip
 
 
@@ -131,9 +133,9 @@ def _explain(
     if "hang" in by_name:
         return _explain_hang(by_name["hang"], processes)
     if ending is not None and ending.get("code") == ExitCode.STOPPED_BY_GUARD:
-        return str(ending["reason"]), [f"read {directory.stop_report}"]
+        return str(ending.get("reason")), [f"read {directory.stop_report}"]
     if ending is not None and ending.get("code") in (ExitCode.BAD_INPUT, ExitCode.PREEMPTED):
-        return str(ending["reason"]), ["mend that, and run the same command again"]
+        return str(ending.get("reason")), ["mend that, and run the same command again"]
     own = [p for p in processes if p.error and not _FOLLOW_UPS.search(p.error)]
     if own:
         what = f"{_name(own[0])} failed in step {own[0].heartbeat.step}: {own[0].error}"
@@ -150,15 +152,15 @@ def _explain(
             ],
         )
     if "checkpoint_failed" in by_name and ending is not None:
-        return str(by_name["checkpoint_failed"]["error"]), ["make room, then run it again"]
+        return str(by_name["checkpoint_failed"].get("error")), ["make room, then run it again"]
     if ending is None and verdict.culprits and _is_late(verdict):
         return str(verdict), ["wait for the watchdog, or stop the job"]
     return ("see the logs" if is_over else "nothing is wrong, as far as the files tell"), []
 
 
 def _explain_hang(event: dict[str, Any], processes: list[Process]) -> tuple[str, list[str]]:
-    culprits = [p for p in processes if p.heartbeat.rank in event.get("ranks", [])]
-    cause = str(event["reason"])
+    culprits = [p for p in processes if p.heartbeat.rank in _listed(event.get("ranks"))]
+    cause = str(event.get("reason"))
     advice = []
     for process in culprits:
         if process.place:
@@ -190,15 +192,13 @@ def _log(directory: RunDirectory, process: Process) -> Path:
 
 def _since_start(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The events of the last session."""
-    starts = [n for n, event in enumerate(events) if event.get("event") == "start"]
+    starts = [n for n, event in enumerate(events) if event["event"] == "start"]
     return events[starts[-1] :] if starts else events
 
 
 def _main_thread_place(stacks: Path) -> str:
     """The innermost frame of the main thread in the last dump, and the innermost of triax's."""
-    if not stacks.exists():
-        return ""
-    dump = stacks.read_text(encoding="utf-8", errors="replace").rpartition(STACKS_OF)[2]
+    dump = _text(stacks).rpartition(STACKS_OF)[2]
     # faulthandler lists the main thread last.
     frames = list(_FRAME.finditer(dump.rpartition("Thread 0x")[2]))
     if not frames:
@@ -226,18 +226,20 @@ def _part_of_triax(file: str) -> str | None:
 
 def _last_error(log: Path) -> str:
     """The last exception's line in a rank's log."""
-    if not log.exists():
-        return ""
     found = ""
-    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in _text(log).splitlines():
         if match := _ERROR.match(line):
             found = match[0]
     return found[:300]
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def _text(path: Path) -> str:
+    """What a file says; nothing if it isn't there or can't be read."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
+        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    except OSError:
+        return ""
+
+
+def _listed(value: object) -> list[object]:
+    return value if isinstance(value, list) else []

@@ -10,7 +10,8 @@ import os
 import socket
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 from triax.common.errors import UserError
@@ -20,6 +21,8 @@ _FIRST_PORT, _NUM_PORTS = 10_000, 20_000
 """Ports below those that systems hand out by themselves (from 32768 on Linux)."""
 
 _LAST_PORT = 65535
+LOOPBACK = "127.0.0.1"
+_MEETING_FILE = "TRIAX_MEETING_FILE"
 
 Variables = Mapping[str, str]
 
@@ -35,7 +38,7 @@ class Environment:
     local_world_size: int
     node_rank: int
     hostname: str
-    launcher: Literal["single", "torchrun", "deepspeed", "mpirun", "srun"]
+    launcher: Literal["single", "triax", "torchrun", "deepspeed", "mpirun", "srun"]
     """`single`: nobody launched us, there is one process and no process group."""
     num_nodes: int = 1
     master_addr: str = ""
@@ -43,16 +46,20 @@ class Environment:
     master_port: int = 0
     nodes: tuple[str, ...] = ()
     """The nodes' names, where the launcher tells; they are different machines then."""
+    meeting_file: str = ""
+    """Where the processes of `triax train --nproc-per-node` meet, instead of a port."""
+    agent_listens: bool = False
+    """Whether torchrun's agent listens at the address, and not rank 0."""
 
     def __str__(self) -> str:
         if self.launcher == "single":
             return f"single process on {self.hostname}"
         nodes = "1 node" if self.num_nodes == 1 else f"{self.num_nodes} nodes"
         processes = "1 process" if self.world_size == 1 else f"{self.world_size} processes"
-        return (
-            f"{self.launcher}: {processes} on {nodes}, rank {self.rank} on {self.hostname}, "
-            f"rendezvous at {self.master_addr}:{self.master_port}"
-        )
+        found = f"{self.launcher}: {processes} on {nodes}, rank {self.rank} on {self.hostname}"
+        if self.meeting_file:
+            return found
+        return f"{found}, rendezvous at {self.master_addr}:{self.master_port}"
 
     def variables(self) -> dict[str, str]:
         """torch's usual variables, for libraries that look there; none for `single`."""
@@ -71,8 +78,8 @@ class Environment:
 def discover(variables: Variables = os.environ) -> Environment:
     """Find out who started this process, and which of the run's processes it is.
 
-    torchrun and triax's own elastic agent, the `deepspeed` launcher, Open MPI's mpirun and srun
-    are known by their variables; without any of them this is the run's one process.
+    torchrun, triax's own launcher, the `deepspeed` launcher, Open MPI's mpirun and srun are known
+    by their variables; without any of them this is the run's one process.
 
     Raises:
         UserError: some are set and others not, or their values make no sense; it names them.
@@ -83,8 +90,33 @@ def discover(variables: Variables = os.environ) -> Environment:
     return Environment(0, 0, 1, 1, 0, socket.gethostname(), "single")
 
 
+def worker_variables(
+    variables: Variables, rank: int, num_processes: int, meeting_file: Path
+) -> dict[str, str]:
+    """The variables of one of the processes of one machine that meet in a file.
+
+    MASTER_ADDR and MASTER_PORT are there for libraries that look for them; nobody listens.
+    """
+    kept = {
+        name: value
+        for name, value in variables.items()
+        if not name.startswith(("TORCHELASTIC_", "OMPI_COMM_WORLD_"))
+    }
+    return kept | {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(num_processes),
+        "LOCAL_WORLD_SIZE": str(num_processes),
+        "GROUP_RANK": "0",
+        "GROUP_WORLD_SIZE": "1",
+        "MASTER_ADDR": LOOPBACK,
+        "MASTER_PORT": str(_FIRST_PORT),
+        _MEETING_FILE: str(meeting_file),
+    }
+
+
 def _from_torch(variables: Variables) -> Environment:
-    """torchrun's variables; the deepspeed launcher's differ where they count nodes."""
+    """torchrun's variables and ours; the deepspeed launcher's differ where they count nodes."""
     by_deepspeed = "LOCAL_WORLD_SIZE" not in variables and "CROSS_SIZE" in variables
     names = ["RANK", "LOCAL_RANK", "WORLD_SIZE"]
     names += ["LOCAL_SIZE", "CROSS_RANK"] if by_deepspeed else ["LOCAL_WORLD_SIZE"]
@@ -107,7 +139,11 @@ def _from_torch(variables: Variables) -> Environment:
         node_names = ("GROUP_RANK", "GROUP_WORLD_SIZE")
     _below(node_names[0], node_rank, node_names[1], num_nodes)
     launcher: Literal["deepspeed", "torchrun"] = "deepspeed" if by_deepspeed else "torchrun"
-    return counts.environment(variables, launcher, node_rank, num_nodes)
+    found = counts.environment(variables, launcher, node_rank, num_nodes)
+    # Within a process of ours someone may have started torchrun.
+    if _MEETING_FILE in variables and "TORCHELASTIC_RUN_ID" not in variables:
+        return replace(found, launcher="triax", meeting_file=variables[_MEETING_FILE])
+    return replace(found, agent_listens=variables.get("TORCHELASTIC_USE_AGENT_STORE") == "True")
 
 
 def _from_mpirun(variables: Variables) -> Environment:
@@ -120,7 +156,7 @@ def _from_mpirun(variables: Variables) -> Environment:
         job = variables.get("PMIX_NAMESPACE", variables.get("OMPI_MCA_ess_base_jobid", ""))
         port = _port(variables, job)
         return counts.environment(
-            {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}, "mpirun", 0, 1
+            {"MASTER_ADDR": LOOPBACK, "MASTER_PORT": str(port)}, "mpirun", 0, 1
         )
     _require(
         variables,
@@ -161,7 +197,7 @@ def _from_srun(variables: Variables) -> Environment:
     counts = _counts(tasks_here, *names)
     job = f"{variables['SLURM_JOB_ID']}.{variables.get('SLURM_STEP_ID', '0')}"
     rendezvous = {
-        "MASTER_ADDR": variables.get("MASTER_ADDR", nodes[0]),
+        "MASTER_ADDR": variables.get("MASTER_ADDR", nodes[0] if len(nodes) > 1 else LOOPBACK),
         "MASTER_PORT": str(_port(variables, job)),
     }
     return counts.environment(rendezvous, "srun", node_rank, len(nodes), tuple(nodes))

@@ -114,7 +114,11 @@ def _follows_from_another(
 ) -> bool:
     if error["type"] == "missing" and isinstance(loc[-1], str):
         return True
-    return any(len(other) > len(loc) and other[: len(loc)] == loc for other in by_loc)
+    # Not from an unknown key: pydantic saw the table without it.
+    return any(
+        len(other) > len(loc) and other[: len(loc)] == loc and cause["type"] != "extra_forbidden"
+        for other, cause in by_loc.items()
+    )
 
 
 def _missing(table: str, names: list[str]) -> str:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import tomli_w
+from pydantic import BaseModel
 
 from triax.common.errors import UserError
 from triax.common.files import write_atomically
+from triax.common.paths import is_path
 from triax.common.section import Section
 from triax.launcher.config import RunConfig
-from triax.launcher.overrides import NOTHING, accepts_nothing
+from triax.launcher.overrides import NOTHING, accepts_nothing, section_class
 from triax.models.families import DEFAULT
 
 BREAKING = (
@@ -21,11 +24,11 @@ BREAKING = (
     "model",
     "data.seq_len",
     "data.mask_documents",
-    "data.tokenizer",
     "batch.global_batch_size",
 )
 """What a run can't change on the way: these decide what its weights mean, which samples come
-next, or how steps are counted in tokens. Everything else may change."""
+next, or how steps are counted in tokens. The tokenizer counts by its contents and the sources by
+theirs (`launcher.resume`). Everything else may change."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +68,69 @@ def _tables(section: Section) -> dict[str, Any]:
 
 
 def write_resolved_config(config: RunConfig, path: Path) -> None:
-    """Write the config such that loading the file gives an equal RunConfig.
+    """Write the config such that loading the file gives an equal RunConfig from any folder: its
+    paths are absolute.
 
     The file appears whole or not at all.
 
     Raises:
         UserError: it can't be written.
     """
-    write_atomically(path, tomli_w.dumps(config_to_dict(config)))
+    write_atomically(path, tomli_w.dumps(absolute_paths(config_to_dict(config), RunConfig)))
+
+
+def absolute_paths(tables: Mapping[str, Any], section: type[BaseModel]) -> dict[str, Any]:
+    """A section as tables, with paths that mean the same in every working folder."""
+
+    def absolute(table: Mapping[str, Any], kind: type[BaseModel]) -> dict[str, Any]:
+        paths = {name for name, field in kind.model_fields.items() if is_path(field)}
+        return {
+            name: os.path.abspath(value)  # noqa: PTH100, it takes ".." out
+            if name in paths and isinstance(value, str) and value != NOTHING
+            else value
+            for name, value in table.items()
+        }
+
+    return _in_each_table(tables, section, absolute)
+
+
+def diff_with_record(recorded: Mapping[str, Any], config: RunConfig) -> list[Change]:
+    """What differs between the config in a checkpoint's record and the run's.
+
+    A field that is newer than the record counts as recorded with its default.
+    """
+
+    def filled(table: Mapping[str, Any], kind: type[BaseModel]) -> dict[str, Any]:
+        return {**kind.model_construct().model_dump(mode="json"), **table}
+
+    old = _in_each_table(recorded, RunConfig, filled)
+    new = config.model_dump(mode="json")
+    return diff_configs(absolute_paths(old, RunConfig), absolute_paths(new, RunConfig))
+
+
+def _in_each_table(
+    table: Mapping[str, Any],
+    kind: type[BaseModel],
+    change: Callable[[Mapping[str, Any], type[BaseModel]], dict[str, Any]],
+) -> dict[str, Any]:
+    """A section's table, and those in it and in lists in it, each changed."""
+    changed = change(table, kind)
+    for name, field in kind.model_fields.items():
+        value, inner = changed.get(name), _inner_section(field.annotation)
+        if inner is not None and isinstance(value, Mapping):
+            changed[name] = _in_each_table(value, inner, change)
+        elif inner is not None and isinstance(value, list | tuple):
+            changed[name] = [
+                _in_each_table(item, inner, change) if isinstance(item, Mapping) else item
+                for item in value
+            ]
+    return changed
+
+
+def _inner_section(annotation: Any) -> type[BaseModel] | None:
+    found = section_class(annotation)
+    arms = (_inner_section(arm) for arm in get_args(annotation))
+    return found or next((arm for arm in arms if arm is not None), None)
 
 
 def diff_configs(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -12,7 +14,10 @@ from tokenizers import Tokenizer
 from triax.checkpoint.folders import inspect, resolve_checkpoint
 from triax.checkpoint.reading import load_model
 from triax.common.errors import UserError
+from triax.data.document_tokens import DocumentTokens
 from triax.data.tokenizer import load_tokenizer, vocabulary_size
+from triax.launcher.export_tokens import recorded_tokens
+from triax.launcher.run_folder import recorded_table, tokenizer_of
 from triax.models.families import recorded_model
 from triax.models.transformer import Transformer
 
@@ -26,6 +31,8 @@ class Loaded:
     tokenizer_folder: str | None
     seq_len: int | None
     """The training context; None where the checkpoint doesn't say (an imported one)."""
+    record: Mapping[str, Any] = field(default_factory=dict)
+    """The checkpoint's."""
 
     def context(self, wanted: int) -> int:
         """The tokens that the model is shown at once: as in training, or else so many as wanted and
@@ -54,9 +61,7 @@ class Loaded:
         Raises:
             UserError: there is none, or it has more tokens than the model.
         """
-        chosen = folder or self.tokenizer_folder
-        if chosen is None:
-            raise UserError(f"{self.path}: names no tokenizer: give one with --tokenizer DIR")
+        chosen = self._chosen(folder)
         tokenizer = load_tokenizer(Path(chosen))
         size = vocabulary_size(tokenizer)
         if size > self.model.config.vocab_size:
@@ -65,6 +70,20 @@ class Loaded:
                 f"{self.model.config.vocab_size}: give the model's own with --tokenizer DIR"
             )
         return tokenizer
+
+    def document_tokens(self, folder: str | None = None) -> DocumentTokens:
+        """What stands where documents end and begin, in the tokenizer that `tokenizer` loads.
+
+        Raises:
+            UserError: there is no tokenizer, or it lacks what the checkpoint's record names.
+        """
+        return recorded_tokens(self.record, self._chosen(folder))
+
+    def _chosen(self, folder: str | None) -> str:
+        chosen = folder or self.tokenizer_folder
+        if chosen is None:
+            raise UserError(f"{self.path}: names no tokenizer: give one with --tokenizer DIR")
+        return chosen
 
 
 def load_checkpoint(path: str) -> Loaded:
@@ -76,12 +95,23 @@ def load_checkpoint(path: str) -> Loaded:
     info = inspect(resolve_checkpoint(Path(path)))
     if info.manifest is None:
         raise UserError(str(info.problem))
-    config = info.manifest.record.get("config", {})
+    record = info.manifest.record
+    config = recorded_table(record, "config")
     try:
         model_config = recorded_model(config.get("model"))
     except ValidationError as error:
         raise UserError(f"{info.path}: its record holds no valid model: {error}") from None
-    data = config.get("data", {})
+    seq_len = recorded_table(config, "data").get("seq_len")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_model(info.path, model_config).to(device).eval()
-    return Loaded(info.path, model, data.get("tokenizer"), data.get("seq_len"))
+    return Loaded(
+        info.path,
+        model,
+        tokenizer_of(info.path, config),
+        seq_len if _is_length(seq_len) else None,
+        record,
+    )
+
+
+def _is_length(value: object) -> bool:
+    return isinstance(value, int) and value > 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -15,8 +15,6 @@ from triax.checkpoint.agreement import agreed, on_first
 from triax.checkpoint.store import CheckpointStore
 from triax.common.errors import ExitCode, UserError
 from triax.data.loader import Batch, Loader
-from triax.data.prepare import ensure_prepared
-from triax.data.source import open_sources
 from triax.launcher.assembly import (
     make_boards,
     make_engine,
@@ -29,17 +27,23 @@ from triax.launcher.assembly import (
 from triax.launcher.config import RunConfig
 from triax.launcher.environment import Environment
 from triax.launcher.exits import INTERRUPTED
-from triax.launcher.files import diff_configs, refuse_changes, write_resolved_config
+from triax.launcher.files import diff_with_record, refuse_changes, write_resolved_config
 from triax.launcher.preflight import (
     check_machines,
     common_facts,
-    data_facts,
     refuse_differences,
 )
 from triax.launcher.processes import Processes, joined, log_to_file, make_deterministic
-from triax.launcher.resume import Origin, RecordKeeper
+from triax.launcher.resume import (
+    Origin,
+    RecordKeeper,
+    find_initial_weights,
+    refuse_other_tokenizer,
+)
+from triax.launcher.run_data import open_data, prepare_data, verify_data
+from triax.launcher.run_folder import keep_tokenizer, recorded_table
 from triax.launcher.summary import closing_summary, mesh_summary, opening_summary
-from triax.parallel.collectives import gather_objects, on_first_however_long
+from triax.parallel.collectives import gather_objects
 from triax.parallel.engines.protocol import Engine
 from triax.parallel.float8 import require_float8
 from triax.parallel.layout import Layout
@@ -47,7 +51,6 @@ from triax.training.budget import resolve_budget
 from triax.training.console import Console
 from triax.training.control import ControlLine, StopSignal
 from triax.training.loop import Outcome, TrainLoop
-from triax.training.metrics import Boards
 from triax.training.outlets import Outlets
 from triax.training.run_directory import RunDirectory
 from triax.training.saving import Saver
@@ -62,6 +65,9 @@ from triax.training.step import StepContext
 T = TypeVar("T")
 
 log = logging.getLogger("triax.job")
+
+_TELLING = "telling how it ended"
+_ALREADY_FINISHED = "already finished"
 
 
 def run(config: RunConfig, environment: Environment, *, preflight: bool = False) -> int:
@@ -80,49 +86,76 @@ def run(config: RunConfig, environment: Environment, *, preflight: bool = False)
     """
     directory = RunDirectory(config.run_dir)
     with ExitStack() as stack:
+        former = None
         if environment.rank == 0:
             directory.create()
             stack.enter_context(directory.locked())
+            former = directory.read_exit()
             directory.forget_exit()
-        log_to_file(directory.logs / f"rank-{environment.rank}.log")
-        enable_flight_recorder()
-        processes = stack.enter_context(
-            joined(
-                environment,
-                timeout_seconds=config.parallel.timeout.amount,
-                save_seconds=config.checkpoint.deadline.amount,
-            )
-        )
-        log.info("%s on %s", environment, processes.device)
+        outcome: Outcome | None = None
         try:
-            watchdog = stack.enter_context(
-                Watchdog(
-                    directory,
-                    config.stability,
-                    rank=environment.rank,
-                    world_size=environment.world_size,
-                    at_least=_unhurried(config.checkpoint.deadline.amount),
+            log_to_file(directory.logs / f"rank-{environment.rank}.log")
+            with ExitStack() as parts:
+                job = _assembled(config, environment, directory, former, parts)
+                job.check_processes(
+                    preflight=preflight or environment.world_size > environment.local_world_size
                 )
-            )
-            job = Job(config, processes, directory, watchdog)
-            job.check_processes(
-                preflight=preflight or environment.world_size > environment.local_world_size
-            )
-            outcome = job.run()
+                outcome = job.run()
+                job.report(outcome)
         except BaseException as error:
+            if outcome is not None:  # what comes after it never changes the code
+                log.exception("after the end")
+                return outcome.code
             log.exception("the job ends with an error")
             # After a hang its cause is there already: this error only follows from it.
-            if processes.is_main and not directory.exit.exists():
-                directory.write_exit(*_ending(error))
+            if environment.rank == 0 and not directory.exit.exists():
+                with suppress(OSError):
+                    directory.write_exit(*_ending(error))
             raise
         log.info("ended: %s", outcome)
     return outcome.code
+
+
+def _assembled(
+    config: RunConfig,
+    environment: Environment,
+    directory: RunDirectory,
+    former: dict[str, Any] | None,
+    parts: ExitStack,
+) -> Job:
+    """The job, with the others joined and the watchdog awake for as long as `parts` is open."""
+    enable_flight_recorder()
+    processes = parts.enter_context(
+        joined(
+            environment,
+            timeout_seconds=config.parallel.timeout.amount,
+            save_seconds=config.checkpoint.deadline.amount,
+        )
+    )
+    log.info("%s on %s", environment, processes.device)
+    watchdog = parts.enter_context(
+        Watchdog(
+            directory,
+            config.stability,
+            rank=environment.rank,
+            world_size=environment.world_size,
+            at_least=_unhurried(config.checkpoint.deadline.amount),
+        )
+    )
+    stop = parts.enter_context(StopSignal() if processes.is_main else StopSignal(_say_nothing))
+    return Job(config, processes, directory, watchdog, stop, former)
+
+
+def _say_nothing(_message: str) -> None:
+    """Rank 0 speaks."""
 
 
 def _unhurried(save_seconds: float) -> dict[str, float]:
     """What the watchdog grants to activities that have an end of their own, in seconds."""
     return {
         "preparing the data": math.inf,
+        "verifying the data": math.inf,
+        _TELLING: math.inf,
         "saving": 2 * save_seconds,
         "saving at last": 4 * save_seconds,
         "recovering": 2 * save_seconds,
@@ -139,13 +172,26 @@ def _ending(error: BaseException) -> tuple[int, str]:
 
 
 class Job:
-    """Builds what a run needs, in the order in which it can fail cheaply, and runs it."""
+    """Builds what a run needs, in the order in which it can fail cheaply, and runs it.
+
+    Args:
+        stop: told of signals while there is something to save.
+        former: what exit.json said before this start, on rank 0; None if nothing.
+    """
 
     def __init__(
-        self, config: RunConfig, processes: Processes, directory: RunDirectory, watchdog: Watchdog
+        self,
+        config: RunConfig,
+        processes: Processes,
+        directory: RunDirectory,
+        watchdog: Watchdog,
+        stop: StopSignal,
+        former: dict[str, Any] | None,
     ) -> None:
         self.config = config
         self.watchdog = watchdog
+        self.stop = stop
+        self.former = former
         self.processes = processes
         self.directory = directory
         self.layout = Layout.of(config.parallel, processes.environment.world_size)
@@ -186,48 +232,62 @@ class Job:
             check_machines(self.processes, self.say)
 
     def run(self) -> Outcome:
-        """Prepare, resume, train, report."""
+        """Prepare, resume, train."""
         if self.config.run.deterministic:
             make_deterministic(self.processes.device)
         self.watchdog.beat("preparing the data", 0)
-        self._prepare_data()
-        data = self.config.data
-        sources = self._together(partial(open_sources, data, self.config.model.vocab_size))
-        paths = [source.path for source in data.sources]
-        refuse_differences(data_facts(paths), self.processes, self.config)
+        prepare_data(self.config.data, self.processes, self.say)
+        data = open_data(self.config, self.processes)
         self.watchdog.beat("looking for checkpoints", 0)
         self.store.clean()
         found = self.store.newest_good()
-        weights = tuple(
-            (name, source.weight)
-            for name, source in zip(sources, self.config.data.sources, strict=True)
-        )
+        initial = None
         if found is None or found.manifest is None:
-            origin = Origin.new(weights)
+            origin = Origin.new(data.identities, data.weights)
+            initial = find_initial_weights(
+                self.store, self.config, self.processes.control_group, self.say
+            )
         else:
             self._compare_with(found.manifest.record)
-            origin = Origin.of(found.manifest.record, weights)
+            origin = Origin.of(found.manifest.record, data.identities, data.weights)
         self.say(opening_summary(self.config, self.budget, self.layout, self.processes.device))
         if self.processes.environment.world_size > 1:
             per_node = self.processes.environment.local_world_size
             self.say("\n".join(mesh_summary(self.layout, per_node)))
         if origin.state.step >= self.budget.num_steps:
-            return self._already_finished(origin.state)
-        loader = make_loader(self.config, self.layout, self.processes, sources, origin)
+            if self._was_told(origin.state):
+                return self._already_finished(origin)
+            self.say("the run was stopped after its last step: what its end owes is done now")
+        for note in origin.blend.notes:
+            self.say(f"data     {note}")
         validation = self._together(
             partial(make_validation, self.config, self.layout, self.processes)
+        )
+        self.watchdog.beat("verifying the data", origin.state.step)
+        verification = verify_data(self.config.data, self.processes, self.say)
+        loader = make_loader(
+            self.config, self.layout, self.processes, data.sources, origin, verification.check
         )
         self.watchdog.beat("building the model", origin.state.step)
         engine = self.faults.wrap(make_engine(self.config, self.layout, self.processes))
         if found is not None:
             self.store.load(found, engine.state())
             self.say(f"going on after step {origin.state.step} from {found.path}")
-        elif self.config.checkpoint.init_from is not None:
-            self._initialise_from(self.config.checkpoint.init_from, engine)
-        outcome = self._train(engine, loader, validation, origin)
-        # The others wait: whoever ends first with a code other than 0 has the rest stopped.
-        on_first(partial(self._report, outcome), self.processes.control_group)
-        return outcome
+        elif initial is not None:
+            weights_only = {n: t for n, t in engine.state().items() if n.startswith("model.")}
+            self.store.load(initial, weights_only)
+            self.say(f"starting from the weights of {initial.path}")
+        with verification:
+            return self._train(engine, loader, validation, origin)
+
+    def report(self, outcome: Outcome) -> None:
+        """Tell how the run ended, and write it down. Collective.
+
+        The others wait: whoever ends first with a code other than 0 has the rest stopped.
+        """
+        self.stop.end()
+        self.watchdog.beat(_TELLING, outcome.state.step)
+        on_first(partial(self._tell, outcome), self.processes.control_group)
 
     def _together(self, step: Callable[[], T]) -> T:
         """Do it on every rank; what fails on one fails on all, with the same words."""
@@ -235,66 +295,61 @@ class Job:
         agreed(lambda: values.append(step()), self.processes.control_group)
         return values[0]
 
-    def _prepare_data(self) -> None:
-        prepare = self.config.data.prepare
-        if prepare is not None:
-            on_first_however_long(
-                partial(ensure_prepared, prepare, report=self.say), self.processes.control_group
-            )
-
     def _compare_with(self, record: dict[str, Any]) -> None:
         """Show what has changed since the checkpoint; refuse what would break the run."""
-        changes = diff_configs(record["config"], self.config.model_dump(mode="json"))
+        self._together(partial(refuse_other_tokenizer, record, self.config.data))
+        changes = diff_with_record(recorded_table(record, "config"), self.config)
         refuse_changes(changes)
         for change in changes:
             self.say(f"changed since the last checkpoint: {change}")
 
-    def _already_finished(self, state: TrainState) -> Outcome:
+    def _already_finished(self, origin: Origin) -> Outcome:
+        state, code, reason = origin.state, ExitCode.DONE, _ALREADY_FINISHED
+        if (trouble := origin.trouble(self.config.stability)) is not None:
+            code, reason = ExitCode.STOPPED_BY_GUARD, f"{reason}, but {trouble.reason}"
+            self.say(f"this run is {reason}")
         self.say(
             f"this run is finished: {state.step} steps, {state.tokens:,} tokens.\n"
             f"Raise budget.tokens to go on, or choose another run.name."
         )
-        outcome = Outcome(ExitCode.DONE, "already finished", state, None, 0.0)
-        if self.processes.is_main:
-            self._write_exit(outcome)
-        return outcome
+        return Outcome(code, reason, state, None, 0.0)
 
-    def _report(self, outcome: Outcome) -> None:
-        """Write down how the run ended, and tell it."""
-        self._write_exit(outcome)
+    def _was_told(self, state: TrainState) -> bool:
+        """Whether an earlier start came to the end of its last step, and told so. Collective."""
+
+        def look() -> bool:
+            former = self.former or {}
+            ends = (ExitCode.DONE, ExitCode.STOPPED_BY_GUARD)
+            return former.get("code") in ends and former.get("step") == state.step
+
+        return on_first(look, self.processes.control_group)
+
+    def _tell(self, outcome: Outcome) -> None:
+        """The summary, then exit.json: if this is cut off, the next start does it again."""
         environment = self.processes.environment
-        print(closing_summary(self.config, self.directory, outcome, environment), flush=True)
-
-    def _write_exit(self, outcome: Outcome) -> None:
-        self.directory.write_exit(outcome.code, outcome.reason, step=outcome.state.step)
-
-    def _initialise_from(self, path: str, engine: Engine) -> None:
-        weights = {
-            name: tensor for name, tensor in engine.state().items() if name.startswith("model.")
-        }
-        info = self.store.good_at(Path(path))
-        self.store.load(info, weights)
-        self.say(f"starting from the weights of {info.path}")
+        try:
+            if not outcome.reason.startswith(_ALREADY_FINISHED):
+                self.say(closing_summary(self.config, self.directory, outcome, environment))
+        except (Exception, KeyboardInterrupt):
+            log.exception("the summary is cut short")
+        try:
+            self.directory.write_exit(outcome.code, outcome.reason, step=outcome.state.step)
+        except OSError as error:
+            self.say(f"{self.directory.exit} can't be written: {error.strerror}")
 
     def _train(
         self, engine: Engine, loader: Loader, validation: list[Batch], origin: Origin
     ) -> Outcome:
         config, is_main = self.config, self.processes.is_main
         keeper = RecordKeeper(config, self.layout, engine.device, origin)
+        if keeper.guard_news is not None:
+            self.say(keeper.guard_news)
         if is_main:
             write_resolved_config(config, self.directory.config)
-            num_lost = self.directory.cut_metrics(origin.state.step)
-            self.directory.append_event(
-                "start",
-                step=origin.state.step,
-                layout=asdict(self.layout),
-                num_steps_lost=num_lost,
-            )
+            keep_tokenizer(config.data.tokenizer, self.directory.path)
+        self.stop.listen()
         with (
-            StopSignal() as stop,
-            Boards(
-                make_boards(config, self.directory, origin.state.step + 1) if is_main else []
-            ) as boards,
+            make_boards(config, self.directory, origin.state.step + 1, enabled=is_main) as boards,
             Console(
                 self.budget.num_steps,
                 origin.state.step,
@@ -309,6 +364,7 @@ class Job:
                 console,
                 row_maker(config, self.budget, self.processes),
             )
+            outlets.started(origin.state.step, asdict(self.layout))
             saver = Saver(
                 self.store,
                 engine,
@@ -316,6 +372,8 @@ class Job:
                 outlets,
                 retry_seconds=config.checkpoint.retry.amount,
                 max_failures=config.checkpoint.max_failures,
+                group=self.processes.control_group,
+                saved_step=origin.state.step or None,
             )
             return TrainLoop(
                 plan=make_plan(config, self.budget),
@@ -327,7 +385,7 @@ class Job:
                 learning_rate=make_learning_rate(config, self.budget),
                 saver=saver,
                 control=ControlLine(self.processes.control_group),
-                stop=stop,
+                stop=self.stop,
                 care=self._care(engine, loader, keeper, saver, outlets),
                 outlets=outlets,
             ).run(origin.state)

@@ -12,9 +12,10 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from triax.common.errors import UserError
 from triax.common.section import Section
@@ -26,9 +27,11 @@ from triax.launcher.overrides import (
     accepts_nothing,
     apply_overrides,
     field_type,
+    section_class,
     section_of,
 )
 from triax.launcher.problems import ConfigError, Problem, did_you_mean
+from triax.launcher.run_folder import bring_home
 from triax.launcher.toml_lines import locate_keys
 from triax.models.families import FAMILIES
 from triax.models.presets import PRESETS
@@ -54,7 +57,7 @@ def load_config(
         ConfigError: with every problem of the file, the overrides and `check`.
         UserError: the file can't be read or is no TOML.
     """
-    return parse_config(str(path), read_config(path), overrides, check)
+    return _load(str(path), read_config(path), overrides, check, home=Path(path))
 
 
 def parse_config(
@@ -65,7 +68,16 @@ def parse_config(
     Args:
         source: what errors call it.
     """
-    tables, overridden, problems = apply_overrides(_parse(source, text), overrides)
+    return _load(source, text, overrides, check, home=None)
+
+
+def _load(
+    source: str, text: str, overrides: Sequence[str], check: CrossCheck, *, home: Path | None
+) -> RunConfig:
+    tables = _parse(source, text)
+    if home is not None:
+        tables = bring_home(home, tables)
+    tables, overridden, problems = apply_overrides(tables, overrides)
     sections, section_problems = _validate(tables)
     problems += section_problems
     problems += check(sections)
@@ -82,12 +94,13 @@ def read_config(path: str | Path) -> str:
         UserError: it isn't there, or isn't text.
     """
     try:
-        return Path(path).read_bytes().decode("utf-8")
+        return Path(path).read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file{_other_configs(Path(path))}") from None
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{path}: not UTF-8 text (byte {error.start}); a config is a TOML file"
+            f"{path}: not UTF-8 text (byte {error.start}); a config is a TOML file, "
+            "save it as UTF-8"
         ) from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
@@ -98,14 +111,19 @@ def _other_configs(path: Path) -> str:
     return did_you_mean(path.name, [other.name for other in path.parent.glob("*.toml")])
 
 
-def _parse(source: str, text: str) -> dict[str, Any]:
+def _parse(source: str, text: str) -> Mapping[str, Any]:
     try:
         return tomllib.loads(text)
     except RecursionError:
         raise UserError(f"{source}: values are nested too deeply") from None
-    except ValueError as error:
-        # TOMLDecodeError says the line; int() of thousands of digits says none.
+    except tomllib.TOMLDecodeError as error:
         raise UserError(f"{source}: not valid TOML: {error}") from None
+    except ValueError:
+        # Python's own words name a switch of the interpreter, and no line.
+        raise UserError(
+            f"{source}: a number of more than 4,300 digits, and none may have more than 19; "
+            "look for it and shorten it"
+        ) from None
 
 
 def _validate(tables: Mapping[str, Any]) -> tuple[dict[str, Section], list[Problem]]:
@@ -116,19 +134,47 @@ def _validate(tables: Mapping[str, Any]) -> tuple[dict[str, Section], list[Probl
     sections: dict[str, Section] = {}
     for name in RunConfig.model_fields:
         clean, found = _clean((name,), tables.get(name, {}))
-        found += _unknown_names(name, clean)
+        clean, unknown_names = _known_names(name, clean)
+        # Without unknown keys, lest they hide what a validator of the whole table has to say.
         section = section_of(name, clean)
+        clean, errors = _known_keys((name,), clean, section)
         # Through JSON, for it has one kind of list where pydantic's strict mode has several.
         try:
             valid = section.model_validate_json(json.dumps(clean))
         except ValidationError as error:
-            found += _new(explain(name, section, error.errors(include_url=False)), found)
+            errors += error.errors(include_url=False)
+        found += [*_new(explain(name, section, errors), found), *unknown_names]
         if found:
             problems += found
         else:
             assert isinstance(valid, Section)
             sections[name] = valid
     return sections, problems
+
+
+def _known_keys(
+    loc: tuple[str | int, ...], value: Any, annotation: Any
+) -> tuple[Any, list[ErrorDetails]]:
+    """The value without keys that no section has, and pydantic's error for each of those."""
+    errors: list[ErrorDetails] = []
+    if isinstance(value, list) and get_origin(annotation) is tuple:
+        parts = [
+            _known_keys((*loc, n), item, get_args(annotation)[0]) for n, item in enumerate(value)
+        ]
+        return [part for part, _ in parts], [error for _, found in parts for error in found]
+    section = section_class(annotation)
+    if section is None or not isinstance(value, dict):
+        return value, errors
+    known = {}
+    for key, item in value.items():
+        if key in section.model_fields:
+            known[key], found = _known_keys((*loc, key), item, section.model_fields[key].annotation)
+            errors += found
+        else:
+            errors.append(
+                {"type": "extra_forbidden", "loc": (*loc[1:], key), "msg": "", "input": item}
+            )
+    return known, errors
 
 
 def _new(problems: list[Problem], known: list[Problem]) -> list[Problem]:
@@ -143,16 +189,19 @@ def _new(problems: list[Problem], known: list[Problem]) -> list[Problem]:
     ]
 
 
-def _unknown_names(section: str, table: Any) -> list[Problem]:
-    """Names of presets and families are looked up before the rest is validated, for the nearest
-    valid one."""
-    problems = []
+def _known_names(section: str, table: Any) -> tuple[Any, list[Problem]]:
+    """The table with some preset and family in the place of unknown ones, so that the rest can be
+    looked at; and the problems with their names."""
+    problems: list[Problem] = []
+    if section != "model" or not isinstance(table, dict):
+        return table, problems
     for key, valid in (("preset", PRESETS), ("family", FAMILIES)):
-        name = table.get(key) if section == "model" and isinstance(table, dict) else None
+        name = table.get(key)
         if isinstance(name, str) and name not in valid:
             hint = did_you_mean(name, valid) or f"; there are {', '.join(valid)}"
             problems.append(Problem(f"model.{key}", f"no {key} is called {shown(name)}{hint}"))
-    return problems
+            table = {**table, key: next(iter(valid))}
+    return table, problems
 
 
 def _clean(loc: tuple[str | int, ...], value: Any) -> tuple[Any, list[Problem]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from rich.console import Console
 from rich.text import Text
 
+from triax.common.showing import printable_lines
+
 
 def print_error(message: object) -> None:
     """Show a mistake of the user's."""
@@ -23,4 +25,5 @@ def print_note(message: object) -> None:
 
 def _print(prefix: str, style: str, message: object) -> None:
     # Soft wrap: the terminal breaks lines, so that paths can be copied whole.
-    Console(stderr=True).print(Text.assemble((prefix, style), f" {message}"), soft_wrap=True)
+    text = printable_lines(str(message))
+    Console(stderr=True).print(Text.assemble((prefix, style), f" {text}"), soft_wrap=True)

@@ -6,6 +6,7 @@ Imports no torch.
 from __future__ import annotations
 
 import array
+import contextlib
 import fcntl
 import ipaddress
 import os
@@ -22,6 +23,8 @@ GLOO, NCCL = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"
 SAME_MACHINE_SECONDS = 60.0
 """How long a node whose MASTER_ADDR is loopback waits for rank 0 to listen there: it may really
 be on this machine, where someone tries out several "nodes"."""
+_LOOPBACKS = ("lo", "lo0")
+"""Its name on Linux, and on macOS."""
 _SIOCGIFADDR = 0x8915
 _ELSEWHERE = "192.0.2.1"
 """An address that no machine has (RFC 5737): the way there is the default route."""
@@ -30,7 +33,8 @@ _ELSEWHERE = "192.0.2.1"
 def prepare(environment: Environment, variables: MutableMapping[str, str] = os.environ) -> str:
     """Check the way to rank 0 and choose the interface of a job on several nodes.
 
-    Sets GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME in `variables` where they aren't set. NCCL uses
+    Sets GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME in `variables` where they aren't set; on one node
+    to loopback. NCCL uses
     that interface to find its peers only; over InfiniBand data doesn't pass through it.
 
     Returns:
@@ -40,9 +44,12 @@ def prepare(environment: Environment, variables: MutableMapping[str, str] = os.e
         UserError: rank 0's address is wrong or this machine's own, or a given interface is.
     """
     check_given_interfaces(environment, variables)
-    if environment.num_nodes == 1:
+    if environment.launcher == "single":
         return ""
     addresses = resolve(environment.master_addr)
+    if environment.num_nodes == 1:
+        _stay_on_this_machine(variables)
+        return ""
     if are_loopback(addresses):
         _check_same_machine(environment)
         return ""
@@ -58,6 +65,14 @@ def prepare(environment: Environment, variables: MutableMapping[str, str] = os.e
     for name in (GLOO, NCCL):
         variables.setdefault(name, interface)
     return ", ".join([f"interface {interface}", *given])
+
+
+def _stay_on_this_machine(variables: MutableMapping[str, str]) -> None:
+    """Have gloo and NCCL listen on loopback alone: nobody else has to reach them."""
+    for _, name in socket.if_nameindex():
+        if name in _LOOPBACKS:
+            variables.setdefault(GLOO, name)
+            variables.setdefault(NCCL, f"={name}")
 
 
 def check_given_interfaces(environment: Environment, variables: Mapping[str, str]) -> None:
@@ -152,6 +167,23 @@ def _listens(environment: Environment) -> bool:
             if time.monotonic() >= end:
                 return False
             time.sleep(0.2)
+
+
+def who_answers(host: str, port: int) -> str | None:
+    """What someone who listens there says first, or when asked; None if nobody listens."""
+    try:
+        with socket.create_connection((host, port), 5) as connection:
+            connection.settimeout(1.0)
+            said = b""
+            for question in (b"", b"GET / HTTP/1.0\r\n\r\n"):
+                connection.sendall(question)
+                with contextlib.suppress(TimeoutError):
+                    said = connection.recv(80)
+                    break
+    except OSError:
+        return None
+    words = said.decode("ascii", "replace").partition("\n")[0].strip()
+    return f"it says {words!r}" if words else "it says nothing"
 
 
 def interface_towards(addresses: list[str]) -> str | None:

@@ -7,7 +7,7 @@ import copy
 import json
 import re
 import types
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from triax.common.section import Section
@@ -62,14 +62,14 @@ def _is_config_path(path: str) -> bool:
 
 
 def apply_overrides(
-    tables: dict[str, Any], overrides: Sequence[str]
+    file_tables: Mapping[str, Any], overrides: Sequence[str]
 ) -> tuple[dict[str, Any], set[str], list[Problem]]:
     """Put overrides, each `a.b=value`, over the file's tables; a later one wins.
 
     Returns new tables, the config paths that were overridden, and what is wrong with overrides.
     Whether the paths exist is left to validation.
     """
-    tables = copy.deepcopy(tables)
+    tables = copy.deepcopy(dict(file_tables))
     overridden: set[str] = set()
     problems: list[Problem] = []
     for override in overrides:
@@ -128,10 +128,9 @@ def _classes(annotation: Any) -> Sequence[type[Section]]:
 def accepts_nothing(annotation: Any) -> bool:
     """Whether the field can be switched off by the word `NOTHING`, since TOML has no null.
 
-    An optional text is switched off by leaving it out.
+    A file or folder of that name is written `./none`.
     """
-    members = _members(annotation)
-    return type(None) in members and str not in members
+    return type(None) in _members(annotation)
 
 
 def section_class(annotation: Any) -> type[Section] | None:

@@ -7,12 +7,10 @@ Imports no torch.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from triax.common.errors import ExitCode
 from triax.launcher.arguments import positive_int
@@ -23,6 +21,7 @@ from triax.launcher.overrides import parse_arguments
 from triax.parallel.config import ParallelConfig
 from triax.parallel.stages import schedule_problem
 from triax.training.config import BatchConfig
+from triax.training.run_directory import RunDirectory
 
 _ENDINGS = (ExitCode.DONE, ExitCode.BAD_INPUT, ExitCode.STOPPED_BY_GUARD)
 """What a later job of a chain doesn't go on from."""
@@ -89,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _place(args: argparse.Namespace) -> int:
     config = load_checked(args.config, args.overrides, args.wanted)
-    ending = ending_of(config.run_dir / "exit.json") if args.unless_ended else None
+    ending = ending_of(RunDirectory(config.run_dir)) if args.unless_ended else None
     if ending is not None:
         print_note(f"{config.run_dir} has ended already, with code {ending}")
         return ending
@@ -113,13 +112,10 @@ def _place(args: argparse.Namespace) -> int:
     return ExitCode.DONE
 
 
-def ending_of(exit_file: Path) -> int | None:
+def ending_of(directory: RunDirectory) -> int | None:
     """The exit code of a run that needs no more jobs, by its exit.json; None if it goes on."""
-    try:
-        code = json.loads(exit_file.read_text(encoding="utf-8"))["code"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return code if code in _ENDINGS else None
+    ending = directory.read_exit()
+    return ending["code"] if ending is not None and ending["code"] in _ENDINGS else None
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ import torch
 import torch.distributed as dist
 
 from triax.common.errors import UserError
-from triax.data.shards import find_shards, with_suffix
+from triax.data.identity import Identity
+from triax.data.tokenizer import tokenizer_fingerprint
 from triax.launcher.config import RunConfig
 from triax.launcher.files import diff_configs
 from triax.launcher.processes import Processes
@@ -24,7 +25,6 @@ from triax.parallel.collectives import gather_objects
 from triax.training.hardware import device_name
 
 _FOLDERS = ("common", "models", "data", "parallel", "checkpoint", "training", "launcher")
-_EDGE_BYTES = 4096
 _MATRIX_SIZE = {"cuda": 2048, "cpu": 256}
 _NUM_PRODUCTS = 5
 _WORST_SLOWNESS = 2.0
@@ -47,9 +47,12 @@ def common_facts(config: RunConfig) -> Facts:
     }
 
 
-def data_facts(paths: Sequence[str]) -> Facts:
-    """Sizes and edges of the shards that each source reads."""
-    return {f"the data {path}": _shards_digest(path) for path in paths}
+def data_facts(sources: Sequence[Identity], tokenizer: str | None) -> Facts:
+    """What each source and the tokenizer are, by their contents."""
+    facts = {f"the data {source.path}": source.key[:12] for source in sources}
+    if tokenizer is not None:
+        facts[f"the tokenizer {tokenizer}"] = _digest_or_problem(tokenizer)
+    return facts
 
 
 def refuse_differences(facts: Facts, processes: Processes, config: RunConfig) -> None:
@@ -197,18 +200,12 @@ def _time_product(device: torch.device) -> tuple[float, str | None]:
     return fastest, None
 
 
-def _shards_digest(path: str) -> str:
-    digest = hashlib.sha256()
-    for prefix in find_shards(path):
-        for suffix in (".idx", ".bin"):
-            file = with_suffix(prefix, suffix)
-            size = file.stat().st_size
-            digest.update(f"{file.name} {size}\n".encode())
-            with file.open("rb") as opened:
-                digest.update(opened.read(_EDGE_BYTES))
-                opened.seek(max(0, size - _EDGE_BYTES))
-                digest.update(opened.read(_EDGE_BYTES))
-    return digest.hexdigest()[:12]
+def _digest_or_problem(tokenizer: str) -> str:
+    """Never raises: the others would wait for this rank."""
+    try:
+        return tokenizer_fingerprint(tokenizer)[:12]
+    except UserError as error:
+        return str(error)
 
 
 def _code_digest() -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from triax.common.errors import UserError
+from triax.common.showing import printable
 
 WIDTH = 80
 _SHORTEST_PART = 3
@@ -61,14 +62,6 @@ def listed(items: Iterable[object]) -> str:
 def likely_not_meant(source: str, problems: Sequence[Problem]) -> str:
     """What a warning says of problems that don't keep a run from starting."""
     return f"{source}: this is likely not meant\n{listed(problems)}"
-
-
-def printable(text: str) -> str:
-    """The text with what a terminal couldn't show, or would obey, escaped."""
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
-        for char in text
-    )
 
 
 def did_you_mean(given: str, valid: Iterable[str]) -> str:

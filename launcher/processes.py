@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.rendezvous import rendezvous
 
 from triax.common.errors import UserError
+from triax.common.files import open_own, write_errors
 from triax.launcher.environment import Environment
-from triax.launcher.network import SAME_MACHINE_SECONDS, are_loopback, loopback_error, resolve
+from triax.launcher.meeting import meet
 
 _PR_SET_PDEATHSIG = 1
 
@@ -56,7 +56,8 @@ def joined(
         save_seconds: how long a checkpoint may take.
 
     Raises:
-        UserError: this machine has fewer GPUs than processes, or other nodes can't find rank 0.
+        UserError: this machine has fewer GPUs than processes, or there is no way to rank 0.
+        RuntimeError: some processes didn't come in time.
     """
     device = _choose_device(environment)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
@@ -64,7 +65,7 @@ def joined(
     save_timeout = timedelta(seconds=max(timeout_seconds, save_seconds))
     dist.init_process_group(
         backend,
-        store=_meet(environment, timeout),
+        store=meet(environment, timeout_seconds),
         rank=environment.rank,
         world_size=environment.world_size,
         timeout=timeout,
@@ -81,47 +82,6 @@ def joined(
         dist.destroy_process_group()
 
 
-def _meet(environment: Environment, timeout: timedelta) -> Any:
-    """The `Store` by which processes find each other; waits until all are there.
-
-    Raises:
-        UserError: the others can't come, because they were told a loopback address.
-        RuntimeError: some didn't come in time, or rank 0 isn't reached.
-    """
-    if environment.launcher == "single":
-        return dist.HashStore()  # type: ignore[attr-defined]
-    address = environment.master_addr
-    # Other nodes give up after that time, and can't tell us that they do.
-    is_lonely = environment.num_nodes > 1 and are_loopback(resolve(address))
-    if is_lonely and environment.master_addr != environment.hostname:
-        timeout = min(timeout, timedelta(seconds=2 * SAME_MACHINE_SECONDS))
-    host = f"[{address}]" if ":" in address else address
-    try:
-        store, _, _ = next(
-            rendezvous(
-                f"tcp://{host}:{environment.master_port}",
-                environment.rank,
-                environment.world_size,
-                timeout=timeout,
-            )
-        )
-    except (dist.DistNetworkError, dist.DistStoreError) as error:
-        if is_lonely:
-            raise loopback_error(environment) from error
-        # Not the user's mistake for sure: a node may have died, and the job is worth a restart.
-        raise RuntimeError(_unmet(environment, error)) from error
-    return dist.PrefixStore("default_pg", store)  # type: ignore[attr-defined]
-
-
-def _unmet(environment: Environment, error: Exception) -> str:
-    reason = str(error).partition("\n")[0]
-    return (
-        f"rank {environment.rank} of {environment.world_size} on {environment.hostname} could not "
-        f"meet the others at {environment.master_addr}:{environment.master_port}: {reason}. "
-        "Did all processes start, is the port free, and do all nodes reach that address?"
-    )
-
-
 def end_with_launcher() -> None:
     """Ask for SIGTERM when the launcher dies (Linux): nobody else would stop this process."""
     if sys.platform == "linux":
@@ -135,10 +95,23 @@ def make_deterministic(device: torch.device) -> None:
     torch.use_deterministic_algorithms(True)
 
 
+class _LogFile(logging.StreamHandler[Any]):
+    """What can't be written, on a full disk, is lost without a word."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+
 def log_to_file(path: Path) -> None:
-    """Send this process's log records to its own file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, encoding="utf-8")
+    """Send this process's log records to its own file.
+
+    Raises:
+        UserError: it can't be written.
+    """
+    with write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = open_own(path, os.O_WRONLY | os.O_APPEND)
+    handler = _LogFile(os.fdopen(descriptor, "a", encoding="utf-8", errors="backslashreplace"))
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logger = logging.getLogger("triax")
     logger.setLevel(logging.INFO)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,11 +10,14 @@ from tokenizers import Tokenizer
 
 from triax.checkpoint.folders import list_checkpoints
 from triax.common.errors import UserError
-from triax.data.sampler import Phase, Sampler
+from triax.data.blend import Blend
+from triax.data.identity import Identity, identify_sources
+from triax.data.sampler import Sampler
 from triax.data.source import Source, open_sources
 from triax.data.tokenizer import load_tokenizer
 from triax.launcher.config import RunConfig
 from triax.launcher.loading import load_config
+from triax.launcher.run_folder import kept_tokenizer
 from triax.training.run_directory import RunDirectory
 
 
@@ -22,6 +26,7 @@ class Sample:
     """One sample's place and text."""
 
     source: str
+    """Its path."""
     epoch: int
     window: int
     num_documents: int
@@ -32,9 +37,14 @@ class RunSamples:
     """Finds any sample of a run by the arithmetic that training uses."""
 
     def __init__(
-        self, sources: dict[str, Source], sampler: Sampler, tokenizer: Tokenizer | None
+        self,
+        sources: Mapping[str, Source],
+        blend: Blend,
+        sampler: Sampler,
+        tokenizer: Tokenizer | None,
     ) -> None:
         self._sources = sources
+        self._blend = blend
         self._sampler = sampler
         self._tokenizer = tokenizer
 
@@ -54,11 +64,14 @@ class RunSamples:
         # A run may have been moved from where its config says; a config may lie outside its run.
         is_run = path.is_dir() or near.checkpoints.is_dir()
         directory = near if is_run else RunDirectory(config.run_dir)
-        sources = open_sources(config.data, config.model.vocab_size)
-        num_windows = {name: source.num_windows for name, source in sources.items()}
-        sampler = Sampler(config.run.seed, _phases(config, directory, list(sources)), num_windows)
-        folder = tokenizer or (Path(config.data.tokenizer) if config.data.tokenizer else None)
-        return RunSamples(sources, sampler, None if folder is None else load_tokenizer(folder))
+        opened = open_sources(config.data, config.model.vocab_size)
+        blend = _blend(config, directory, identify_sources(config.data.sources, opened))
+        sources = dict(zip(blend.keys, opened, strict=True))
+        sampler = Sampler(config.run.seed, blend.phases, blend.num_windows())
+        named = None if config.data.tokenizer is None else Path(config.data.tokenizer)
+        folder = tokenizer or kept_tokenizer(directory.path) or named
+        loaded = None if folder is None else load_tokenizer(folder)
+        return RunSamples(sources, blend, sampler, loaded)
 
     def read(self, number: int) -> Sample:
         """One sample.
@@ -69,6 +82,11 @@ class RunSamples:
         if number < 0:
             raise UserError(f"--sample: {number}, expected 0 or more")
         at = self._sampler.locate(number)
+        path = self._blend.sources[at.source].path
+        if at.source not in self._sources:
+            raise UserError(
+                f"data.sources: sample {number:,} was read from {path}, which is no longer given"
+            )
         window = self._sources[at.source].window(at.window)
         tokens = window.tokens.tolist()
         text = (
@@ -77,17 +95,17 @@ class RunSamples:
             else self._tokenizer.decode(tokens, skip_special_tokens=False)
         )
         num_documents = int(window.document_ids[-1] - window.document_ids[0]) + 1
-        return Sample(at.source, at.epoch, at.window, num_documents, text)
+        return Sample(path, at.epoch, at.window, num_documents, text)
 
 
-def _phases(config: RunConfig, directory: RunDirectory, names: list[str]) -> list[Phase]:
-    """The blends so far, by the newest checkpoint; else the config's from the beginning."""
+def _blend(config: RunConfig, directory: RunDirectory, sources: list[Identity]) -> Blend:
+    """The phases so far, by the newest checkpoint; else the config's from the beginning."""
+    weights = [source.weight for source in config.data.sources]
     records = [
         info.manifest.record
         for info in list_checkpoints(directory.checkpoints)
         if info.manifest is not None
     ]
-    if records:
-        return [Phase.from_json(phase) for phase in records[-1]["phases"]]
-    weights = (source.weight for source in config.data.sources)
-    return [Phase(0, tuple(zip(names, weights, strict=True)))]
+    if not records:
+        return Blend.begin(sources, weights)
+    return Blend.resume(records[-1], records[-1]["cursor"], sources, weights)

@@ -18,6 +18,8 @@ from pathlib import Path
 from triax.common.errors import UserError
 
 TEMPLATE = Path(__file__).with_name("slurm_job.sh")
+_START_SECONDS = 120
+"""SLURM may signal a minute early, and ranks take up to a minute until they can answer."""
 _PLACEHOLDER = re.compile(r"\{\{(\w*)\}\}")
 
 
@@ -33,7 +35,8 @@ class BatchJob:
     folder: Path
     """Where the script starts, so that relative paths mean what they meant at submission."""
     num_nodes: int
-    gpus_per_node: int
+    gpus_per_node: str
+    """As sbatch takes it: `8` or `h100:8`; empty for none."""
     processes_per_node: int
     grace_seconds: int
     max_restarts: int
@@ -97,7 +100,7 @@ class BatchJob:
             "nodes": str(self.num_nodes),
             # Cores, not tasks: SLURM would ask for all of the tasks after a node has left the job.
             "mincpus": str(self.processes_per_node * (self.cpus_per_task or 1)),
-            "gpus-per-node": str(self.gpus_per_node) if self.gpus_per_node else None,
+            "gpus-per-node": self.gpus_per_node or None,
             "partition": self.partition,
             "time": self.time,
             "account": self.account,
@@ -112,14 +115,51 @@ class BatchJob:
     def _srun_options(self) -> list[str]:
         options = [] if self.cpus_per_task is None else [f"--cpus-per-task={self.cpus_per_task}"]
         if self.container is not None:
-            # The folder is mounted where it is outside, for the config, the data and the run.
-            mounts = self.container_mounts or f"{self.folder}:{self.folder}"
             options += [
                 f"--container-image={self.container}",
-                f"--container-mounts={mounts}",
+                f"--container-mounts={self.container_mounts}",
                 f"--container-workdir={self.folder}",
             ]
         return [*options, *self.extra_srun]
+
+
+def refuse_hopeless_time(time: str, grace_seconds: int) -> None:
+    """Refuse a time limit that SLURM's signal would come so long before that nothing is trained.
+
+    Raises:
+        UserError: it is too short, or none of the forms that sbatch takes.
+    """
+    seconds = _time_limit(time)
+    least = grace_seconds + _START_SECONDS
+    if seconds is not None and seconds <= least:
+        raise UserError(
+            f"--time {time} is {seconds} s, but with --grace {grace_seconds} the job is asked to "
+            f"save so long before its end, up to a minute earlier, and takes up to a minute to "
+            f"start: it would never train. Ask for more than {least} s, or lower --grace to what "
+            "a step and a save take"
+        )
+
+
+def _time_limit(text: str) -> int | None:
+    """Seconds of one of sbatch's forms: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S; None is no limit."""
+    if text.lower() in ("unlimited", "infinite"):
+        return None
+    match = re.fullmatch(r"(?:(\d{1,9})-)?(\d{1,9})(?::(\d{1,9}))?(?::(\d{1,9}))?", text, re.ASCII)
+    if match is None:
+        raise UserError(
+            f"--time is {text!r}, expected minutes, minutes:seconds, hours:minutes:seconds, "
+            "days-hours, days-hours:minutes or days-hours:minutes:seconds"
+        )
+    days, *parts = match.groups()
+    counts = [int(part) for part in parts if part is not None]
+    if days is not None:
+        hours, minutes, seconds = (*counts, 0, 0)[:3]
+    elif len(counts) == 3:
+        hours, minutes, seconds = counts
+    else:
+        hours, (minutes, seconds) = 0, (*counts, 0)[:2]
+    # SLURM takes 0 for no limit.
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds or None
 
 
 def read_template(path: Path | None) -> str:

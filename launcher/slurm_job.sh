@@ -8,7 +8,9 @@
 #   0, 2, 3                      ends: done, a mistake to mend, stopped by the guard
 #   75 (saved, run again)        has SLURM requeue the job, or leaves it to the chain's next job
 #   a node is gone               goes on with the nodes left, or requeues if they are too few
-#   anything else                starts again, a few times without a new checkpoint between
+#   anything else                starts again
+#
+# After a few starts without a new checkpoint, requeues included, it ends.
 #
 {{directives}}
 
@@ -32,27 +34,31 @@ num_links={{num_links}}
 say() { printf '== %s job %s: %s\n' "$(date '+%F %T')" "$SLURM_JOB_ID" "$*"; }
 
 # Before the time limit, and before preemption, SLURM sends USR1 to this shell alone. It is passed
-# on to the ranks: they agree on a step, save, and end with 75.
+# on to the ranks: they agree on a step, save, and end with 75. They ignore it until they can do
+# so, so it is repeated.
 stopping=''
 step=''
 stop() {
+    [ -z "$stopping" ] || return 0
     stopping=yes
     say "asked to stop; the ranks save after their step"
-    [ -z "$step" ] || kill -USR1 "$step" 2>/dev/null
+    [ -z "$step" ] || repeat_to "$step"
 }
 trap stop USR1 TERM
+repeat_to() { (while kill -USR1 "$1" 2>/dev/null; do sleep 5; done) & }
 
 # Give the job back to the queue, where it keeps its number. SLURM doesn't do that by itself after
 # code 75; and where it is ending the job already (scancel), it shall not come back.
 hand_over() {
-    local state
+    local state what='saved; requeued: the run goes on from its newest checkpoint'
+    [ "$(newest_checkpoint)" != "$checkpoint" ] || what='requeued, with nothing new saved'
     state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)
     if [ "$state" != RUNNING ]; then
         say "not requeued: SLURM is ending this job (${state:-no state})"
     elif [ "$link" -lt "$num_links" ]; then
         say "the next job of the chain goes on (this was $link of $num_links)"
     elif scontrol requeue "$SLURM_JOB_ID"; then
-        say "saved; requeued: the run goes on from its newest checkpoint"
+        say "$what"
         sleep 600 & wait
     else
         say "can't be requeued here; submit it again to go on"
@@ -82,6 +88,16 @@ living_nodes() {
 }
 
 newest_checkpoint() { ls "$run_dir/checkpoints" 2>/dev/null | grep '^step-[0-9]*$' | sort | tail -n 1; }
+
+# Count the starts that have ended without a new checkpoint since the last that brought one, and end
+# when they are too many. SLURM runs this script anew after a requeue: a file keeps the number.
+judge_progress() { # CODE
+    [ "$(newest_checkpoint)" = "$checkpoint" ] && fruitless=$((fruitless + 1)) || fruitless=0
+    echo "$fruitless" >"$run_dir/logs/fruitless-$SLURM_JOB_ID"
+    [ "$fruitless" -gt "$max_restarts" ] || return 0
+    say "ended with code $1; $max_restarts restarts without a new checkpoint are enough"
+    exit "$1"
+}
 
 # With --no-kill a job outlives its nodes, also this one, and then nobody would run this script.
 # So a task on another node looks whether SLURM has given this node up, and requeues the job. It
@@ -115,7 +131,7 @@ elif [ "${SLURM_RESTART_COUNT:-0}" = 0 ]; then
     rm -f "$run_dir/exit.json"
 fi
 nodes=$(job_nodes)
-failures=0
+read -r fruitless 2>/dev/null <"$run_dir/logs/fruitless-$SLURM_JOB_ID" || fruitless=0
 say "job $link of $num_links, start $((${SLURM_RESTART_COUNT:-0} + 1)), on $(echo $nodes)"
 while :; do
     checkpoint=$(newest_checkpoint)
@@ -127,21 +143,28 @@ while :; do
         watch_this_node "$(echo "$nodes" | grep -vx "$SLURMD_NODENAME" | head -n 1)"
         # A rank that fails doesn't have the others killed at once: they end with their own code.
         # --overlap: SLURM goes on counting what a step on a dead node held.
-        srun --overlap --nodelist="$hosts" --nodes="$(echo "$hosts" | tr ',' '\n' | wc -l)" \
+        # USR1 ends nothing while srun and Python get ready: neither may die of it.
+        (trap '' USR1; exec srun --overlap --nodelist="$hosts" \
+            --nodes="$(echo "$hosts" | tr ',' '\n' | wc -l)" \
             --ntasks="$num_processes" --ntasks-per-node="$per_node" --distribution=block \
             --kill-on-bad-exit=0 --wait=30 "${srun_options[@]}" \
-            "${rank_command[@]}" "$config" "${overrides[@]}" &
+            sh -c 'trap "" USR1; exec "$@"' rank \
+            "${rank_command[@]}" "$config" "${overrides[@]}") &
         step=$!
-        [ -z "$stopping" ] || kill -USR1 "$step"
+        [ -z "$stopping" ] || repeat_to "$step"
         finish "$step"
         code=$?
         step=''
+    elif [ "$code" = 75 ]; then # the nodes are too few
+        hand_over
     fi
     case $code in
         0 | 2 | 3) say "ended with code $code"; exit "$code" ;;
-        75) hand_over ;;
     esac
-    [ -z "$stopping" ] || hand_over
+    if [ "$code" = 75 ] || [ -n "$stopping" ]; then
+        judge_progress "$code"
+        hand_over
+    fi
 
     left=$(living_nodes)
     if [ "$left" != "$nodes" ] && [ -n "$left" ]; then
@@ -149,12 +172,7 @@ while :; do
         nodes=$left
         continue
     fi
-    [ "$(newest_checkpoint)" = "$checkpoint" ] || failures=0
-    failures=$((failures + 1))
-    if [ "$failures" -gt "$max_restarts" ]; then
-        say "ended with code $code; $max_restarts restarts without a new checkpoint are enough"
-        exit "$code"
-    fi
-    say "ended with code $code; restart $failures of $max_restarts"
-    sleep $((failures * 5))
+    judge_progress "$code"
+    say "ended with code $code; restart $fruitless of $max_restarts"
+    sleep $(((fruitless + 1) * 5))
 done

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import logging
+import shlex
 import textwrap
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from triax.checkpoint.folders import resolve_checkpoint
 from triax.checkpoint.reading import load_model
-from triax.common.errors import ExitCode, UserError
+from triax.common.errors import ExitCode
 from triax.common.quantities import format_count, format_seconds
-from triax.data.tokenizer import end_of_text_id, load_tokenizer
+from triax.data.document_tokens import tokens_of_run
+from triax.data.tokenizer import load_tokenizer
 from triax.launcher.config import RunConfig
 from triax.launcher.environment import Environment
 from triax.launcher.parallel_checks import reduced_dtypes
+from triax.launcher.run_folder import kept_tokenizer
 from triax.models.counts import num_parameters
 from triax.parallel.layout import Layout
 from triax.parallel.picture import draw_mesh, tensor_crosses_nodes
@@ -22,9 +28,13 @@ from triax.training.budget import Budget, chinchilla_tokens
 from triax.training.generate import generate
 from triax.training.hardware import device_name
 from triax.training.loop import Outcome
-from triax.training.plot import plot_losses
+from triax.training.plot import plot_losses, read_curves
 from triax.training.run_directory import RunDirectory
 
+log = logging.getLogger("triax.summary")
+
+_MANY_REFUSED = 0.01
+"""Share of refused updates above which the closing summary warns."""
 _LARGEST_SAMPLED = 200_000_000
 """Parameters up to which the closing summary loads the model on one CPU to let it write."""
 
@@ -83,25 +93,60 @@ def _unusual(config: RunConfig) -> str:
 def closing_summary(
     config: RunConfig, directory: RunDirectory, outcome: Outcome, environment: Environment
 ) -> str:
-    """How the run ended, what it reached, and how to go on."""
+    """How the run ended, what it reached, and how to go on.
+
+    A part that fails says so in its place: the run has ended as it has.
+    """
     lines = ["", f"ended after step {outcome.state.step}: {outcome.reason}"]
     if outcome.evaluation is not None:
-        lines.append(
-            f"validation loss {outcome.evaluation.loss:.4f}, "
-            f"perplexity {outcome.evaluation.perplexity:.2f}"
-        )
+        lines.append(f"validation {outcome.evaluation.describe()}")
+    lines += _refused(outcome)
     if outcome.code is ExitCode.DONE:
-        lines += _sample(config, directory)
+        lines += _or_why_not("sample", partial(_sample, config, directory))
         lines.append(_chinchilla(config, outcome.tokens_per_second))
-    plot = plot_losses(directory)
-    if plot is not None:
-        lines.append(f"loss plot    {plot}")
-    try:
-        lines.append(f"checkpoint   {_newest_checkpoint(directory)}")
-    except UserError:
-        lines.append("checkpoint   none was saved")
+    lines += _or_why_not("loss plot", partial(_plot, config, directory))
+    lines += _or_why_not("checkpoint", lambda: [f"checkpoint   {_newest_checkpoint(directory)}"])
     lines.append(f"to resume    {_resume_command(directory, outcome, environment)}")
     return "\n".join(lines)
+
+
+def _or_why_not(name: str, part: Callable[[], list[str]]) -> list[str]:
+    """The lines of a part of the summary, or a line that says why there are none."""
+    try:
+        return part()
+    except Exception as error:
+        log.warning("the summary has no %s", name, exc_info=True)
+        reason = textwrap.shorten(str(error) or type(error).__name__, 300)
+        return textwrap.wrap(f"{name:12} none: {reason}", 79, subsequent_indent=" " * 13)
+
+
+def _plot(config: RunConfig, directory: RunDirectory) -> list[str]:
+    curves = read_curves(directory, config.batch.global_batch_size * config.data.seq_len)
+    lines = []
+    if curves.num_unreadable:
+        lines.append(f"loss plot    without {curves.num_unreadable} lines that can't be read")
+    if curves.training or curves.validation:
+        plot_losses(directory.plot, curves, config.run.name)
+        lines.append(f"loss plot    {directory.plot}")
+    return lines
+
+
+def _refused(outcome: Outcome) -> list[str]:
+    """How many updates the guard refused in the whole run, if any; a warning if it's many."""
+    if not outcome.num_refused:
+        return []
+    share = outcome.num_refused / outcome.num_judged
+    lines = [
+        f"refused      {outcome.num_refused:,} of {outcome.num_judged:,} updates by the guard "
+        f"({share:.2%})"
+    ]
+    if share > _MANY_REFUSED:
+        lines.append(
+            f"warning: more than {_MANY_REFUSED:.0%} of the updates were refused and taught the "
+            "model\n         nothing: events.jsonl has the reasons (skipped_update), "
+            "docs/stability.md\n         what to do"
+        )
+    return lines
 
 
 def _newest_checkpoint(directory: RunDirectory) -> Path:
@@ -111,14 +156,21 @@ def _newest_checkpoint(directory: RunDirectory) -> Path:
 
 def _sample(config: RunConfig, directory: RunDirectory) -> list[str]:
     """A few words of the trained model, if it is small and has a tokenizer."""
-    folder = config.data.tokenizer
+    folder = kept_tokenizer(directory.path)
     if folder is None or num_parameters(config.model) > _LARGEST_SAMPLED:
         return []
-    tokenizer = load_tokenizer(Path(folder))
-    start = end_of_text_id(tokenizer)
+    documents = tokens_of_run(config.data.model_copy(update={"tokenizer": str(folder)}))
+    if documents is None:
+        return []
+    tokenizer = load_tokenizer(folder)
+    start = documents.begin or documents.end
     model = load_model(_newest_checkpoint(directory), config.model)
     tokens = generate(
-        model, [start], max_new_tokens=100, context=config.data.seq_len, stop_token=start
+        model,
+        [start.id],
+        max_new_tokens=100,
+        context=config.data.seq_len,
+        stop_token=documents.end.id,
     )
     text = tokenizer.decode(list(tokens)).strip("\n")
     lines = [part for line in text.splitlines() for part in textwrap.wrap(line, 76) or [""]]
@@ -142,7 +194,7 @@ def _chinchilla(config: RunConfig, tokens_per_second: float) -> str:
 
 def _resume_command(directory: RunDirectory, outcome: Outcome, environment: Environment) -> str:
     """On one machine; a job on several is started again as it was."""
-    command = f"triax train {directory.config}"
+    command = f"triax train {shlex.quote(str(directory.config))}"
     if environment.world_size > 1 and environment.num_nodes == 1:
         command += f" --nproc-per-node {environment.world_size}"
     if outcome.code is ExitCode.DONE:

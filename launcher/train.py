@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from functools import partial
 
+from triax.common.output import lossy_output
 from triax.launcher.checks import find_warnings, load_checked
-from triax.launcher.elastic import let_signals_through
 from triax.launcher.environment import Environment, discover
 from triax.launcher.exits import report_from_rank, run_to_exit_code
 from triax.launcher.job import run
@@ -18,6 +19,7 @@ from triax.launcher.network import prepare
 from triax.launcher.overrides import parse_arguments
 from triax.launcher.problems import likely_not_meant
 from triax.launcher.processes import end_with_launcher
+from triax.launcher.workers import let_signals_through
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,11 +33,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)
     parser.set_defaults(overrides=())
     args = parse_arguments(parser, sys.argv[1:] if argv is None else argv)
-    return run_to_exit_code(partial(_discover_and_train, args))
+    with lossy_output():
+        return run_to_exit_code(partial(_discover_and_train, args))
 
 
 def _discover_and_train(args: argparse.Namespace) -> int:
-    let_signals_through()  # `triax train` blocks them
+    # `triax train` blocks them. SIGUSR1 asks for a save: it waits until there is something to save.
+    let_signals_through(but=(signal.SIGUSR1,))
     environment = discover()
     if environment.launcher != "single":
         end_with_launcher()

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
+from triax.common.paths import PathField
 from triax.common.quantities import Duration, TimeField, Unit
 from triax.common.section import Section
 
@@ -50,7 +51,7 @@ class ParallelConfig(Section):
     offload: Literal["none", "cpu", "nvme"] = "none"
     """`deepspeed` only: keep optimizer state, and weights at stage 3, in the machine's memory; with
     `nvme` optimizer state on a drive."""
-    offload_path: str | None = None
+    offload_path: PathField | None = None
     """With `nvme`: a folder on a local drive of every machine."""
     timeout: TimeField = Duration(600, Unit.SECONDS)
     """How long a collective may take before the job is ended."""

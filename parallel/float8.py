@@ -172,8 +172,9 @@ class _Float8Linear(torch.autograd.Function):
 
 def float8_linear(x: Tensor, w_FD: Tensor, recipe: Recipe) -> Tensor:
     """`x @ w.T` for x (..., D), in x's dtype; all sizes are multiples of 16."""
-    y_NF: Tensor = _Float8Linear.apply(x.flatten(0, -2), w_FD, recipe)
-    return y_NF.unflatten(0, x.shape[:-1])
+    y_NF: Tensor = _Float8Linear.apply(x.flatten(0, -2), w_FD, recipe)  # type: ignore[no-untyped-call]
+    y: Tensor = y_NF.unflatten(0, x.shape[:-1])
+    return y
 
 
 class Float8Linear(nn.Linear):

@@ -1,11 +1,38 @@
-"""Finds the first module of a forward pass whose output is not finite."""
+"""Finds values that are not finite: among tensors, and in the modules of a forward pass."""
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+from triax.parallel.pieces import local_parts
+
+
+@torch.no_grad()
+def first_non_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor of which this process holds a value that isn't finite.
+
+    Args:
+        tensors: plain ones, DTensors or pieces. Each is read once, and none copied; the host
+            waits once for a device.
+    """
+    held: dict[torch.device, list[tuple[str, Tensor]]] = defaultdict(list)
+    for name, tensor in tensors.items():
+        for part in local_parts(tensor):
+            if part.numel():
+                held[part.device].append((name, part))
+    broken: set[str] = set()
+    for parts in held.values():
+        largest = torch._foreach_norm([part for _, part in parts], math.inf)
+        finite = torch.stack([value.float() for value in largest]).isfinite().tolist()
+        broken |= {name for (name, _), ok in zip(parts, finite, strict=True) if not ok}
+    return next((name for name in tensors if name in broken), None)
 
 
 class NonFiniteFinder:

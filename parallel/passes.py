@@ -73,7 +73,7 @@ class Passes(Protocol):
 
     def forward_backward(self, micro_batches: Sequence[Inputs], weight: Tensor) -> Tensor:
         """Accumulate reduced gradients; returns the cross entropy sum of this process's
-        micro-batches (fp32 scalar), 0 on processes without the head."""
+        micro-batches (fp64 scalar), 0 on processes without the head."""
 
     def forward(self, micro_batches: Sequence[Inputs]) -> Tensor:
         """The cross entropy sum (fp64 scalar) without gradients, 0 on processes without the
@@ -93,7 +93,7 @@ class DirectPasses:
         self._zero_stage = zero_stage
 
     def forward_backward(self, micro_batches: Sequence[Inputs], weight: Tensor) -> Tensor:
-        cross_entropy = torch.zeros_like(weight)
+        cross_entropy = torch.zeros_like(weight, dtype=torch.float64)
         for number, inputs in enumerate(micro_batches, start=1):
             set_micro_batch(self._model, self._zero_stage, is_last=number == len(micro_batches))
             sums: LossSums = self._model(*inputs, weight)

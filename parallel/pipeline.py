@@ -57,7 +57,7 @@ class _StageModule(nn.Module):
     def __init__(self, part: Transformer, device: torch.device) -> None:
         super().__init__()
         self.part = part
-        self.cross_entropy = torch.zeros((), device=device)
+        self.cross_entropy = torch.zeros((), dtype=torch.float64, device=device)
 
     def forward(
         self, x: Tensor, targets_BT: Tensor, weights: Tensor, document_ids_BT: Tensor | None = None

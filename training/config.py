@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, PositiveInt
 
-from triax.common.quantities import CountedField, Duration, DurationField, Unit, parse_count
+from triax.common.quantities import CountedOrZeroField, Duration, DurationField, Unit, parse_count
 from triax.common.section import Section
 from triax.models.description import Role
 
@@ -69,8 +69,8 @@ class ScheduleConfig(Section):
     """`[schedule]`: the learning rate as a pure function of tokens."""
 
     kind: Literal["cosine", "wsd", "constant"] = "cosine"
-    warmup: CountedField | None = None
-    """Linear from zero, in steps or tokens; none means 1% of the budget."""
+    warmup: CountedOrZeroField | None = None
+    """Linear from zero, in steps or tokens; 0 is none of it, none means 1% of the budget."""
     decay_fraction: float = Field(0.2, gt=0, le=1)
     """`wsd` only: the last part of the budget, over which the rate falls linearly."""
     min_lr_ratio: float = Field(0.1, ge=0, le=1)

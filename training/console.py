@@ -74,7 +74,8 @@ class Console:
             rate if self._rate is None else _SMOOTHING * self._rate + (1 - _SMOOTHING) * rate
         )
         left = (self._num_steps - step) * self._tokens_per_step / max(self._rate, 1e-9)
-        parts = [f"loss {row['loss']:.4f}", f"{format_count(self._rate)} tok/s"]
+        loss = "no targets" if row["loss"] is None else f"loss {row['loss']:.4f}"
+        parts = [loss, f"{format_count(self._rate)} tok/s"]
         if row["mfu"] is not None:
             parts.append(f"MFU {row['mfu']:.1%}")
         if row["skipped"]:

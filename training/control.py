@@ -6,12 +6,13 @@ import signal
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 
 from triax.checkpoint.agreement import agreed
+from triax.common.output import tell_at_once
 from triax.common.quantities import Duration, Unit
 
 
@@ -24,6 +25,10 @@ class Requests(NamedTuple):
     fail: bool = False
     give_up: bool = False
     """Stop, because checkpoints can't be written."""
+    retry: bool = False
+    """Save, because it is time to try again after a failure."""
+    hold: bool = False
+    """Don't save for another reason: a save has failed, and it isn't time yet to try again."""
 
 
 STEPS_TO_AGREE = 1
@@ -93,25 +98,54 @@ class Timer:
 
 
 class StopSignal:
-    """Notes SIGTERM, SIGUSR1 or Ctrl-C, so that the run can save and stop at a step's end.
+    """Notes a request to stop, so that the run can save and stop at a step's end.
 
-    A second Ctrl-C interrupts at once. A context manager: the former handlers come back at exit.
+    SIGTERM, SIGUSR1, Ctrl-C or the end of a terminal is one; a second Ctrl-C interrupts at once.
+    Ctrl-C and SIGHUP stay ignored where they are so already, as `nohup` and a shell's `&` have it.
+    A context manager, that hears from `listen` on; the former handlers come back at exit.
+
+    Args:
+        tell: shows a line at once, from a signal's handler.
     """
 
-    _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    _ALWAYS = (signal.SIGTERM, signal.SIGUSR1)
+    _UNLESS_IGNORED = (signal.SIGINT, signal.SIGHUP)
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Callable[[str], None] = tell_at_once) -> None:
         self.received: str | None = None
+        self._tell = tell
+        self._former: dict[int, Any] = {}
+        self._is_over = False
 
     def __enter__(self) -> StopSignal:
-        self._former = {number: signal.signal(number, self._note) for number in self._SIGNALS}
         return self
+
+    def listen(self) -> None:
+        """From now on there is something to save: a signal no longer ends the process."""
+        for number in (*self._ALWAYS, *self._UNLESS_IGNORED):
+            is_ignored = signal.getsignal(number) is signal.SIG_IGN
+            if number in self._ALWAYS or not is_ignored:
+                self._former[number] = signal.signal(number, self._note)
+        # It may have waited for this.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
+
+    def end(self) -> None:
+        """The run has ended, and nothing is left to stop: signals change nothing until the process
+        has ended too, but for Ctrl-C, which cuts short what it still says."""
+        self._is_over = True
+        self._former.clear()
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._former.items():
             signal.signal(number, handler)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.received is not None:
+        is_first, is_ctrl_c = self.received is None, number == signal.SIGINT
+        if is_ctrl_c and (self._is_over or not is_first):
             raise KeyboardInterrupt
+        if self._is_over:
+            return
         self.received = signal.Signals(number).name
+        if is_first:
+            how = "; Ctrl-C again quits at once, unsaved" if is_ctrl_c else ""
+            self._tell(f"{self.received}: the run stops and saves after this step{how}")

@@ -47,6 +47,10 @@ class Outcome:
     """The last validation."""
     tokens_per_second: float
     """Median over the steps of this session."""
+    num_judged: int = 0
+    """Updates that the guard has judged in the whole run, those that were rolled back too."""
+    num_refused: int = 0
+    """Those of them that it refused."""
 
 
 class TrainLoop:
@@ -154,22 +158,27 @@ class TrainLoop:
         soon as all know of it."""
         wishes = Requests(
             stop=self.stop.received is not None,
-            save=self.save_timer.is_due() or self.saver.wants_retry(),
+            save=self.save_timer.is_due(),
             evaluate=self.evaluate_timer.is_due(),
             fail=self._data_error is not None,
             give_up=self.saver.has_given_up,
+            retry=self.saver.wants_retry(),
+            hold=self.saver.waits_to_retry(),
         )
         agreed = self.control.exchange(wishes)
+        is_save_due = (
+            agreed.save or self._save_is_postponed or crossed(self.plan.save_every, before, after)
+        )
         return agreed._replace(
-            save=agreed.save
-            or self._save_is_postponed
-            or crossed(self.plan.save_every, before, after),
+            save=agreed.retry or (is_save_due and not agreed.hold),
             evaluate=agreed.evaluate or crossed(self.plan.evaluate_every, before, after),
+            retry=False,
+            hold=False,
         )
 
     def _tend(self, requests: Requests, state: TrainState) -> Ending | None:
         """What is due between two steps."""
-        if (corruption := self.care.compare_replicas(state)) is not None:
+        if (corruption := self.care.look_for_corruption(state)) is not None:
             return self.care.recovery.stop(corruption, state)
         if requests.evaluate:
             self._evaluate(state)
@@ -222,17 +231,36 @@ class TrainLoop:
     def _finish(self, ending: Ending | None, state: TrainState) -> Outcome:
         """Log what is left, validate once more, save, and wait for the file system."""
         self._log(self.readback.drain())
+        if ending is None and self.care.corruption is not None:
+            ending = self.care.recovery.stop(self.care.corruption, state)
         if ending is None and self._evaluated_step != state.step:
             self._evaluate(state)
-        final = ending or Ending(ExitCode.DONE, "the token budget is used up")
         self.care.beat("saving at last", state.step)
         self.saver.wait()
+        final = ending or Ending(ExitCode.DONE, "the token budget is used up")
+        trouble = self.care.escalation.trouble_at_the_end if ending is None else None
+        if trouble is not None:
+            final = self.care.recovery.stop(f"{final.reason}, but {trouble.reason}", state)
         is_wanted = final.code in (ExitCode.DONE, ExitCode.PREEMPTED, ExitCode.BAD_INPUT)
+        # Weights that give nothing finite may be useless, and would push out good ones.
+        is_wanted |= trouble is not None and not trouble.has_non_finite
         if is_wanted and self.saver.saved_step != state.step:
-            error = self.saver.save_at_last(state)
-            if error is not None and final.code is not ExitCode.BAD_INPUT:
-                final = Ending(ExitCode.FAILED, f"the last checkpoint could not be saved: {error}")
-        return Outcome(final.code, final.reason, state, self._evaluation, self._rate())
+            final = self._save_last(final, state)
+        return Outcome(
+            final.code, final.reason, state, self._evaluation, self._rate(),
+            self.care.escalation.num_judged, self.care.escalation.num_skips,
+        )  # fmt: skip
+
+    def _save_last(self, final: Ending, state: TrainState) -> Ending:
+        """Save what was reached; returns the ending, or the one that it becomes by a failure."""
+        error = self.saver.save_at_last(state)
+        if error is None or final.code is ExitCode.BAD_INPUT:
+            return final
+        if self.saver.refused_step != state.step:
+            return Ending(ExitCode.FAILED, f"the last checkpoint could not be saved: {error}")
+        if final.code is ExitCode.DONE:
+            return self.care.recovery.stop(f"{final.reason}, but {error}", state)
+        return Ending(final.code, f"{final.reason}; its last step is not saved: {error}")
 
     def _rate(self) -> float:
         """Tokens per second in the median step."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -9,6 +10,8 @@ from typing import Any, Protocol
 
 from triax.training.evaluation import Evaluation
 from triax.training.readback import StepFigures
+
+log = logging.getLogger("triax.metrics")
 
 Row = dict[str, float | int | None]
 
@@ -37,7 +40,7 @@ def metrics_row(
         "step": figures.state.step,
         "tokens": figures.state.tokens,
         "cursor": figures.state.cursor,
-        "loss": figures.loss,
+        "loss": figures.loss if figures.num_targets else None,
         "grad_norm": figures.grad_norm,
         "lr": figures.lr,
         "tokens_per_second": rate,
@@ -137,6 +140,8 @@ class Boards:
 
     def log_evaluation(self, step: int, evaluation: Evaluation) -> None:
         """Show a validation."""
+        if evaluation.num_targets == 0:
+            return
         scalars = {
             "validation/loss": evaluation.loss,
             "validation/perplexity": evaluation.perplexity,
@@ -162,4 +167,7 @@ class Boards:
         traceback: TracebackType | None,
     ) -> None:
         for board in self._boards:
-            board.close()
+            try:
+                board.close()
+            except Exception:  # whatever its package raises; the run has ended as it has
+                log.warning("a board could not be closed", exc_info=True)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from triax.common.files import replace_text
 from triax.training.console import Console
 from triax.training.evaluation import Evaluation
 from triax.training.metrics import Boards, Row
 from triax.training.readback import StepFigures
-from triax.training.run_directory import RunDirectory
+from triax.training.run_directory import Cut, RunDirectory
 
 log = logging.getLogger("triax.outlets")
 
@@ -46,17 +47,16 @@ class Outlets:
 
     def evaluation(self, step: int, evaluation: Evaluation) -> None:
         """Log one validation."""
+        has_targets = evaluation.num_targets > 0
         self.event(
-            "evaluation", step=step, loss=evaluation.loss,
-            perplexity=evaluation.perplexity, num_targets=evaluation.num_targets,
+            "evaluation", step=step, loss=evaluation.loss if has_targets else None,
+            perplexity=evaluation.perplexity if has_targets else None,
+            num_targets=evaluation.num_targets,
         )  # fmt: skip
         if self.is_main:
             with self._losing_at_most_a_line():
                 self.boards.log_evaluation(step, evaluation)
-        self.console.say(
-            f"validation after step {step}: loss {evaluation.loss:.4f}, "
-            f"perplexity {evaluation.perplexity:.2f}"
-        )
+        self.console.say(f"validation after step {step}: {evaluation.describe()}")
 
     def event(self, name: str, **fields: Any) -> None:
         """Add a line to events.jsonl."""
@@ -68,7 +68,7 @@ class Outlets:
         """Move what was said of later steps out of the way."""
         if self.is_main:
             with self._losing_at_most_a_line():
-                self.directory.abandon_metrics(step)
+                self._tell_unreadable(self.directory.abandon_metrics(step))
             with self._losing_at_most_a_line():
                 self.boards.rewind(step + 1)
 
@@ -76,8 +76,26 @@ class Outlets:
         """Write and show the report of a run that stops by itself."""
         if self.is_main:
             with self._losing_at_most_a_line():
-                self.directory.stop_report.write_text(text, encoding="utf-8")
+                replace_text(self.directory.stop_report, text)
         self.console.say(text)
+
+    def started(self, step: int, layout: Mapping[str, int]) -> None:
+        """A session begins after this step: what was said of later ones in another is dropped."""
+        if not self.is_main:
+            return
+        cut = Cut(0, 0)
+        with self._losing_at_most_a_line():
+            cut = self.directory.cut_metrics(step)
+        self._tell_unreadable(cut)
+        num_lost = cut.num_later + cut.num_unreadable
+        self.event("start", step=step, layout=layout, num_steps_lost=num_lost)
+
+    def _tell_unreadable(self, cut: Cut) -> None:
+        if cut.num_unreadable:
+            self.console.say(
+                f"{self.directory.metrics}: lines that can't be read are left out: "
+                f"{cut.num_unreadable}"
+            )
 
     def say(self, message: str) -> None:
         """Print a line on rank 0."""
@@ -85,11 +103,11 @@ class Outlets:
 
     @contextmanager
     def _losing_at_most_a_line(self) -> Iterator[None]:
-        """A full disk or a read-only file system takes figures, but not the run."""
+        """A full disk or a board that fails takes figures, but not the run."""
         try:
             yield
-        except OSError as error:
-            log.warning("a line of figures is lost: %s", error)
+        except Exception as error:  # a board raises whatever its package does
+            log.warning("a line of figures is lost", exc_info=True)
             if not self._has_lost:
                 self.console.say(f"figures can't be written ({error}); training goes on")
             self._has_lost = True

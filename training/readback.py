@@ -33,6 +33,10 @@ class StepFigures(NamedTuple):
     """Whether this process's own part of the loss was finite."""
     seconds: float
     """Wall time since the step before, or since `restart_clock`."""
+    own_fingerprint: int = 0
+    """Of the data that this process has read, see `Counts`."""
+    data_differs: bool = False
+    """Whether processes that should work on the same samples have read others."""
 
 
 class _OnItsWay(NamedTuple):
@@ -86,6 +90,8 @@ class Readback:
                 "skipped": bool(result.skipped),
                 "reasons": Reason(int(result.reasons)),
                 "own_finite": bool(result.own_finite),
+                "own_fingerprint": int(result.own_fingerprint),
+                "data_differs": bool(result.data_differs),
             },
         )
 

@@ -8,10 +8,28 @@ import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from triax.common.errors import UserError
-from triax.common.files import exclusive, replace_text
+from triax.common.files import exclusive, replace_text, write_errors
+from triax.common.json_lines import append_lines, read_lines, read_object
+
+
+class Cut(NamedTuple):
+    """How many lines a cut has taken out of metrics.jsonl."""
+
+    num_later: int
+    """Of later steps."""
+    num_unreadable: int
+    """Torn, damaged, or nobody's."""
+
+
+class Rows(NamedTuple):
+    """What a file of lines holds."""
+
+    rows: list[dict[str, Any]]
+    num_unreadable: int
+    """Lines that are left out."""
 
 
 class RunDirectory:
@@ -41,7 +59,8 @@ class RunDirectory:
             for folder in (self.path, self.checkpoints, self.logs):
                 folder.mkdir(parents=True, exist_ok=True)
             probe = self.path / ".writable"
-            probe.touch()
+            probe.unlink(missing_ok=True)
+            probe.touch(exist_ok=False)
             probe.unlink()
         except OSError as error:
             raise UserError(
@@ -69,49 +88,83 @@ class RunDirectory:
         """Add one line to metrics.jsonl."""
         self._append(self.metrics, row)
 
-    def cut_metrics(self, step: int) -> int:
-        """Drop what metrics.jsonl says of steps after `step`, and any torn last line.
+    def cut_metrics(self, step: int) -> Cut:
+        """Drop what metrics.jsonl says of steps after `step`, and what can't be read of it.
 
-        Returns how many lines were dropped. The file is replaced as a whole.
+        The file is replaced as a whole.
+
+        Raises:
+            OSError: it can't be read or replaced.
         """
-        return len(self._cut(step))
+        kept, later, unreadable = self._parted(step)
+        self._replace_metrics(kept)
+        return Cut(len(later), len(unreadable))
 
-    def abandon_metrics(self, step: int) -> None:
-        """Move what metrics.jsonl says of steps after `step` to abandoned.jsonl."""
-        dropped = self._cut(step)
-        with self.abandoned.open("a", encoding="utf-8") as file:
-            file.write("".join(line + "\n" for line in dropped))
+    def abandon_metrics(self, step: int) -> Cut:
+        """Move what metrics.jsonl says of steps after `step`, and what can't be read of it, to
+        abandoned.jsonl.
 
-    def _cut(self, step: int) -> list[str]:
-        if not self.metrics.exists():
-            return []
-        lines = self.metrics.read_text(encoding="utf-8").splitlines()
-        kept: list[str] = []
-        dropped: list[str] = []
-        for line in lines:
-            found = _step_of(line)
-            (kept if found is not None and found <= step else dropped).append(line)
-        replace_text(self.metrics, "".join(line + "\n" for line in kept))
-        return dropped
+        Raises:
+            OSError: a file can't be read or written; then nothing is lost.
+        """
+        kept, later, unreadable = self._parted(step)
+        if later or unreadable:
+            text = b"\n".join(later + unreadable)
+            append_lines(self.abandoned, text.decode(errors="replace"))
+        self._replace_metrics(kept)
+        return Cut(len(later), len(unreadable))
+
+    def _parted(self, step: int) -> tuple[list[bytes], list[bytes], list[bytes]]:
+        """The lines of metrics.jsonl: of steps up to `step`, of later ones, unreadable ones."""
+        kept: list[bytes] = []
+        later: list[bytes] = []
+        unreadable: list[bytes] = []
+        for line in read_lines(self.metrics):
+            found = _step_of(line.row)
+            part = unreadable if found is None else kept if found <= step else later
+            part.append(line.text)
+        return kept, later, unreadable
+
+    def _replace_metrics(self, lines: list[bytes]) -> None:
+        if self.metrics.exists():
+            replace_text(self.metrics, "".join(line.decode() + "\n" for line in lines))
 
     def rows(self, path: Path) -> list[dict[str, Any]]:
-        """The readable lines of metrics.jsonl or events.jsonl; none if it doesn't exist."""
-        if not path.exists():
-            return []
-        rows = []
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if isinstance(row, dict):
-                rows.append(row)
-        return rows
+        """The readable lines of metrics.jsonl or events.jsonl."""
+        return self.read(path).rows
+
+    def read(self, path: Path) -> Rows:
+        """The lines of metrics.jsonl or events.jsonl; none if it doesn't exist or can't be read.
+
+        One of metrics.jsonl that names no `step`, or one of events.jsonl no `event`, is not ours.
+        """
+        rows: list[dict[str, Any]] = []
+        num_unreadable = 0
+        is_ours = _is_event if path == self.events else _is_row
+        try:
+            for line in read_lines(path):
+                if line.row is not None and is_ours(line.row):
+                    rows.append(line.row)
+                else:
+                    num_unreadable += 1
+        except OSError:
+            num_unreadable += 1
+        return Rows(rows, num_unreadable)
 
     def forget_exit(self) -> None:
-        """Remove exit.json: a job that is killed must not seem to have ended as the one before."""
+        """Remove exit.json: a job that is killed must not seem to have ended as the one before.
+
+        Raises:
+            UserError: it can't be removed.
+        """
         for path in (self.exit, self.stop_report):
-            path.unlink(missing_ok=True)
+            with write_errors(path):
+                path.unlink(missing_ok=True)
+
+    def read_exit(self) -> dict[str, Any] | None:
+        """How the run ended, by its `code` and perhaps more; None if no file says so."""
+        content = read_object(self.exit)
+        return content if content is not None and _is_integer(content.get("code")) else None
 
     def write_exit(self, code: int, reason: str, **fields: Any) -> None:
         """Say in exit.json how the run ended."""
@@ -119,8 +172,7 @@ class RunDirectory:
         replace_text(self.exit, json.dumps(content, indent=2) + "\n")
 
     def _append(self, path: Path, row: Mapping[str, Any]) -> None:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(_strict(row), allow_nan=False) + "\n")
+        append_lines(path, json.dumps(_strict(row), allow_nan=False))
 
 
 def _strict(value: Any) -> Any:
@@ -134,9 +186,19 @@ def _strict(value: Any) -> Any:
     return value
 
 
-def _step_of(line: str) -> int | None:
-    try:
-        row = json.loads(line)
-        return int(row["step"])
-    except (ValueError, KeyError, TypeError):
-        return None
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _step_of(row: Mapping[str, Any] | None) -> int | None:
+    """The step of a line of metrics.jsonl."""
+    step = None if row is None else row.get("step")
+    return step if isinstance(step, int) and _is_integer(step) and step >= 0 else None
+
+
+def _is_row(row: Mapping[str, Any]) -> bool:
+    return _step_of(row) is not None
+
+
+def _is_event(row: Mapping[str, Any]) -> bool:
+    return isinstance(row.get("event"), str)

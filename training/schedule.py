@@ -42,7 +42,7 @@ def learning_rate(
     """
     tokens = min(tokens_after_step, total_tokens)
     warmup = warmup_tokens(schedule, total_tokens, tokens_per_step)
-    rising = min(1.0, tokens / warmup)
+    rising = tokens / warmup if tokens < warmup else 1.0
     if schedule.kind == "constant":
         return peak * rising
     decay_start = warmup if schedule.kind == "cosine" else _wsd_start(schedule, total_tokens)

@@ -28,7 +28,7 @@ class StepResult(NamedTuple):
     """A step's figures over all processes: fp32 scalars, still on the device."""
 
     loss: Tensor
-    """Mean cross entropy of the target tokens, in nats."""
+    """Mean cross entropy of the target tokens, in nats; 0 where there are none."""
     grad_norm: Tensor
     """L2 norm of the whole gradient, before clipping."""
     num_targets: Tensor
@@ -42,7 +42,12 @@ class StepResult(NamedTuple):
     norm_score: Tensor
     drift_score: Tensor
     own_finite: Tensor
-    """1 if this process's own part of the loss was finite; the only figure of one process."""
+    """1 if this process's own part of the loss was finite. It and the next are figures of one
+    process."""
+    own_fingerprint: Tensor
+    """Of the data that this process has read, see `Counts`."""
+    data_differs: Tensor
+    """1 if processes that should work on the same samples have read others."""
 
 
 def train_step(context: StepContext, micro_batches: Sequence[MicroBatch], lr: float) -> StepResult:
@@ -57,17 +62,19 @@ def train_step(context: StepContext, micro_batches: Sequence[MicroBatch], lr: fl
         lr: the learning rate of this step.
     """
     engine, scale = context.engine, context.scaler.scale
+    counts = engine.count_targets(micro_batches)
     # A batch without any target has a gradient of zero, not of 0/0.
-    num_targets = engine.count_targets(micro_batches).clamp(min=1)
+    num_targets = counts.num_targets.clamp(min=1)
     sums = engine.forward_backward(micro_batches, weight=scale / num_targets)
     loss, grad_norm = sums.cross_entropy / num_targets, sums.grad_norm / scale
-    verdict = context.guard.judge(loss, grad_norm)
+    verdict = context.guard.judge(loss, grad_norm, has_targets=counts.num_targets > 0)
     limit = verdict.clip_limit.clamp(max=context.clip_norm or math.inf)
     engine.update(lr, _clip_factor(grad_norm, limit) / scale, verdict.skip)
     context.scaler.update(verdict.overflowed)
     return StepResult(
-        loss, grad_norm, num_targets, verdict.skip, scale, verdict.reasons,
+        loss, grad_norm, counts.num_targets, verdict.skip, scale, verdict.reasons,
         verdict.loss_score, verdict.norm_score, verdict.drift_score, sums.own_finite,
+        counts.own_fingerprint, counts.data_differs,
     )  # fmt: skip
 
 

@@ -37,14 +37,14 @@ def format_of(config: Mapping[str, Any], where: str) -> Format:
 
 
 def to_huggingface(
-    model: ModelConfig, *, dtype: str, seq_len: int, special_tokens: Mapping[str, int]
+    model: ModelConfig, *, dtype: str, seq_len: int, special_tokens: Mapping[str, int | list[int]]
 ) -> dict[str, Any]:
     """The contents of `config.json`.
 
     Args:
         dtype: torch's name of the weights' dtype, as in `"bfloat16"`.
         seq_len: the longest sequence trained on, in tokens.
-        special_tokens: `bos_token_id` and `eos_token_id`, where known.
+        special_tokens: `bos_token_id`, `eos_token_id` and `pad_token_id`, where known.
 
     Raises:
         UserError: no architecture there computes this model.

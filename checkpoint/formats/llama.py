@@ -41,10 +41,19 @@ _BLOCK_NAMES = {
     "mlp.up.weight": "mlp.up_proj.weight",
     "mlp.down.weight": "mlp.down_proj.weight",
 }
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+_LLAMA3_KEYS = (
+    "factor",
+    "low_freq_factor",
+    "high_freq_factor",
+    "original_max_position_embeddings",
+)
+_MOST_LAYERS = 10_000
+"""Far above any model, and few enough to list."""
 
 
 def to_huggingface(
-    model: ModelConfig, *, dtype: str, seq_len: int, special_tokens: Mapping[str, int]
+    model: ModelConfig, *, dtype: str, seq_len: int, special_tokens: Mapping[str, int | list[int]]
 ) -> dict[str, Any]:
     """The contents of `config.json`; see `formats.to_huggingface`."""
     assert isinstance(model, LlamaConfig)
@@ -82,7 +91,7 @@ def to_huggingface(
         "torch_dtype": dtype,
         "bos_token_id": special_tokens.get("bos_token_id"),
         "eos_token_id": special_tokens.get("eos_token_id"),
-        "pad_token_id": None,
+        "pad_token_id": special_tokens.get("pad_token_id"),
     }
 
 
@@ -139,9 +148,14 @@ def from_huggingface(config: Mapping[str, Any], *, is_tied: bool, where: str) ->
     _refuse_what_differs(config, where)
     kind = config["model_type"]
     try:
-        heads = config["num_attention_heads"]
+        heads, num_layers = config["num_attention_heads"], config["num_hidden_layers"]
+        if not isinstance(num_layers, int) or num_layers > _MOST_LAYERS:
+            raise UserError(
+                f"{where}: num_hidden_layers: expected a number up to {_MOST_LAYERS:,}, "
+                f"got {str(num_layers)[:20]}"
+            )
         fields = {
-            "num_layers": config["num_hidden_layers"],
+            "num_layers": num_layers,
             "hidden_size": config["hidden_size"],
             "num_heads": heads,
             "num_kv_heads": config.get("num_key_value_heads") or _only_llama(kind, heads),
@@ -195,32 +209,70 @@ def _refuse_what_differs(config: Mapping[str, Any], where: str) -> None:
 
 
 def _window(config: Mapping[str, Any], where: str) -> Any:
+    """The sliding window of all layers, None for none."""
     kind, window = config["model_type"], config.get("sliding_window")
     if kind == "mistral":
-        return config.get("sliding_window", _MISTRAL_DEFAULT_WINDOW)
-    if kind == "llama" or not config.get("use_sliding_window") or window is None:
-        return None
-    num_layers, first = config["num_hidden_layers"], config["max_window_layers"]
-    by_index = ["full_attention"] * first + ["sliding_attention"] * (num_layers - first)
-    layer_types = set((config.get("layer_types") or by_index)[:num_layers])
-    if len(layer_types) > 1:
+        window = config.get("sliding_window", _MISTRAL_DEFAULT_WINDOW)
+    elif not config.get("use_sliding_window", kind == "llama"):
+        window = None
+    if kind == "llama" and window is not None:
+        raise UserError(f"{where}: sliding_window is {window!r}, and transformers' Llama has none")
+    types = _layer_types(config, window, where)
+    if len(types) > 1:
         raise UserError(
             f"{where}: only some layers have a sliding window; all or none can be imported"
         )
-    return window if layer_types == {"sliding_attention"} else None
+    if window is None and types != {_FULL}:
+        raise UserError(f"{where}: layer_types are {types.pop()!r} without a sliding window")
+    if types not in ({_FULL}, {_SLIDING}) or (kind == "mistral" and window and types == {_FULL}):
+        raise UserError(f"{where}: layer_types are {types.pop()!r} with a window of {window!r}")
+    return window if types == {_SLIDING} else None
+
+
+def _layer_types(config: Mapping[str, Any], window: Any, where: str) -> set[str]:
+    """The kinds of attention that there are among the layers."""
+    num_layers, given = config["num_hidden_layers"], config.get("layer_types")
+    default = _FULL if window is None else _SLIDING
+    by_index = [default] * num_layers
+    if window is not None and config["model_type"] == "qwen3":
+        if given is None or "max_window_layers" in config:
+            first = config["max_window_layers"]
+            by_index = [_SLIDING if layer >= first else _FULL for layer in range(num_layers)]
+        else:
+            by_index = given
+    if given is None:
+        return set(by_index)
+    if not isinstance(given, list) or len(given) != num_layers:
+        raise UserError(f"{where}: layer_types: expected a list of {num_layers}, one a layer")
+    if config["model_type"] == "qwen3" and given != by_index:
+        raise UserError(
+            f"{where}: layer_types contradict use_sliding_window, sliding_window and "
+            "max_window_layers: versions of transformers would differ; correct one of them"
+        )
+    return set(given)
 
 
 def _rope(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    rope = config.get("rope_parameters") or {}
-    theta = rope.get("rope_theta", config.get("rope_theta", _DEFAULT_THETA))
-    scaling = config.get("rope_scaling") or rope
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind == "default":
-        return {"rope_theta": theta}
-    if kind != "llama3":
+    """RoPE's settings from wherever they stand: versions of transformers read them from different
+    places, so where several speak they must agree."""
+    keys = ("rope_parameters", "rope_scaling")
+    tables = [_rope_table(config[key], f"{where}: {key}") for key in keys if config.get(key)]
+    scalings = [{k: v for k, v in table.items() if k != "rope_theta"} for table in tables]
+    if len(scalings) == 2 and scalings[0] != scalings[1]:
         raise UserError(
-            f"{where}: RoPE scaling {kind!r} cannot be imported; expected none or 'llama3'"
+            f"{where}: rope_scaling contradicts rope_parameters: versions of transformers would "
+            "differ; correct one of them"
         )
+    given = [table["rope_theta"] for table in (*tables, config) if table.get("rope_theta")]
+    if any(theta != given[0] for theta in given):
+        raise UserError(f"{where}: rope_theta is given as {' and '.join(map(repr, given))}")
+    theta = given[0] if given else _DEFAULT_THETA
+    scaling = scalings[0] if scalings else {"rope_type": "default"}
+    if scaling["rope_type"] == "default":
+        return {"rope_theta": theta}
+    outside = config.get("original_max_position_embeddings")
+    if outside not in (None, scaling.get("original_max_position_embeddings")):
+        raise UserError(f"{where}: original_max_position_embeddings is given twice, differently")
     return {
         "rope_theta": theta,
         "rope_scaling": {
@@ -230,3 +282,23 @@ def _rope(config: Mapping[str, Any], where: str) -> dict[str, Any]:
             "original_seq_len": scaling["original_max_position_embeddings"],
         },
     }
+
+
+def _rope_table(given: Any, where: str) -> dict[str, Any]:
+    """`rope_parameters` or `rope_scaling`, without what says nothing; only what is understood."""
+    if not isinstance(given, dict):
+        raise UserError(f"{where}: has the wrong type: expected a table, got {given!r}")
+    table = {key: value for key, value in given.items() if value is not None}
+    kind = table.pop("type", table.get("rope_type", "default"))
+    if table.setdefault("rope_type", kind) != kind:
+        raise UserError(f"{where}: type {kind!r} contradicts rope_type {table['rope_type']!r}")
+    if kind not in ("default", "llama3"):
+        raise UserError(
+            f"{where}: RoPE scaling {kind!r} cannot be imported; expected none or 'llama3'"
+        )
+    if table.pop("partial_rotary_factor", 1) != 1:
+        raise UserError(f"{where}: partial_rotary_factor: only 1 can be imported")
+    known = {"rope_type", "rope_theta", *(_LLAMA3_KEYS if kind == "llama3" else ())}
+    if unknown := sorted(map(str, table.keys() - known)):
+        raise UserError(f"{where}: {unknown[0]} isn't understood with RoPE scaling {kind!r}")
+    return table

@@ -45,7 +45,12 @@ class Format(Protocol):
     """One family's table: a module of this folder."""
 
     def to_huggingface(
-        self, model: ModelConfig, *, dtype: str, seq_len: int, special_tokens: Mapping[str, int]
+        self,
+        model: ModelConfig,
+        *,
+        dtype: str,
+        seq_len: int,
+        special_tokens: Mapping[str, int | list[int]],
     ) -> dict[str, Any]:
         """The contents of `config.json`; see `formats.to_huggingface`."""
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import argparse
 
 from triax.common.errors import UserError
-from triax.launcher.arguments import add_num_processes, positive_int
-from triax.launcher.elastic import become_worker, launch
+from triax.launcher.arguments import add_num_processes, as_path_text, positive_int
+from triax.launcher.workers import become_worker, launch
 from triax.models.presets import PRESETS
 
 WORKER = "triax.launcher.bench"
@@ -30,7 +30,11 @@ explains what is printed.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments; the worker has the same."""
     parser.add_argument(
-        "config", metavar="CONFIG", nargs="?", help="a run's TOML file; its data isn't read"
+        "config",
+        type=as_path_text,
+        metavar="CONFIG",
+        nargs="?",
+        help="a run's TOML file; its data isn't read",
     )
     parser.add_argument(
         "--preset", metavar="NAME", help=f"the model, instead of [model]: {', '.join(PRESETS)}"
@@ -45,7 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     parser.add_argument(
-        "--trace", metavar="FILE", help="keep the profiler's trace, a .json or .json.gz"
+        "--trace",
+        type=as_path_text,
+        metavar="FILE",
+        help="keep the profiler's trace, a .json or .json.gz",
     )
     parser.add_argument(
         "--kernels",

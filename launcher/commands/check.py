@@ -6,7 +6,7 @@ import argparse
 
 from triax.common.errors import ExitCode
 from triax.common.quantities import format_count
-from triax.launcher.arguments import positive_int
+from triax.launcher.arguments import as_path_text, positive_int
 from triax.launcher.checks import find_warnings, load_checked
 from triax.launcher.config import RunConfig
 from triax.launcher.data_checks import tokens_per_step
@@ -24,7 +24,7 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("config", metavar="CONFIG", help="the run's TOML file")
+    parser.add_argument("config", type=as_path_text, metavar="CONFIG", help="the run's TOML file")
     parser.add_argument(
         "--nproc",
         "--nproc-per-node",

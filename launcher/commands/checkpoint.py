@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import tomli_w
 from pydantic import ValidationError
 
 from triax.checkpoint.agreement import RankError
@@ -24,8 +25,12 @@ from triax.checkpoint.staging import whole
 from triax.checkpoint.universal import export_universal, import_universal
 from triax.checkpoint.writing import write_checkpoint
 from triax.common.errors import ExitCode, UserError
+from triax.common.files import write_atomically
 from triax.common.quantities import format_count, format_seconds
-from triax.launcher.arguments import positive_int
+from triax.common.showing import printable
+from triax.launcher.arguments import as_path, positive_int
+from triax.launcher.export_tokens import recorded_tokens, tokenizer_export, unseen_by_training
+from triax.launcher.run_folder import recorded_table, tokenizer_of
 from triax.models.config import ModelConfig
 from triax.models.families import recorded_model
 from triax.parallel.dtypes import DTYPES
@@ -35,7 +40,7 @@ examples:
   triax checkpoint list runs/my-run
   triax checkpoint verify runs/my-run
   triax checkpoint export runs/my-run --output hf-model --dtype bf16
-  triax checkpoint import hf-model --output imported
+  triax checkpoint import hf-model --output imported --write-config model.toml
   triax checkpoint convert runs/my-run --to deepspeed --output universal
 """
 _MODEL_PREFIX = "model."
@@ -56,25 +61,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
 
     either = "a checkpoint's folder or a run's"
-    add("list", "show a run's checkpoints").add_argument("path", type=Path, metavar="RUN_DIR")
+    add("list", "show a run's checkpoints").add_argument("path", type=as_path, metavar="RUN_DIR")
     verify = add("verify", "read every byte of a checkpoint, or of all of a run's")
-    verify.add_argument("path", type=Path, metavar="CHECKPOINT", help=either)
+    verify.add_argument("path", type=as_path, metavar="CHECKPOINT", help=either)
     export = add("export", "write the model for other programs")
-    export.add_argument("path", type=Path, metavar="CHECKPOINT", help=f"{either} (its newest)")
+    export.add_argument("path", type=as_path, metavar="CHECKPOINT", help=f"{either} (its newest)")
     export.add_argument("--format", choices=["hf"], default="hf", help="Hugging Face transformers")
-    export.add_argument("--output", type=Path, required=True, metavar="DIR")
+    export.add_argument("--output", type=as_path, required=True, metavar="DIR")
     export.add_argument("--dtype", choices=["fp32", "bf16"], help="of the weights (as they are)")
-    export.add_argument("--tokenizer", type=Path, metavar="DIR", help="(the run's)")
+    export.add_argument("--tokenizer", type=as_path, metavar="DIR", help="(the run's)")
     export.add_argument(
         "--seq-len", type=positive_int, metavar="N", help="longest sequence (the run's)"
     )
     import_ = add("import", "turn a local transformers folder into a checkpoint to start from")
-    import_.add_argument("path", type=Path, metavar="HF_DIR", help="with safetensors files")
-    import_.add_argument("--output", type=Path, required=True, metavar="CHECKPOINT_DIR")
+    import_.add_argument("path", type=as_path, metavar="HF_DIR", help="with safetensors files")
+    import_.add_argument("--output", type=as_path, required=True, metavar="CHECKPOINT_DIR")
+    import_.add_argument(
+        "--write-config", type=as_path, metavar="FILE", help="write the [model] section that fits"
+    )
     convert = add("convert", "turn a checkpoint into DeepSpeed's universal format, or back")
-    convert.add_argument("path", type=Path, metavar="CHECKPOINT", help="what is converted")
+    convert.add_argument("path", type=as_path, metavar="CHECKPOINT", help="what is converted")
     convert.add_argument("--to", choices=["deepspeed", "native"], required=True)
-    convert.add_argument("--output", type=Path, required=True, metavar="DIR")
+    convert.add_argument("--output", type=as_path, required=True, metavar="DIR")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -99,7 +107,7 @@ def _list(args: argparse.Namespace) -> int:
         print(_row(info, "bad" if problems[info.path] else "complete"))
     for path, found in problems.items():
         for problem in found:
-            print(f"{path.name}: {problem}")
+            print(printable(f"{path.name}: {problem}"))
     print("`triax checkpoint verify` reads every byte; here only sizes were looked at")
     return ExitCode.DONE
 
@@ -108,7 +116,9 @@ def _row(info: CheckpointInfo, state: str) -> str:
     tokens, size, age = "?", "?", "?"
     if info.manifest is not None:
         recorded = info.manifest.record.get("tokens")
-        tokens = format_count(recorded) if isinstance(recorded, int) else "-"
+        tokens = "-"
+        if isinstance(recorded, int) and 0 <= recorded < 2**63:
+            tokens = format_count(recorded)
         size = _format_bytes(info.manifest.num_bytes)
         age = format_seconds(max(0.0, info.manifest.age_seconds))
     return f"{info.step:>10}  {tokens:>8}  {size:>9}  {age:>16}  {state}"
@@ -129,28 +139,36 @@ def _verify(args: argparse.Namespace) -> int:
         all_good = all_good and not problems
         print(f"{info.path}: {'bad' if problems else 'good'}")
         for problem in problems:
-            print(f"  {problem}")
+            print(f"  {printable(problem)}")
     return ExitCode.DONE if all_good else ExitCode.BAD_INPUT
 
 
 def _export(args: argparse.Namespace) -> int:
     refuse_existing(args.output)
     checkpoint = resolve_checkpoint(args.path)
-    config = read_manifest(checkpoint).record.get("config")
-    if not isinstance(config, dict) or "model" not in config:
+    record = read_manifest(checkpoint).record
+    config = recorded_table(record, "config")
+    if "model" not in config:
         raise UserError(f"{checkpoint}: its record holds no model config; it was not made by a run")
-    tokenizer, seq_len = _tokenizer(args, config), _seq_len(args, config, checkpoint)
+    tokenizer, seq_len = _tokenizer(args, config, checkpoint), _seq_len(args, config, checkpoint)
+    exported, warning = None, None
+    if tokenizer is not None:
+        tokens = recorded_tokens(record, tokenizer)
+        exported = tokenizer_export(tokenizer, tokens)
+        warning = unseen_by_training(tokenizer, tokens)
     tensors = read_tensors(checkpoint, prefix=_MODEL_PREFIX)
     export_huggingface(
         {name.removeprefix(_MODEL_PREFIX): tensor for name, tensor in tensors.items()},
         _model_config(config["model"], checkpoint),
         args.output,
         dtype=DTYPES.get(args.dtype),
-        tokenizer=tokenizer,
+        tokenizer=exported,
         seq_len=seq_len,
     )
     without = "" if tokenizer else ", without a tokenizer (--tokenizer adds one)"
     print(f"{checkpoint} exported to {args.output}{without}")
+    if warning is not None:
+        print(warning)
     return ExitCode.DONE
 
 
@@ -161,17 +179,19 @@ def _model_config(fields: object, checkpoint: Path) -> ModelConfig:
         raise UserError(f"{checkpoint}: its recorded model config is not valid: {error}") from error
 
 
-def _tokenizer(args: argparse.Namespace, config: Mapping[str, Any]) -> Path | None:
+def _tokenizer(
+    args: argparse.Namespace, config: Mapping[str, Any], checkpoint: Path
+) -> Path | None:
     if args.tokenizer is not None:
         return Path(args.tokenizer)
-    recorded = (config.get("data") or {}).get("tokenizer")
+    recorded = tokenizer_of(checkpoint, config)
     if recorded is not None and not Path(recorded).exists():
         raise UserError(f"{recorded}: the run's tokenizer is not there; say where: --tokenizer DIR")
     return None if recorded is None else Path(recorded)
 
 
 def _seq_len(args: argparse.Namespace, config: Mapping[str, Any], checkpoint: Path) -> int:
-    seq_len = args.seq_len or (config.get("data") or {}).get("seq_len")
+    seq_len = args.seq_len or recorded_table(config, "data").get("seq_len")
     if not isinstance(seq_len, int) or seq_len < 1:
         raise UserError(f"{checkpoint}: its record holds no data.seq_len; give --seq-len N")
     return seq_len
@@ -179,7 +199,10 @@ def _seq_len(args: argparse.Namespace, config: Mapping[str, Any], checkpoint: Pa
 
 def _import(args: argparse.Namespace) -> int:
     refuse_existing(args.output)
+    if args.write_config is not None:
+        refuse_existing(args.write_config)
     model, tensors = import_huggingface(args.path)
+    section = tomli_w.dumps({"model": model.model_dump(mode="json", exclude_none=True)})
     record = {
         "imported_from": str(args.path),
         "step": 0,
@@ -192,7 +215,10 @@ def _import(args: argparse.Namespace) -> int:
         raise UserError(f"{args.output}: cannot be written: {error}") from error
     num_parameters = sum(tensor.numel() for tensor in tensors.values())
     print(f"{format_count(num_parameters)} parameters imported to {args.output}")
-    print(f'start a run from them with checkpoint.init_from = "{args.output}"')
+    print(f'start a run from them with checkpoint.init_from = "{args.output}" and\n\n{section}')
+    if args.write_config is not None:
+        write_atomically(args.write_config, section)
+        print(f"this [model] section stands in {args.write_config}")
     return ExitCode.DONE
 
 

@@ -1,4 +1,4 @@
-"""`triax data prepare`: text to token shards. `triax data inspect`: what shards hold."""
+"""`triax data`: `prepare` makes shards of text, `inspect` shows and `verify` checks them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from rich.table import Table
 
 from triax.common.errors import ExitCode, UserError
 from triax.common.quantities import format_count, parse_count
+from triax.data.integrity import KnownFile, known_files, verify
 from triax.data.prepare import TOKENS_PER_SHARD, ProgressCallback, prepare
 from triax.data.record import SplitCounts, load_prepared
 from triax.data.shards import Shard, find_shards
 from triax.data.tokenizer import load_tokenizer, vocabulary_size
-from triax.launcher.arguments import positive_int
+from triax.launcher.arguments import as_path, as_path_text, positive_int
 from triax.launcher.samples import RunSamples
 
 _EXAMPLE = """\
@@ -27,6 +28,7 @@ examples:
   triax data prepare corpus/ --tokenizer tokenizer --output data
   triax data inspect data/train --tokenizer tokenizer --document 3
   triax data inspect runs/quickstart --sample 4096 --count 8
+  triax data verify data/train data/validation
 """
 _QUANTILES = {"shortest": 0.0, "5 %": 0.05, "median": 0.5, "95 %": 0.95, "longest": 1.0}
 _SECONDS_BETWEEN_LINES = 10.0
@@ -34,7 +36,7 @@ _EXCERPT_TOKENS = 200
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare `prepare` and `inspect` and their arguments."""
+    """Declare `prepare`, `inspect` and `verify` and their arguments."""
     parser.epilog = _EXAMPLE
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     _add_prepare(
@@ -57,6 +59,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
     )
 
+    verify = actions.add_parser(
+        "verify",
+        help="compare shards with their checksums",
+        description="Read every byte of shards and compare it with the checksums in data.json.",
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verify.add_argument(
+        "prefixes", nargs="+", metavar="PREFIX", help="path of .idx files without the ending"
+    )
+
 
 def _add_prepare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -65,14 +78,20 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
         metavar="INPUT",
         help="file, folder, glob, `datasets` name (NAME or NAME:CONFIG) or python-stdlib",
     )
-    parser.add_argument("--tokenizer", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--tokenizer", type=as_path, required=True, metavar="DIR")
+    parser.add_argument("--output", type=as_path, required=True, metavar="DIR")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (one a core)")
     parser.add_argument(
         "--validation-fraction", type=float, default=0.01, metavar="F", help="of documents (0.01)"
     )
     parser.add_argument(
         "--text-field", default="text", metavar="F", help="field of JSON lines and rows (text)"
+    )
+    parser.add_argument(
+        "--end-of-text", metavar="TOKEN", help="ends each document (the tokenizer's eos_token)"
+    )
+    parser.add_argument(
+        "--begin-of-text", metavar="TOKEN", help="begins each document (by default none does)"
     )
     parser.add_argument(
         "--tokens-per-shard",
@@ -85,10 +104,13 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "prefix",
+        type=as_path_text,
         metavar="PREFIX",
         help="path of .idx files without the ending; with --sample, a run's folder or config",
     )
-    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="shows text, checks its size")
+    parser.add_argument(
+        "--tokenizer", type=as_path, metavar="DIR", help="shows text, checks its size"
+    )
     parser.add_argument(
         "--document", type=int, default=0, metavar="N", help="the one to show, from 0 (0)"
     )
@@ -101,8 +123,10 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prepare or inspect."""
+    """Prepare, inspect or verify; `verify` ends with `ExitCode.BAD_INPUT` at damage."""
     console = Console(highlight=False, soft_wrap=True)
+    if args.action == "verify":
+        return _verify(args.prefixes, console)
     if args.action == "prepare":
         _prepare(args, console)
     elif args.sample is not None:
@@ -123,6 +147,8 @@ def _prepare(args: argparse.Namespace, console: Console) -> None:
             validation_fraction=args.validation_fraction,
             text_field=args.text_field,
             tokens_per_shard=_count(args.tokens_per_shard),
+            end_of_text=args.end_of_text,
+            begin_of_text=args.begin_of_text,
             progress=progress,
         )
     for name, counts in (("train", data.train), ("validation", data.validation)):
@@ -186,6 +212,34 @@ def _inspect(args: argparse.Namespace, console: Console) -> None:
     _check_tokens(shards, _vocab_size(args), console)
     if args.tokenizer is not None:
         _show_document(shards, args.document, args.tokenizer, console)
+
+
+def _verify(prefixes: list[str], console: Console) -> int:
+    """Say of every dataset what is damaged; all of it, not the first alone."""
+    code = ExitCode.DONE
+    for prefix in prefixes:
+        known, unknown = known_files(prefix)
+        problems = [problem for file in known if (problem := _problem(file)) is not None]
+        for line in problems:
+            code = ExitCode.BAD_INPUT
+            console.print(line, markup=False)
+        if known and not problems:
+            console.print(f"{prefix}: {len(known)} files are as they were prepared", markup=False)
+        if unknown:
+            console.print(
+                f"{prefix}: {len(unknown)} files can't be verified, no data.json beside them has "
+                "their checksums (`triax data prepare` writes it; Megatron's tools don't)",
+                markup=False,
+            )
+    return code
+
+
+def _problem(file: KnownFile) -> str | None:
+    try:
+        verify([file])
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def _show_samples(args: argparse.Namespace, console: Console) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import math
 import time
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -12,6 +12,8 @@ from rich.text import Text
 
 from triax.common.errors import ExitCode
 from triax.common.quantities import format_seconds
+from triax.common.showing import printable
+from triax.launcher.arguments import as_path
 from triax.launcher.diagnosis import Diagnosis, Process, diagnose
 
 EXAMPLE = """\
@@ -25,7 +27,7 @@ runs and after it has ended.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="for instance runs/NAME")
+    parser.add_argument("run_dir", type=as_path, metavar="RUN_DIR", help="for instance runs/NAME")
     parser.epilog = EXAMPLE
 
 
@@ -37,11 +39,11 @@ def run(args: argparse.Namespace) -> int:
     """
     console = Console(highlight=False, soft_wrap=True)
     diagnosis = diagnose(args.run_dir)
-    console.print(f"{args.run_dir}: {diagnosis.headline}", markup=False)
+    console.print(f"{args.run_dir}: {_safe(diagnosis.headline)}", markup=False)
     if diagnosis.processes:
         console.print(_table(diagnosis.processes))
     _print_events(diagnosis, console)
-    console.print(f"\nlikely cause: {diagnosis.cause}", markup=False)
+    console.print(f"\nlikely cause: {_safe(diagnosis.cause)}", markup=False)
     for number, advice in enumerate(diagnosis.advice, start=1):
         console.print(
             f"{'what to do:  ' if number == 1 else '             '} {advice}", markup=False
@@ -56,18 +58,35 @@ def _table(processes: list[Process]) -> Table:
     for process in processes:
         beat = process.heartbeat
         table.add_row(
-            str(beat.rank), beat.host, str(beat.step), process.fate, beat.activity,
-            format_seconds(beat.time - beat.since), Text(process.error or process.place),
+            str(beat.rank), Text(printable(beat.host)), str(beat.step), process.fate,
+            Text(printable(beat.activity)), format_seconds(beat.time - beat.since),
+            Text(printable(process.error or process.place)),
         )  # fmt: skip
     return table
 
 
 def _print_events(diagnosis: Diagnosis, console: Console) -> None:
+    if diagnosis.num_unreadable:
+        console.print(f"{diagnosis.num_unreadable} lines of events.jsonl can't be read: left out")
     if diagnosis.events:
         console.print("\nlast events:")
     for event in diagnosis.events:
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.get("time", 0)))
         rest = ", ".join(
             f"{name} {value}" for name, value in event.items() if name not in ("event", "time")
         )
-        console.print(f"  {when}  {event['event']}: {rest}", markup=False)
+        told = printable(f"{event['event']}: {rest}")
+        console.print(f"  {_when(event.get('time'))}  {told}", markup=False)
+
+
+def _when(seconds: object) -> str:
+    """Seconds since 1970 as a person's time, as far as it is one."""
+    try:
+        moment = time.localtime(seconds if isinstance(seconds, int | float) else math.nan)
+    except (ValueError, OverflowError, OSError):
+        return f"{'?':19}"
+    return time.strftime("%Y-%m-%d %H:%M:%S", moment)
+
+
+def _safe(text: str) -> str:
+    """The text with its line breaks, and nothing else that a terminal would obey."""
+    return "\n".join(map(printable, text.split("\n")))

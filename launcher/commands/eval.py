@@ -10,15 +10,22 @@ from triax.common.errors import UserError
 from triax.common.tokens import IGNORE_INDEX
 from triax.data.loader import validation_batches
 from triax.data.source import Source
-from triax.launcher.arguments import positive_int
+from triax.launcher.arguments import as_path_text, positive_int
 from triax.launcher.inference import load_checkpoint
-from triax.training.evaluation import Evaluation
+from triax.training.evaluation import mean_loss
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a run's or a checkpoint's folder")
-    parser.add_argument("--data", required=True, metavar="PREFIX", help="shards to evaluate on")
+    parser.add_argument(
+        "checkpoint",
+        type=as_path_text,
+        metavar="CHECKPOINT",
+        help="a run's or a checkpoint's folder",
+    )
+    parser.add_argument(
+        "--data", type=as_path_text, required=True, metavar="PREFIX", help="shards to evaluate on"
+    )
     parser.add_argument("--seq-len", type=positive_int, metavar="N", help="default: as in training")
     parser.add_argument(
         "--sequences", type=positive_int, metavar="N", help="only the first so many"
@@ -63,9 +70,12 @@ def run(args: argparse.Namespace) -> int:
             )
             totals[0] += sums.cross_entropy.cpu()
             totals[1] += (batch.targets_BT != IGNORE_INDEX).sum()
-    result = Evaluation(float(totals[0] / totals[1].clamp(min=1)), int(totals[1]))
+    result = mean_loss(float(totals[0]), int(totals[1]))
     print(f"checkpoint   {loaded.path}")
     print(f"data         {args.data}: {num_sequences:,} sequences of {seq_len:,} tokens")
+    if result.num_targets == 0:
+        print("loss         none: there is no target token")
+        return 0
     print(f"loss         {result.loss:.6f} nats per token over {result.num_targets:,} targets")
     print(f"perplexity   {result.perplexity:.4f}")
     return 0

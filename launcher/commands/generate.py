@@ -6,8 +6,7 @@ import argparse
 import math
 
 from triax.common.errors import UserError
-from triax.data.tokenizer import end_of_text_id
-from triax.launcher.arguments import count, positive_int
+from triax.launcher.arguments import as_path_text, count, positive_int
 from triax.launcher.inference import load_checkpoint
 from triax.training.generate import generate
 
@@ -16,7 +15,12 @@ _DEFAULT_CONTEXT = 2048
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a run's or a checkpoint's folder")
+    parser.add_argument(
+        "checkpoint",
+        type=as_path_text,
+        metavar="CHECKPOINT",
+        help="a run's or a checkpoint's folder",
+    )
     parser.add_argument("--prompt", default="", metavar="TEXT", help="what the text begins with")
     parser.add_argument(
         "--max-tokens", type=positive_int, default=200, metavar="N", help="at most so many"
@@ -24,7 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest")
     parser.add_argument("--top-k", type=count, default=50, metavar="K", help="0 allows all tokens")
     parser.add_argument("--seed", type=int, default=0, help="of the draws")
-    parser.add_argument("--tokenizer", metavar="DIR", help="default: the one it was trained with")
+    parser.add_argument(
+        "--tokenizer",
+        type=as_path_text,
+        metavar="DIR",
+        help="default: the one it was trained with",
+    )
     parser.epilog = 'example:\n  triax generate runs/quickstart --prompt "def main("\n'
 
 
@@ -38,8 +47,11 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--temperature: expected a number of at least 0, got {args.temperature}")
     loaded = load_checkpoint(args.checkpoint)
     tokenizer = loaded.tokenizer(args.tokenizer)
-    stop = end_of_text_id(tokenizer)
-    prompt = tokenizer.encode(args.prompt, add_special_tokens=False).ids or [stop]
+    tokens = loaded.document_tokens(args.tokenizer)
+    written = list(tokenizer.encode(args.prompt, add_special_tokens=False).ids)
+    # As in training: what begins a document, else the end of the one before.
+    begin = tokens.begin or (tokens.end if not written else None)
+    prompt = written if begin is None else [begin.id, *written]
     new_tokens = generate(
         loaded.model,
         prompt,
@@ -48,11 +60,10 @@ def run(args: argparse.Namespace) -> int:
         temperature=args.temperature,
         top_k=args.top_k or None,
         seed=args.seed,
-        stop_token=stop,
+        stop_token=tokens.end.id,
     )
-    shown = args.prompt
-    print(shown, end="", flush=True)
-    written: list[int] = list(prompt)
+    print(args.prompt, end="", flush=True)
+    shown = tokenizer.decode(written)
     for token in new_tokens:
         written.append(token)
         text = tokenizer.decode(written)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 from triax.common.errors import ExitCode, UserError
-from triax.launcher.arguments import count, positive_int
+from triax.launcher.arguments import as_path, as_path_text, count, positive_int
 from triax.launcher.checks import find_warnings, load_checked
+from triax.launcher.config import RunConfig
 from triax.launcher.messages import print_warning
 from triax.launcher.problems import likely_not_meant
-from triax.launcher.slurm import BatchJob, read_template, submit
+from triax.launcher.slurm import BatchJob, read_template, refuse_hopeless_time, submit
 
+CPUS_PER_GPU = 4
+"""What a process with a GPU needs beside it: its own thread, the loader's, and those that save."""
 EXAMPLE = """\
 examples:
   triax submit run.toml --nodes 2 --gpus-per-node 8 --time 24:00:00
@@ -27,16 +31,25 @@ docs/launching.md.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("config", metavar="CONFIG", help="the run's TOML file")
+    parser.add_argument("config", type=as_path_text, metavar="CONFIG", help="the run's TOML file")
     size = parser.add_argument_group("size")
     size.add_argument("--nodes", type=positive_int, required=True, metavar="N")
     size.add_argument(
-        "--gpus-per-node", type=count, required=True, metavar="G", help="0 for a CPU cluster"
+        "--gpus-per-node",
+        type=_gpus,
+        required=True,
+        metavar="[TYPE:]G",
+        help="as for sbatch: 8, or h100:8; 0 for a CPU cluster",
     )
     size.add_argument(
         "--processes-per-node", type=positive_int, metavar="P", help="default: one for each GPU"
     )
-    size.add_argument("--cpus-per-task", type=positive_int, metavar="C", help="cores a process")
+    size.add_argument(
+        "--cpus-per-task",
+        type=positive_int,
+        metavar="C",
+        help=f"cores a process (default: {CPUS_PER_GPU} with a GPU, else 1)",
+    )
     queue = parser.add_argument_group("queue (as for sbatch)")
     for name in ("partition", "time", "account", "qos", "job-name"):
         queue.add_argument(f"--{name}")
@@ -60,7 +73,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--container", metavar="IMAGE", help="run the ranks in this image (the pyxis plugin)"
     )
     surroundings.add_argument(
-        "--container-mounts", metavar="FROM:TO,...", help="default: this folder"
+        "--container-mounts",
+        metavar="FROM:TO,...",
+        help="default: this folder, and what the config names elsewhere",
     )
     surroundings.add_argument(
         "--extra-srun",
@@ -70,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="any other option of srun, for the ranks; may be repeated",
     )
     surroundings.add_argument(
-        "--template", type=Path, metavar="FILE", help="your own version of launcher/slurm_job.sh"
+        "--template", type=as_path, metavar="FILE", help="your own version of launcher/slurm_job.sh"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the script, submit nothing")
     parser.set_defaults(overrides=())
@@ -113,13 +128,14 @@ def run(args: argparse.Namespace) -> int:
         ConfigError: with every problem of the config.
         UserError: an option can't be used, or sbatch refuses.
     """
-    per_node = args.processes_per_node or args.gpus_per_node
+    gpu_type, num_gpus = args.gpus_per_node
+    per_node = args.processes_per_node or num_gpus
     if not per_node:
         raise UserError("--gpus-per-node 0 needs --processes-per-node")
-    if args.gpus_per_node and per_node > args.gpus_per_node:
-        raise UserError(
-            f"--processes-per-node {per_node} is more than --gpus-per-node {args.gpus_per_node}"
-        )
+    if num_gpus and per_node > num_gpus:
+        raise UserError(f"--processes-per-node {per_node} is more than --gpus-per-node {num_gpus}")
+    for time in _time_limits(args):
+        refuse_hopeless_time(time, args.grace)
     world_size = args.nodes * per_node
     config = load_checked(args.config, args.overrides, world_size)
     if warnings := find_warnings(config, world_size):
@@ -131,7 +147,7 @@ def run(args: argparse.Namespace) -> int:
         run_dir=config.run_dir.absolute(),
         folder=Path.cwd(),
         num_nodes=args.nodes,
-        gpus_per_node=args.gpus_per_node,
+        gpus_per_node=f"{gpu_type}{num_gpus}" if num_gpus else "",
         processes_per_node=per_node,
         grace_seconds=args.grace,
         max_restarts=args.max_restarts,
@@ -141,9 +157,9 @@ def run(args: argparse.Namespace) -> int:
         time=args.time,
         account=args.account,
         qos=args.qos,
-        cpus_per_task=args.cpus_per_task,
+        cpus_per_task=args.cpus_per_task or (CPUS_PER_GPU if num_gpus else None),
         container=args.container,
-        container_mounts=args.container_mounts,
+        container_mounts=args.container_mounts or ",".join(_mounts(args.config, config)),
         setup=tuple(args.setup),
         extra_sbatch=tuple(args.extra_sbatch),
         extra_srun=tuple(args.extra_srun),
@@ -156,3 +172,46 @@ def run(args: argparse.Namespace) -> int:
     noun = "job" if len(ids) == 1 else "jobs"
     print(f"submitted {noun} {', '.join(ids)}; logs: {job.run_dir}/logs/slurm-{ids[0]}.log")
     return ExitCode.DONE
+
+
+def _gpus(text: str) -> tuple[str, int]:
+    """A node's GPUs for argparse's `type`: their type as in `h100:`, or nothing, and number."""
+    match = re.fullmatch(r"([\w.-]+:)?(\d{1,9})", text, re.ASCII)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"expected a number, as 8 or h100:8, got {text!r}")
+    return match[1] or "", int(match[2])
+
+
+def _mounts(config_file: str, config: RunConfig) -> list[str]:
+    """What the ranks read and write, where it is outside: folders, each mounted at its own place.
+
+    Raises:
+        UserError: a path can't stand in pyxis's list.
+    """
+    data, prepare = config.data, config.data.prepare
+    paths = [config_file, *(source.path for source in data.sources), data.validation]
+    paths += [data.tokenizer, config.checkpoint.init_from, config.parallel.offload_path]
+    if prepare is not None:
+        paths += [prepare.output, *(item for item in prepare.inputs if "/" in item)]
+    wanted = {_folder_of(Path(path).expanduser().absolute()) for path in paths if path is not None}
+    # Submitting makes the run's folder.
+    wanted |= {Path.cwd(), config.run_dir.absolute()}
+    roots = [path for path in sorted(wanted) if not wanted.intersection(path.parents)]
+    for root in roots:
+        if {":", ","} & set(str(root)) or root == Path("/"):
+            raise UserError(f"{root} can't be mounted into the container: give --container-mounts")
+    return [f"{root}:{root}" for root in roots]
+
+
+def _folder_of(path: Path) -> Path:
+    """The folder itself or the nearest above that exists: shards have a prefix, globs stars."""
+    return next(each for each in (path, *path.parents) if each.is_dir())
+
+
+def _time_limits(args: argparse.Namespace) -> list[str]:
+    """The limits given, also by sbatch's own option."""
+    passed_on = [option.removeprefix("-t") for option in args.extra_sbatch if option[:2] == "-t"]
+    passed_on += [
+        option.removeprefix("--time=") for option in args.extra_sbatch if option[:7] == "--time="
+    ]
+    return [time.strip() for time in [args.time, *passed_on] if time is not None]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
 
 from triax.common.errors import ExitCode
 from triax.data.tokenizer import load_tokenizer, train_tokenizer, vocabulary_size
+from triax.launcher.arguments import as_path
 
 _EXAMPLE = """\
 INPUT is a file (text, .jsonl or .parquet, plain or compressed), a folder, a
@@ -31,7 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     train.add_argument("inputs", nargs="+", metavar="INPUT", help="where the text is")
     train.add_argument("--vocab-size", type=int, required=True, metavar="N", help="at least 257")
-    train.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write")
+    train.add_argument(
+        "--output", type=as_path, required=True, metavar="DIR", help="folder to write"
+    )
     train.add_argument(
         "--text-field", default="text", metavar="F", help="field of JSON lines and rows (text)"
     )

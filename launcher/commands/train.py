@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import argparse
 
-from triax.launcher.arguments import add_num_processes
+from triax.common.output import lossy_output
+from triax.launcher.arguments import add_num_processes, as_path_text
 from triax.launcher.checks import load_checked
-from triax.launcher.elastic import become_worker, launch
 from triax.launcher.environment import discover
+from triax.launcher.workers import become_worker, launch
 
 WORKER = "triax.launcher.train"
 EXAMPLE = """\
@@ -29,7 +30,7 @@ saving (run it again).
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("config", metavar="CONFIG", help="the run's TOML file")
+    parser.add_argument("config", type=as_path_text, metavar="CONFIG", help="the run's TOML file")
     add_num_processes(parser)
     parser.add_argument(
         "--preflight",
@@ -53,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
     argv = [args.config, *(f"--{override}" for override in args.overrides)]
     if args.preflight:
         argv.append("--preflight")
-    if args.num_processes is None:
-        become_worker(WORKER, argv)
-    return launch(args.num_processes, WORKER, argv)
+    with lossy_output():
+        if args.num_processes is None:
+            become_worker(WORKER, argv)
+        return launch(args.num_processes, WORKER, argv)

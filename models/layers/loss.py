@@ -19,12 +19,12 @@ CHUNK_TOKENS = 1024
 
 
 class LossSums(NamedTuple):
-    """Sums over the target tokens of a micro-batch; fp32 scalars."""
+    """Sums over the target tokens of a micro-batch; scalars."""
 
     objective: Tensor
-    """Weight x (cross entropy + z-loss): what is differentiated."""
+    """Weight x (cross entropy + z-loss), fp32: what is differentiated."""
     cross_entropy: Tensor
-    """Unweighted and without gradient: what is reported, in nats."""
+    """Unweighted and without gradient, fp64: what is reported, in nats."""
 
 
 class Vocabulary(Protocol):
@@ -173,7 +173,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         needs_gradient = is_recording and any(ctx.needs_input_grad[:2])
         h_grad_ND = torch.empty_like(h_ND) if needs_gradient else None
         head_grad_VD: Tensor | None = None
-        sums = torch.zeros(2, dtype=torch.float32, device=h_ND.device)
+        # Any number of chunks and micro-batches is added to it.
+        sums = torch.zeros(2, dtype=torch.float64, device=h_ND.device)
         for start in range(0, h_ND.shape[0], options.chunk_tokens):
             part = slice(start, start + options.chunk_tokens)
             h_CD, rows_C = h_ND[part], targets_N[part] - options.vocabulary.first
@@ -198,7 +199,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             ctx.save_for_backward(h_grad_ND, head_grad_VD)
         cross_entropy, z_loss = sums[0].clone(), sums[1].clone()
         ctx.mark_non_differentiable(cross_entropy)
-        return weight * (cross_entropy + z_loss), cross_entropy
+        return weight * (cross_entropy + z_loss).float(), cross_entropy
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:

@@ -45,6 +45,7 @@ from triax.parallel.engines.megatron_layers import (
 )
 from triax.parallel.engines.nvme import SwapFolder
 from triax.parallel.engines.protocol import (
+    Counts,
     MakeOptimizer,
     MicroBatch,
     RMSNorm,
@@ -53,10 +54,12 @@ from triax.parallel.engines.protocol import (
 )
 from triax.parallel.engines.zero_shares import shares_of
 from triax.parallel.mesh import num_readers
-from triax.parallel.nonfinite import NonFiniteFinder
+from triax.parallel.nonfinite import NonFiniteFinder, first_non_finite
+from triax.parallel.norms import squared_norms
 from triax.parallel.passes import Inputs, Part, attention_kernels, num_targets
 from triax.parallel.pieces import Block, Pieces
 from triax.parallel.pipeline import make_part
+from triax.parallel.reading import ReadingCounter
 from triax.parallel.spread import checkpoint_activations
 from triax.parallel.tied import TiedHead, tied_head
 
@@ -91,6 +94,7 @@ class DeepSpeedEngine:
         self.device = torch.device(mesh.device_type)
         self._mesh = mesh
         self._tensor_group = mesh["tensor"].get_group()
+        self._reading = ReadingCounter(mesh)
         self._attention = config.attention
         _join(mesh)
         self._part, self._blocks = _spread(model, mesh, config, seq_len, rms_norm or torch_rms_norm)
@@ -123,25 +127,19 @@ class DeepSpeedEngine:
             for offset, values in pieces.pieces:
                 initialise(values, describe(model).parameters[name], offset, seed)
 
-    def count_targets(self, micro_batches: Sequence[MicroBatch]) -> Tensor:
-        total = num_targets(micro_batches, self.device)
-        dist.all_reduce(total)
-        return (total // num_readers(self._mesh)).float()
+    def count_targets(self, micro_batches: Sequence[MicroBatch]) -> Counts:
+        return self._reading.count(micro_batches)
 
     def forward_backward(self, micro_batches: Sequence[MicroBatch], weight: Tensor) -> StepSums:
         self._publish()
         inputs = [Inputs.on(self.device, batch) for batch in micro_batches]
         with attention_kernels(self._attention):
             cross_entropy = self._passes.forward_backward(inputs, weight)
-        squares = [
-            gradient.float().square().sum().to(self.device) / self._num_copies(name)
-            for name, gradient in self._zero.gradients()
-        ]
-        squared_norm = torch.stack(squares).sum() if squares else torch.zeros_like(weight)
+        squared_norm = self._squared_norm()
         sums = torch.stack((cross_entropy / self._tensor_group.size(), squared_norm))
         dist.all_reduce(sums)
         own_finite = (torch.isfinite(cross_entropy) & torch.isfinite(weight)).float()
-        return StepSums(sums[0], sums[1].sqrt(), own_finite)
+        return StepSums(sums[0].float(), sums[1].sqrt().float(), own_finite)
 
     def update(self, lr: float, gradient_factor: Tensor, skip: Tensor) -> None:
         self._factor = gradient_factor
@@ -165,12 +163,8 @@ class DeepSpeedEngine:
         finder = NonFiniteFinder(self._part)
         with finder:
             self.evaluate(micro_batches)
-        broken = (
-            f"parameter {name}"
-            for name, pieces in self._pieces(self._zero.buffers()).items()
-            if not all(bool(values.isfinite().all()) for _, values in pieces.pieces)
-        )
-        return next(broken, finder.first)
+        name = first_non_finite(self._pieces(self._zero.buffers()))
+        return finder.first if name is None else f"parameter {name}"
 
     def state(self) -> dict[str, Tensor]:
         # The caller may write into the buffers, and DeepSpeed's weights are copies of them.
@@ -188,6 +182,13 @@ class DeepSpeedEngine:
                 for name, share in self._zero.shares.items():
                     tensors[f"optimizer.{name}.{key}"] = values[share.buffer]
         return tensors
+
+    def _squared_norm(self) -> Tensor:
+        """Of this process's shares of the gradients; fp64 scalar on the device."""
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for name, gradient in self._zero.gradients():  # one at a time: some are copies
+            total += squared_norms([gradient])[0].to(self.device) / self._num_copies(name)
+        return total
 
     def _is_split(self, name: str) -> bool:
         return self._blocks[name].shape != self._blocks[name].whole_shape

@@ -37,7 +37,7 @@ class DirectPasses:
         self._num_ranks = num_ranks
 
     def forward_backward(self, micro_batches: Sequence[Inputs], weight: Tensor) -> Tensor:
-        cross_entropy = torch.zeros_like(weight)
+        cross_entropy = torch.zeros_like(weight, dtype=torch.float64)
         # DeepSpeed averages gradients over the data-parallel ranks; the loss is a global sum.
         weight = weight * self._num_ranks
         for number, inputs in enumerate(micro_batches, start=1):
@@ -142,7 +142,7 @@ class PipelinePasses:
         if self._tied is not None:
             self._tied.add_gradient(self._embedding_gradient(), self._head_gradient())
         self.engine._exec_reduce_grads()
-        return self._stage.cross_entropy.float()
+        return self._stage.cross_entropy
 
     @torch.no_grad()
     def forward(self, micro_batches: Sequence[Inputs]) -> Tensor:

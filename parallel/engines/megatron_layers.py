@@ -223,7 +223,7 @@ class _Head(_Column):
             logits_BTV = logits_BTV.clone()
         losses_BT: Tensor = vocab_parallel_cross_entropy(logits_BTV, targets_BT)
         cross_entropy = (losses_BT * is_target_BT).sum()
-        return LossSums(weight * (cross_entropy + objective), cross_entropy.detach())
+        return LossSums(weight * (cross_entropy + objective), cross_entropy.detach().double())
 
 
 def _log_normaliser(logits_BTV: Tensor, group: dist.ProcessGroup) -> Tensor:

@@ -19,6 +19,7 @@ from triax.parallel.config import ParallelConfig, PrecisionConfig
 from triax.parallel.dtypes import DTYPES
 from triax.parallel.engines.protocol import (
     CopyingOptimizer,
+    Counts,
     MakeOptimizer,
     MicroBatch,
     RMSNorm,
@@ -28,10 +29,12 @@ from triax.parallel.engines.protocol import (
 )
 from triax.parallel.masters import Masters
 from triax.parallel.mesh import num_copies, num_readers
-from triax.parallel.nonfinite import NonFiniteFinder
+from triax.parallel.nonfinite import NonFiniteFinder, first_non_finite
+from triax.parallel.norms import squared_norms
 from triax.parallel.passes import DirectPasses, Inputs, Passes, attention_kernels, num_targets
 from triax.parallel.pieces import local_tensor
 from triax.parallel.pipeline import PipelinePasses
+from triax.parallel.reading import ReadingCounter
 from triax.parallel.spread import spread
 from triax.parallel.tied import tied_head
 from triax.parallel.zero import keep_gradients_in
@@ -97,6 +100,7 @@ class NativeEngine:
             self._passes = PipelinePasses(self.parts, mesh, config, model.hidden_size, dtype)
         copies = [num_copies(parameter, mesh) for parameter in self.parameters.values()]
         self._num_copies = torch.tensor(copies, device=self.device)
+        self._reading = ReadingCounter(mesh)
         self.optimizer = make_optimizer(self.parameters)
         self._writes_copies = False
         if self._masters is not None and isinstance(self.optimizer, CopyingOptimizer):
@@ -105,10 +109,8 @@ class NativeEngine:
         self._is_published = False
         self._fill_in_optimizer_state()
 
-    def count_targets(self, micro_batches: Sequence[MicroBatch]) -> Tensor:
-        total = num_targets(micro_batches, self.device)
-        dist.all_reduce(total)
-        return (total // self._num_readers).float()
+    def count_targets(self, micro_batches: Sequence[MicroBatch]) -> Counts:
+        return self._reading.count(micro_batches)
 
     def forward_backward(self, micro_batches: Sequence[MicroBatch], weight: Tensor) -> StepSums:
         self._publish()
@@ -153,12 +155,9 @@ class NativeEngine:
             for finder in finders:
                 stack.enter_context(finder)
             self.evaluate(micro_batches)
-        broken = (
-            f"parameter {name}"
-            for name, parameter in self.parameters.items()
-            if not bool(local_tensor(parameter.detach()).isfinite().all())
-        )
-        return next(broken, None) or next((f.first for f in finders if f.first is not None), None)
+        if (name := first_non_finite(self.parameters)) is not None:
+            return f"parameter {name}"
+        return next((f.first for f in finders if f.first is not None), None)
 
     def state(self) -> dict[str, Tensor]:
         self._is_published = False  # the caller may write into it
@@ -191,13 +190,12 @@ class NativeEngine:
     def _reduce(self, cross_entropy: Tensor) -> tuple[Tensor, Tensor]:
         """The cross entropy and the gradient's norm over all processes.
 
-        One all-reduce, in which what several of them hold counts once.
+        One all-reduce in fp64, in which what several of them hold counts once.
         """
-        norms = _norms(self._local_gradients())
-        squared_norm = (torch.stack(norms).square() / self._num_copies).sum()
+        squared_norm = (squared_norms(self._local_gradients()) / self._num_copies).sum()
         sums = torch.stack((cross_entropy / self._tensor_size, squared_norm))
         dist.all_reduce(sums)
-        return sums[0], sums[1].sqrt()
+        return sums[0].float(), sums[1].sqrt().float()
 
     def _fill_in_optimizer_state(self) -> None:
         """Let the optimizer make its state now, so that a checkpoint can be read into it.
@@ -214,17 +212,6 @@ class NativeEngine:
         for state in self.optimizer.state.values():
             for value in state.values():
                 value.zero_()
-
-
-def _norms(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Each tensor's L2 norm in fp32. Of those of one dtype together: torch has a kernel for them
-    all then, and one for each if dtypes are mixed."""
-    norms: dict[int, Tensor] = {}
-    for dtype in {tensor.dtype for tensor in tensors}:
-        places = [place for place, tensor in enumerate(tensors) if tensor.dtype == dtype]
-        alike = [tensors[place] for place in places]
-        norms.update(zip(places, torch._foreach_norm(alike, 2, dtype=torch.float32), strict=True))
-    return [norms[place] for place in range(len(tensors))]
 
 
 def _local_part(parameter: Tensor) -> tuple[Tensor, Sequence[int]]:

@@ -21,6 +21,7 @@ from deepspeed.ops.op_builder import AsyncIOBuilder
 from torch import Tensor
 
 from triax.common.errors import UserError
+from triax.common.files import open_own
 from triax.parallel.collectives import gather_objects
 
 _PREFIX = f"triax-swap-{os.getuid()}-"
@@ -117,7 +118,7 @@ def _try_direct_io(place: Path) -> None:
 @contextlib.contextmanager
 def _alone(place: Path) -> Iterator[None]:
     """Keep other processes from making or removing folders meanwhile."""
-    with (place / f"{_PREFIX}lock").open("w") as file:
+    with os.fdopen(open_own(place / f"{_PREFIX}lock", os.O_RDWR), "r+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -125,6 +126,6 @@ def _alone(place: Path) -> Iterator[None]:
 def _remove_abandoned(place: Path) -> None:
     for held in place.glob(f"{_PREFIX}*/{_HELD}"):
         # Another process may hold it, or be removing it too.
-        with contextlib.suppress(BlockingIOError, FileNotFoundError), held.open("w") as file:
+        with contextlib.suppress(OSError), os.fdopen(open_own(held, os.O_RDWR), "r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(held.parent, ignore_errors=True)

@@ -65,6 +65,17 @@ class MicroBatch(Protocol):
     def document_ids_BT(self) -> Tensor | None: ...
 
 
+class Counts(NamedTuple):
+    """What the processes have read for a step; fp32 scalars on the engine's device."""
+
+    num_targets: Tensor
+    """Over all processes."""
+    data_differs: Tensor
+    """1 if processes that should work on the same samples have read others."""
+    own_fingerprint: Tensor
+    """Of what this process has read, a whole number; 0 where nobody else reads it. Not reduced."""
+
+
 class StepSums(NamedTuple):
     """What a step amounts to over all processes; fp32 scalars on the engine's device."""
 
@@ -83,8 +94,8 @@ class Engine(Protocol):
     def device(self) -> torch.device:
         """Where the engine computes."""
 
-    def count_targets(self, micro_batches: Sequence[MicroBatch]) -> Tensor:
-        """Number of target tokens of the step over all processes; fp32 scalar."""
+    def count_targets(self, micro_batches: Sequence[MicroBatch]) -> Counts:
+        """Count the step's target tokens, and compare what the processes have read."""
 
     def forward_backward(self, micro_batches: Sequence[MicroBatch], weight: Tensor) -> StepSums:
         """Accumulate the gradient of `weight` x the loss summed over all processes' targets.

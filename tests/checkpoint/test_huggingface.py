@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from triax.checkpoint.huggingface import (
     import_huggingface,
     parameter_shapes,
 )
+from triax.checkpoint.huggingface_tokenizer import TokenizerExport
 from triax.common.errors import UserError
 from triax.models.config import ModelConfig
 from triax.models.families import model_config
@@ -62,6 +64,42 @@ ARCHITECTURES = {
     "undivided hidden size": "MistralForCausalLM",
 }
 SEQ_LEN = 24
+LLAMA3_TABLE = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "theta in rope_scaling": (
+        "grouped queries",
+        {"rope_theta": None, "rope_scaling": {"rope_type": "default", "rope_theta": 5e5}},
+    ),
+    "theta in a scaled rope_scaling": (
+        "grouped queries",
+        {"rope_theta": None, "rope_scaling": LLAMA3_TABLE | {"rope_theta": 5e5}},
+    ),
+    "everything everywhere": (
+        "grouped queries",
+        {
+            "rope_theta": 5e5,
+            "rope_scaling": LLAMA3_TABLE | {"rope_theta": 5e5},
+            "rope_parameters": LLAMA3_TABLE | {"rope_theta": 5e5},
+        },
+    ),
+    "theta outside of rope_parameters": (
+        "grouped queries",
+        {"rope_theta": 5e5, "rope_scaling": None, "rope_parameters": LLAMA3_TABLE},
+    ),
+    "no theta": ("grouped queries", {"rope_theta": None, "rope_scaling": None}),
+    "layer types of no window": ("qk-norm", {"sliding_window": 4}),
+    "layer types of a window": ("window, qk-norm", {"layer_types": ["sliding_attention"] * 2}),
+    "window by index": ("window, qk-norm", {"layer_types": None}),
+    "default window": ("window", {"sliding_window": None}),
+}
+"""What `config.json` may say otherwise than ours: the exported shape, and what is changed; None
+takes a key out."""
 
 
 def config_of(shape: str) -> ModelConfig:
@@ -191,29 +229,42 @@ def tokenizer(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("has_config", [True, False])
+@pytest.mark.parametrize("is_named", [True, False])
 @pytest.mark.parametrize("shape", ["grouped queries", "qk-norm", "window"])
 def test_the_tokenizer_comes_along(
-    tmp_path: Path, tokenizer: Path, shape: str, has_config: bool
+    tmp_path: Path, tokenizer: Path, shape: str, is_named: bool
 ) -> None:
     from tokenizers import Tokenizer
 
-    if has_config:
-        config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>"}
-        (tokenizer / "tokenizer_config.json").write_text(json.dumps(config))
+    export = TokenizerExport(tokenizer)
+    if is_named:
+        export = TokenizerExport(tokenizer, {"eos_token": "<|endoftext|>"}, {"eos_token_id": 1})
     model = model_config(**SMALL | SHAPES[shape] | {"vocab_size": 300})
-    export_huggingface(
-        weights_of(model), model, tmp_path / "hf", tokenizer=tokenizer, seq_len=SEQ_LEN
-    )
+    export_huggingface(weights_of(model), model, tmp_path / "hf", tokenizer=export, seq_len=SEQ_LEN)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
     ours = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
     for text in ("def f(x):", "  leading", "ünï\t\r\n ", "<|endoftext|>a"):
         assert theirs.encode(text) == ours.encode(text).ids
         assert theirs.decode(theirs.encode(text)) == text
+    assert theirs.eos_token_id == (1 if is_named else None)
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
-    assert loaded.generation_config.eos_token_id == (1 if has_config else None)
-    assert loaded.config.eos_token_id == (1 if has_config else None)
+    assert loaded.generation_config.eos_token_id == (1 if is_named else None)
+    assert loaded.config.eos_token_id == (1 if is_named else None)
     assert loaded.config.bos_token_id is None
+
+
+@pytest.mark.parametrize("max_file_bytes", [5_000, 5 * 10**9])
+def test_files_have_the_mode_that_the_umask_gives(tmp_path: Path, max_file_bytes: int) -> None:
+    model = config_of("tied")
+    before = os.umask(0o027)
+    try:
+        export_huggingface(
+            weights_of(model), model, tmp_path / "hf", seq_len=SEQ_LEN,
+            max_file_bytes=max_file_bytes,
+        )  # fmt: skip
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "hf").iterdir()} == {0o640}
 
 
 def test_a_soft_cap_cannot_be_exported(tmp_path: Path) -> None:
@@ -266,10 +317,44 @@ def exported(tmp_path: Path) -> Path:
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "'yarn'"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "low_freq_factor"),
         ({"rope_scaling": 3}, "wrong type"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, "is given as 5"),
+        ({"rope_scaling": {"rope_type": "default", "rope_theta": 5e5}}, "rope_theta is given as"),
+        ({"rope_scaling": {"type": "default"}, "rope_parameters": LLAMA3_TABLE}, "contradicts"),
+        ({"rope_scaling": LLAMA3_TABLE | {"factor": 4.0}, "rope_parameters": LLAMA3_TABLE},
+         "contradicts rope_parameters"),
+        ({"rope_scaling": LLAMA3_TABLE | {"type": "default"}}, "contradicts rope_type"),
+        ({"rope_scaling": LLAMA3_TABLE, "original_max_position_embeddings": 99}, "given twice"),
+        ({"rope_scaling": LLAMA3_TABLE | {"attention_factor": 2.0}}, "isn't understood"),
+        ({"rope_scaling": {"rope_type": "default", "factor": 2.0}}, "factor isn't understood"),
+        ({"rope_parameters": {"full_attention": LLAMA3_TABLE}}, "full_attention isn't understood"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        ({"sliding_window": 4}, "Llama has none"),
+        ({"layer_types": ["sliding_attention"] * 2}, "without a sliding window"),
+        ({"layer_types": ["full_attention"]}, "expected a list of 2"),
+        ({"layer_types": 3}, "expected a list of 2"),
+        ({"model_type": "mistral", "sliding_window": 4,
+          "layer_types": ["full_attention", "sliding_attention"]}, "only some layers"),
+        ({"model_type": "mistral", "sliding_window": 4, "layer_types": ["full_attention"] * 2},
+         "with a window of 4"),
+        ({"model_type": "mistral", "sliding_window": 4, "layer_types": ["chunked_attention"] * 2},
+         "'chunked_attention' with a window of 4"),
+        ({"model_type": "qwen3", "use_sliding_window": False, "sliding_window": 4,
+          "max_window_layers": 0, "layer_types": ["sliding_attention"] * 2}, "contradict"),
+        ({"model_type": "qwen3", "use_sliding_window": True, "sliding_window": 4,
+          "max_window_layers": 0, "layer_types": ["full_attention"] * 2}, "contradict"),
+        ({"model_type": "qwen3", "use_sliding_window": True, "sliding_window": 4,
+          "max_window_layers": 1, "layer_types": ["full_attention", "sliding_attention"]},
+         "only some layers"),
         ({"rope_parameters": [1]}, "wrong type"),
         ({"num_hidden_layers": 3}, "missing: model.layers.2"),
         ({"num_hidden_layers": 1}, "unknown: model.layers.1"),
-        ({"num_hidden_layers": "2"}, "num_layers"),
+        ({"num_hidden_layers": "2"}, "num_hidden_layers: expected a number"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers: expected a number up to 10,000"),
+        ({"num_hidden_layers": 10**30}, "num_hidden_layers: expected a number up to 10,000"),
+        ({"max_window_layers": 10**18, "model_type": "qwen3"}, "q_norm"),
+        ({"vocab_size": 10**30}, "no machine holds"),
+        ({"hidden_size": 2**62}, "no machine holds"),
+        ({"head_dim": 10**9}, "expects \\(4000000000, 32\\)"),
         ({"vocab_size": 60}, "expects \\(60, 32\\)"),
         ({"tie_word_embeddings": False}, "missing: lm_head.weight"),
         ({"num_attention_heads": 0}, "num_heads"),
@@ -281,6 +366,85 @@ def test_other_architectures_are_refused(exported: Path, change: Any, message: s
     path = exported / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(UserError, match=message):
+        import_huggingface(exported)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants_of_the_config_mean_what_they_mean_to_transformers(
+    tmp_path: Path, variant: str
+) -> None:
+    shape, change = VARIANTS[variant]
+    ours = config_of(shape)
+    export_huggingface(weights_of(ours), ours, tmp_path / "hf", seq_len=SEQ_LEN)
+    path = tmp_path / "hf" / "config.json"
+    changed = json.loads(path.read_text()) | change
+    path.write_text(json.dumps({k: v for k, v in changed.items() if v is not None}))
+    config, tensors = import_huggingface(tmp_path / "hf")
+    model = Transformer(config)
+    model.load_state_dict(tensors, strict=not config.tie_embeddings)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype="float32")
+    tokens = torch.randint(0, 61, (2, SEQ_LEN), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(
+            model.logits(tokens), theirs(tokens).logits, atol=2e-5, rtol=2e-5
+        )
+
+
+def two_files(exported: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Its weights over two files, by an index that is right."""
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(exported / "model.safetensors")
+    (exported / "model.safetensors").unlink()
+    names = sorted(weights)
+    places = {name: "a.safetensors" if name < names[5] else "b.safetensors" for name in names}
+    for file in set(places.values()):
+        save_file({n: weights[n] for n in names if places[n] == file}, exported / file)
+    (exported / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    return weights, places
+
+
+def test_the_index_is_followed(exported: Path) -> None:
+    before = import_huggingface(exported)[1]
+    two_files(exported)
+    after = import_huggingface(exported)[1]
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("kind", ["second copy", "of no index", "elsewhere", "both"])
+def test_an_index_that_tells_otherwise_is_refused(exported: Path, kind: str) -> None:
+    from safetensors.torch import save_file
+
+    weights, places = two_files(exported)
+    first = min(places)
+    held = {name: tensor for name, tensor in weights.items() if places[name] == "b.safetensors"}
+    if kind == "second copy":
+        save_file(held | {first: weights[first] + 1}, exported / "b.safetensors")
+    elif kind == "of no index":
+        save_file(held | {"extra": weights[first]}, exported / "b.safetensors")
+    elif kind == "both":
+        save_file(weights, exported / "model.safetensors")
+    else:
+        places[first] = "b.safetensors"
+        index = json.dumps({"weight_map": places})
+        (exported / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(UserError, match=r"holds other tensors than|has both"):
+        import_huggingface(exported)
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_only_regular_files_are_opened(exported: Path, file: str, kind: str) -> None:
+    path = exported / file
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+    with pytest.raises(UserError, match=r"not a regular file|Is a directory"):
         import_huggingface(exported)
 
 

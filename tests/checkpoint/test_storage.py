@@ -23,6 +23,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
+from triax.checkpoint.cover import check_cover
 from triax.checkpoint.folders import inspect, problems_of
 from triax.checkpoint.manifest import make_manifest, read_manifest, write_manifest
 from triax.checkpoint.reading import read_into, read_tensors
@@ -116,8 +117,8 @@ def test_the_payload_of_these_tests_would_run(tmp_path: Path) -> None:
 
 def test_shards_run_no_code(folder: Path, tmp_path: Path) -> None:
     mark = tmp_path / "mark"
-    torch.save(Payload(os.system, f"touch {mark}"), folder / "__0_0.distcp")
     metadata = ShardReader(folder).read_metadata()
+    torch.save(Payload(os.system, f"touch {mark}"), folder / "__0_0.distcp")
     (index,) = metadata.storage_data
     metadata.storage_data[index].length = (folder / "__0_0.distcp").stat().st_size
     (folder / ".metadata").write_bytes(pickle.dumps(metadata))
@@ -168,6 +169,129 @@ def test_a_tensor_with_parts_missing_is_refused(folder: Path) -> None:
     (folder / ".metadata").write_bytes(pickle.dumps(metadata))
     with pytest.raises(UserError, match="parts missing"):
         ShardReader(folder).read_metadata()
+
+
+def chunked(folder: Path, *chunks: tuple[list[int], list[int]]) -> None:
+    """Let the tensor (2, 3) consist of these chunks, all of them the file's one tensor."""
+    metadata = ShardReader(folder).read_metadata()
+    [place] = metadata.storage_data.values()
+    parts = [ChunkStorageMetadata(torch.Size(o), torch.Size(s)) for o, s in chunks]
+    metadata.state_dict_metadata["model.a"].chunks = parts
+    metadata.storage_data = {MetadataIndex("model.a", part.offsets): place for part in parts}
+    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        [([0, 0], [1, 3]), ([0, 1], [1, 2]), ([1, 2], [1, 1])],
+        [([0, 0], [2, 2]), ([0, 1], [2, 1])],
+        [([0, 0], [2, 3]), ([0, 0], [0, 3]), ([-1, 0], [1, 3])],
+        [([1, 0], [2, 3])],
+        [([0, 0], [2, 4]), ([0, 0], [2, -1])],
+        [([0, 0], [-2, -3])],
+        [([0], [6])],
+        [],
+    ],
+)
+def test_every_element_is_covered_once_or_nothing_is_read(
+    folder: Path, chunks: list[tuple[list[int], list[int]]]
+) -> None:
+    """What no chunk covers would be whatever the memory held, in an export too."""
+    chunked(folder, *chunks)
+    with pytest.raises(UserError, match=r"has (a )?parts? |another number of dimensions"):
+        read_tensors(folder)
+
+
+def test_sound_chunks_in_any_order_are_read(folder: Path) -> None:
+    chunked(folder, ([0, 0], [2, 3]), ([2, 0], [0, 3]))
+    assert torch.equal(read_tensors(folder)["model.a"], torch.arange(6.0).view(2, 3))
+
+
+@settings(deadline=None)
+@given(data=st.data())
+def test_a_cover_is_known_as_counting_knows_it(data: st.DataObject) -> None:
+    size = data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=3))
+    rectangles = [([0] * len(size), size)]
+    for _ in range(data.draw(st.integers(0, 5))):
+        offsets, extents = rectangles.pop(data.draw(st.integers(0, len(rectangles) - 1)))
+        dim = data.draw(st.integers(0, len(size) - 1))
+        cut = data.draw(st.integers(0, extents[dim]))
+        first, second = list(extents), list(extents)
+        first[dim], second[dim] = cut, extents[dim] - cut
+        moved = list(offsets)
+        moved[dim] += cut
+        rectangles += [(list(offsets), first), (moved, second)]
+    for _ in range(data.draw(st.integers(0, 2))):
+        rectangle = data.draw(st.sampled_from(rectangles))[data.draw(st.integers(0, 1))]
+        rectangle[data.draw(st.integers(0, len(size) - 1))] += data.draw(st.integers(-1, 1))
+    counts = torch.zeros(size)
+    is_within = True
+    for offsets, extents in rectangles:
+        ends = [o + e for o, e in zip(offsets, extents, strict=True)]
+        is_within = is_within and min(*offsets, *extents) >= 0
+        is_within = is_within and all(e <= s for e, s in zip(ends, size, strict=True))
+        counts[tuple(slice(max(o, 0), e) for o, e in zip(offsets, ends, strict=True))] += 1
+    is_cover = is_within and bool((counts == 1).all())
+    with contextlib.nullcontext() if is_cover else pytest.raises(ValueError, match="has "):
+        check_cover("x", size, rectangles)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"offset": 10**6}, "lies outside of __0_0.distcp"),
+        ({"offset": -1}, "lies outside of __0_0.distcp"),
+        ({"length": 10**15}, "lies outside of __0_0.distcp"),
+        ({"length": 3}, "has 24 bytes, and 3 of __0_0.distcp"),
+    ],
+)
+def test_a_place_holds_what_it_must(folder: Path, change: dict[str, int], words: str) -> None:
+    metadata = ShardReader(folder).read_metadata()
+    [place] = metadata.storage_data.values()
+    vars(place).update(change)
+    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+    with pytest.raises(UserError, match=words):
+        read_tensors(folder)
+
+
+def test_a_shape_beyond_all_memory_is_refused_before_it_is_made(folder: Path) -> None:
+    metadata = ShardReader(folder).read_metadata()
+    tensor = metadata.state_dict_metadata["model.a"]
+    tensor.size = tensor.chunks[0].sizes = torch.Size([2**40, 2**10])
+    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+    with pytest.raises(UserError, match=r"bytes, and .* of __0_0"):
+        read_tensors(folder)
+
+
+@pytest.mark.parametrize("file", [".metadata", "__0_0.distcp", "manifest.json"])
+@pytest.mark.parametrize("kind", ["pipe", "device", "link to a pipe"])
+def test_only_regular_files_are_opened(folder: Path, file: str, kind: str) -> None:
+    (folder / file).unlink()
+    if kind == "pipe":
+        os.mkfifo(folder / file)
+    elif kind == "device":
+        (folder / file).symlink_to("/dev/zero")
+    else:
+        os.mkfifo(folder / "pipe")
+        (folder / file).symlink_to("pipe")
+    [problem] = problems_of(inspect(folder))
+    assert "not a regular file" in problem
+    if file != "manifest.json":
+        with pytest.raises(UserError, match="not a regular file"):
+            read_tensors(folder)
+
+
+def test_names_that_a_terminal_would_obey_are_refused(folder: Path) -> None:
+    metadata = ShardReader(folder).read_metadata()
+    metadata.state_dict_metadata = {"\x1b[2Jmodel.a": metadata.state_dict_metadata["model.a"]}
+    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+    with pytest.raises(UserError, match="is no tensor's name") as refused:
+        read_tensors(folder)
+    assert "\x1b" not in str(refused.value)
+    files = {"\x1b[2Jx": {"bytes": 1, "xxh3_128": "0" * 32}}
+    rewritten(folder, files=files)
+    assert "\x1b" not in problems_of(inspect(folder))[0]
 
 
 @settings(deadline=None, max_examples=300)

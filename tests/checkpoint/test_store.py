@@ -355,6 +355,47 @@ def test_leftovers_are_no_checkpoints_and_are_cleaned(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "step-00000010"]
 
 
+def test_leftovers_of_any_kind_stop_neither_a_start_nor_a_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "theirs").write_text("")
+    directory, said = tmp_path / "checkpoints", list[str]()
+    save_steps(directory, 10)
+    for name in ("step-00000010.removed.tmp", "step-00000020.tmp", "step-00000030.tmp"):
+        (directory / name).mkdir()
+    (directory / "step-00000005.removed.tmp").symlink_to(elsewhere)
+    (directory / "step-00000006.removed.tmp").symlink_to("nowhere")
+    (directory / "step-00000007.tmp").write_text("")
+    (directory / "step-00000020").symlink_to("nowhere")
+    (directory / "step-00000030").write_text("")
+
+    def denied(path: Path, **_kwargs: Any) -> None:
+        raise OSError(errno.EBUSY, "Device or resource busy", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", denied)
+        store = make_store(directory, say=said.append, keep=2)
+        store.clean()
+        assert len(said) == 5
+        assert sum("busy; it stays, and the run goes on" in line for line in said) == 3
+        assert sum("no folder, so it is no checkpoint" in line for line in said) == 2
+        found = store.newest_good()
+        assert found is not None and found.step == 10
+        for step in (20, 30):
+            store.save(step, tensors_at(step), {"step": step})
+            outcome = store.wait()
+            assert outcome is not None and outcome.error is None
+        store.discard_after(20)
+        assert [info.step for info in store.entries()] == [20]
+        assert any("step-00000030.removed" in line for line in said)
+    assert (elsewhere / "theirs").exists()
+    assert equal(read_tensors(directory / "step-00000020"), tensors_at(20))
+    make_store(directory).clean()
+    assert [path.name for path in directory.iterdir()] == ["step-00000020"]
+
+
 def test_a_removal_cut_short_leaves_no_half_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,8 +19,7 @@ from hypothesis import strategies as st
 
 from triax.common.errors import UserError
 from triax.common.files import exclusive
-from triax.data.config import PrepareConfig
-from triax.data.prepare import ensure_prepared, prepare
+from triax.data.prepare import prepare
 from triax.data.record import load_prepared, load_progress
 from triax.data.shards import Shard, find_shards
 from triax.data.split import TRAIN, VALIDATION, assign_splits
@@ -291,23 +289,3 @@ def test_single_document_is_cut():
     assert assigned(1, 0.0) == [{TRAIN: [1, 2, 3, 0]}]
     with pytest.raises(UserError, match="too few documents"):
         list(assign_splits(iter([np.array([1, 0])]), 0.1, {TRAIN: 0, VALIDATION: 0}))
-
-
-def test_ensure_prepared(corpus, tmp_path):
-    text, output = tmp_path / "x.jsonl", tmp_path / "out"
-    shutil.copy(corpus, text)
-    config = PrepareConfig(
-        inputs=(str(text),), output=str(output), vocab_size=300, validation_fraction=0.1
-    )
-    steps: list[str] = []
-    data = ensure_prepared(config, report=steps.append)
-    assert len(steps) == 2
-    text.unlink()  # what is finished needs the inputs no more
-    assert ensure_prepared(config, report=steps.append) == data
-    assert len(steps) == 2
-    changed = config.model_copy(update={"vocab_size": 301})
-    with pytest.raises(UserError, match=r"data\.prepare\.vocab_size: 301, .* prepared with 300"):
-        ensure_prepared(changed)
-    train_tokenizer([corpus], 300, output / "tokenizer", sample_characters=50)
-    with pytest.raises(UserError, match="not the tokenizer that made the shards"):
-        ensure_prepared(config)

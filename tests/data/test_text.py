@@ -10,6 +10,7 @@ import logging
 import lzma
 import os
 import sysconfig
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -108,6 +109,85 @@ def test_malformed_line_names_file_and_line(tmp_path, line, message):
     file.write_bytes(json_lines(["good"]) + b"\n" + line + b"\n")
     with pytest.raises(UserError, match=rf"x\.jsonl, line 3: {message}"):
         read(file)
+
+
+def test_other_programs_json_is_left_out_of_a_folder(tmp_path, caplog):
+    contents = ['{"name": "x", "version": "1"}', '{\n  "name": "x"\n}\n', '[{"text": "x"}]', "3"]
+    for number, content in enumerate(contents):
+        (tmp_path / f"{number}.json").write_text(content)
+    (tmp_path / "x.json").write_bytes(b"\xef\xbb\xbf" + json_lines(TEXTS))
+    with caplog.at_level(logging.WARNING):
+        assert read(tmp_path) == TEXTS
+    for number in range(len(contents)):
+        assert f"{number}.json: left out, it holds no documents in JSON lines" in caplog.text
+        with pytest.raises(UserError, match=rf"{number}\.json, line 1"):
+            read(tmp_path / f"{number}.json")
+    (tmp_path / "x.json").write_bytes(json_lines(TEXTS) + b"{}\n")
+    with pytest.raises(UserError, match=r"x\.json, line 4"):
+        read(tmp_path)
+
+
+def test_numbers_that_python_refuses_are_no_concern(tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"id": ' + "9" * 5000 + ', "text": "good"}\n')
+    assert read(tmp_path / "x.jsonl") == ["good"]
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_long_texts_become_several_documents(tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr("triax.data.text.MAX_DOCUMENT", 100)
+    text = "".join(f"line {number}, schön\r\n" for number in range(40)) + "é" * 350
+    (tmp_path / f"a.txt{suffix}").write_bytes(COMPRESSIONS[suffix](text.encode()))
+    (tmp_path / f"b.jsonl{suffix}").write_bytes(COMPRESSIONS[suffix](json_lines([text])))
+    parts = read(tmp_path / f"a.txt{suffix}")
+    assert "".join(parts) == text
+    assert max(map(len, parts)) <= 100 and len(parts) < 2 * len(text) / 100
+    assert parts[0].endswith("\n")
+    assert read(tmp_path / f"b.jsonl{suffix}") == parts
+
+
+def test_a_long_file_that_ends_as_no_text(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("triax.data.text.MAX_DOCUMENT", 10_000)
+    (tmp_path / "a.txt").write_bytes(b"word " * 10_000 + b"\xff")
+    with caplog.at_level(logging.WARNING):
+        assert len("".join(read(tmp_path))) >= 20_000
+    assert "a.txt: left out, it is not UTF-8 text behind what was read" in caplog.text
+
+
+BOMBS = {
+    "x.txt.gz": b"\0" * (1 << 26),
+    "x.jsonl.gz": b'{"text": "' + b"a" * (1 << 26) + b'"}',
+    "x.parquet.gz": b"\0" * (1 << 26),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_what_unfolds_to_much_takes_little_memory(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("triax.data.text.MAX_DOCUMENT", 1 << 18)
+    monkeypatch.setattr("triax.data.text._MAX_BYTES", 1 << 20)
+    (tmp_path / name).write_bytes(gzip.compress(BOMBS[name], 1))
+    tracemalloc.start()
+    try:
+        if name == "x.txt.gz":
+            assert sum(map(len, iter_documents([str(tmp_path / name)]))) == 1 << 26
+        else:
+            with pytest.raises(UserError, match=r"(more|longer) than 1 MiB"):
+                read(tmp_path / name)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 24
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_saved_dataset_says_what_to_do(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    data = datasets.Dataset.from_dict({"text": TEXTS})
+    data.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"train": data}).save_to_disk(tmp_path / "several")
+    for name in ("one", "several"):
+        with pytest.raises(UserError, match=rf"{name}: what `datasets\.save_to_disk`.*to_parquet"):
+            read(tmp_path / name)
+    arrow = next((tmp_path / "one").glob("*.arrow"))
+    with pytest.raises(UserError, match=r"an Arrow file; .*to_parquet"):
+        read(arrow)
 
 
 def test_text_field(tmp_path):
@@ -274,3 +354,42 @@ def test_fingerprint_sees_changes(tmp_path):
     assert before != inputs_fingerprint([str(file)])
     os.utime(file, (1, 1))
     assert before != inputs_fingerprint([str(tmp_path)])
+
+
+def test_linked_folders_are_read_as_the_glob_reads_them_and_each_once(tmp_path):
+    corpus, elsewhere = tmp_path / "corpus", tmp_path / "elsewhere"
+    for path in (corpus / "own/a.txt", elsewhere / "deep/b.txt"):
+        path.parent.mkdir(parents=True)
+        path.write_text(path.stem)
+    (corpus / "linked").symlink_to(elsewhere)
+    (corpus / "loop").symlink_to(corpus)
+    (corpus / "own2").symlink_to(corpus / "own")
+    (corpus / "own/again.txt").symlink_to(corpus / "own/a.txt")
+    assert list(iter_documents([str(corpus)])) == ["b", "a"]
+    assert list(iter_documents([f"{corpus}/*"])) == ["b", "a"]
+
+
+@pytest.mark.parametrize("second", ["a.txt", "./a.txt", "link.txt", "*.txt", ".", "linked"])
+def test_a_file_that_is_given_twice_is_refused(tmp_path, monkeypatch, second):
+    monkeypatch.chdir(tmp_path)
+    Path("a.txt").write_text("text")
+    Path("link.txt").symlink_to("a.txt")
+    Path("linked").symlink_to(tmp_path)
+    for read in (iter_documents, inputs_fingerprint):
+        with pytest.raises(UserError, match=r"a\.txt is given twice, by a\.txt and by "):
+            read(["a.txt", second])
+
+
+def test_a_dataset_that_is_given_twice_is_refused():
+    with pytest.raises(UserError, match="the dataset wikitext:v1 is given twice"):
+        iter_documents(["wikitext:v1", "wikitext", "wikitext:v1"])
+
+
+def test_home_and_variables_in_an_input(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("text")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("CORPUS", str(tmp_path))
+    for text in ("~/a.txt", "$CORPUS/a.txt", "${CORPUS}/*.txt", "$CORPUS"):
+        assert list(iter_documents([text])) == ["text"]
+    with pytest.raises(UserError, match="variable NOWHERE isn't set"):
+        iter_documents(["$NOWHERE/a.txt"])

@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models
 
 from triax.common.errors import UserError
+from triax.data.text_sample import sample_text
 from triax.data.tokenizer import (
     END_OF_TEXT,
-    end_of_text_id,
     load_tokenizer,
     tokenizer_fingerprint,
     train_tokenizer,
@@ -41,7 +40,7 @@ def folder(corpus, tmp_path_factory) -> Path:
 def test_vocabulary(folder):
     tokenizer = load_tokenizer(folder)
     assert vocabulary_size(tokenizer) == tokenizer.get_vocab_size() == 300
-    assert end_of_text_id(tokenizer) == 0 == tokenizer.token_to_id(END_OF_TEXT)
+    assert tokenizer.token_to_id(END_OF_TEXT) == 0
     assert load_tokenizer(folder / "tokenizer.json").to_str() == tokenizer.to_str()
     assert len(tokenizer.encode(TEXT).ids) < len(TEXT.encode())
 
@@ -58,7 +57,7 @@ def test_transformers_reads_it(folder):
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
     ours = load_tokenizer(folder)
     assert len(theirs) == vocabulary_size(ours)
-    assert theirs.eos_token_id == theirs.bos_token_id == end_of_text_id(ours)
+    assert theirs.eos_token_id == theirs.bos_token_id == ours.token_to_id(END_OF_TEXT)
     for text in (
         TEXT,
         "  leading, ' quoted ' , and trailing . \n\n",
@@ -100,6 +99,98 @@ def test_sample_is_shared_by_the_inputs(tmp_path):
     assert len(load_tokenizer(path).encode(" qq").ids) == 1
 
 
+def test_sample_is_taken_from_all_documents(tmp_path):
+    """A corpus that begins in one language learns the other one too."""
+    rows = ["漢字仮名" * 500] * 60 + ["the quick brown fox jumps over the lazy dog " * 50] * 60
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    inputs = [str(tmp_path / "a.jsonl")]
+    path = train_tokenizer(inputs, 400, tmp_path / "out", sample_characters=60_000)
+    tokenizer = load_tokenizer(path)
+    assert len(tokenizer.encode(" quick brown fox").ids) == 3
+    assert len(tokenizer.encode("漢字仮名").ids) < 6
+    again = train_tokenizer(inputs, 400, tmp_path / "again", sample_characters=60_000)
+    assert again.read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("length", [1, 100, 40_000, 3_000_000])
+def test_sample_is_bounded_in_order_and_spread(length):
+    texts = [f"{number:08d}" + "x" * (length - 8) for number in range(max(20, 200_000 // length))]
+    total = sum(map(len, texts))
+    assert "".join(sample_text(iter(texts), total)) == "".join(texts)
+    sample = list(sample_text(iter(texts), total // 4))
+    assert total // 4 * 0.7 <= sum(map(len, sample)) <= total // 4
+    if length >= 100:
+        numbers = [int(text[:8]) for text in sample if text[:8].isdigit()]
+        assert numbers == sorted(numbers)
+        assert numbers[0] < len(texts) * 0.4 and numbers[-1] > len(texts) * 0.6
+
+
+PANICS = {
+    "an unknown token in the template": {
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "X", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}],
+            "special_tokens": {},
+        }
+    },
+    "a decoder that strips more than there is": {
+        "decoder": {"type": "Strip", "content": "a", "start": 5, "stop": 5}
+    },
+    "a damaged table": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
+    "a prefix longer than tokens": {
+        "model": {
+            "type": "BPE",
+            "vocab": {"a": 0, "b": 1, "ab": 2},
+            "merges": ["a b"],
+            "continuing_subword_prefix": "zzzzzzz",
+        }
+    },
+}
+
+
+@pytest.mark.parametrize("kind", PANICS)
+def test_a_file_over_which_the_library_panics(folder, tmp_path, kind, capfd):
+    raw = json.loads((folder / "tokenizer.json").read_text()) | PANICS[kind]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
+    with pytest.raises(UserError, match=r"tokenizer\.json: no tokenizer that"):
+        load_tokenizer(tmp_path)
+    capfd.readouterr()  # the library's own words about it
+
+
+def test_what_a_file_was_saved_with_changes_no_tokens(folder, tmp_path):
+    raw = json.loads((folder / "tokenizer.json").read_text())
+    raw["padding"] = {
+        "strategy": {"Fixed": 2**40}, "direction": "Right", "pad_to_multiple_of": 7,
+        "pad_id": 0, "pad_type_id": 0, "pad_token": END_OF_TEXT,
+    }  # fmt: skip
+    raw["truncation"] = {
+        "direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 5,
+    }  # fmt: skip
+    raw["model"]["dropout"] = 0.9
+    (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
+    assert load_tokenizer(tmp_path).encode(TEXT).ids == load_tokenizer(folder).encode(TEXT).ids
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (["vocab.json", "merges.txt"], r"holds vocab\.json and merges\.txt .*save_pretrained"),
+        (["tokenizer.model"], r"holds tokenizer\.model \(SentencePiece\).*save_pretrained"),
+        (["vocab.txt"], r"holds vocab\.txt .*save_pretrained"),
+        ([], "no such tokenizer"),
+    ],
+)
+def test_other_formats_say_what_to_do(tmp_path, files, message):
+    for name in files:
+        (tmp_path / name).write_bytes(b"\x0a\xff")
+    with pytest.raises(UserError, match=message):
+        load_tokenizer(tmp_path)
+    for name in files:
+        with pytest.raises(UserError, match=rf"{name}.*save_pretrained\(\"{tmp_path}\"\)"):
+            load_tokenizer(tmp_path / name)
+
+
 def test_bad_requests(tmp_path, corpus):
     with pytest.raises(UserError, match="vocab_size: 256, expected at least 257"):
         train_tokenizer([corpus], 256, tmp_path)
@@ -123,14 +214,6 @@ def test_impossible_paths():
     for path in ("a" * 5000, "nul\0byte"):
         with pytest.raises(UserError, match="no such tokenizer"):
             load_tokenizer(path)
-
-
-def test_end_of_text_names():
-    for name in ("<|endoftext|>", "<|end_of_text|>", "</s>", "<|eot_id|>"):
-        assert end_of_text_id(Tokenizer(models.BPE({"a": 0, name: 1}, []))) == 1
-    assert end_of_text_id(Tokenizer(models.BPE({"<|eot_id|>": 0, "</s>": 1}, []))) == 1
-    with pytest.raises(UserError, match="no end-of-text token"):
-        end_of_text_id(Tokenizer(models.BPE({"a": 0}, [])))
 
 
 def test_vocabulary_with_gaps(folder, tmp_path):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
+from triax.data.config import PrepareConfig
+from triax.data.ensure import ensure_prepared
 from triax.data.prepare import prepare
 from triax.data.shards import ShardWriter, token_dtype
 from triax.data.tokenizer import train_tokenizer
@@ -162,6 +166,29 @@ def test_the_tokenizer_fits_the_model_and_the_shards(
     assert any("300 is less than the 400 tokens" in problem.message for problem in found)
 
 
+def test_a_run_and_its_data_agree_on_where_documents_end(
+    tmp_path: Path, config: dict[str, Any]
+) -> None:
+    folder = tokenizer(tmp_path / "mine", "one text about cats\n")
+    prepared = tmp_path / "prepared"
+    texts = [str(tmp_path / "mine" / "text.txt")]
+    prepare(
+        texts, Path(folder), prepared, num_workers=1, validation_fraction=0.0,
+        end_of_text="<|reserved_1|>", begin_of_text="<|reserved_2|>",
+    )  # fmt: skip
+    config["data"] |= {"sources": [{"path": str(prepared / "train")}], "tokenizer": folder}
+    config["data"].pop("validation")
+    begin, end = problems(tmp_path, config)  # in the order of the paths
+    assert (end.path, begin.path) == ("data.end_of_text", "data.begin_of_text")
+    assert "with '<|reserved_1|>' at a document's end, this run takes '<|endo" in end.message
+    assert "set data.begin_of_text = '<|reserved_2|>'" in begin.message
+    named = ["data.end_of_text=<|reserved_1|>", "data.begin_of_text=<|reserved_2|>"]
+    assert problems(tmp_path, config, *named) == []
+    (problem,) = problems(tmp_path, config, *named, "data.end_of_text=absent")
+    assert problem.path == "data.end_of_text"
+    assert "'absent' is no token of" in problem.message
+
+
 @pytest.mark.parametrize(
     "content", ["", "[]", "{}", '{"model": {"vocab": 3}}', '{"model": {"vocab": {"a": "b"}}}', "{["]
 )
@@ -233,3 +260,105 @@ def test_the_layout_s_arithmetic(size: int, micro: int, replicate: int, world_si
         sizes = [int(word) for word in problem.message.split("; use ")[1].split(" or ")]
         assert all(fit > 0 and fit % (micro * world_size) == 0 for fit in sizes)
         assert min(abs(fit - size) for fit in sizes) < micro * world_size
+
+
+def prepared_by_the_run(
+    tmp_path: Path, config: dict[str, Any], **changes: str
+) -> tuple[dict[str, Any], PrepareConfig]:
+    """A config whose data `data.prepare` makes in `out`, out of `text.jsonl`."""
+    lines = (json.dumps({"text": f"number {n} of some texts. " * 9}) for n in range(150))
+    (tmp_path / "text.jsonl").write_text("\n".join(lines))
+    out = tmp_path / "out"
+    prepare = {"inputs": [str(tmp_path / "text.jsonl")], "output": str(out), "vocab_size": VOCAB}
+    data = config["data"] | {
+        "prepare": prepare,
+        "sources": [{"path": str(out / "train")}],
+        "validation": str(out / "validation"),
+        "tokenizer": str(out / "tokenizer"),
+    }
+    section = PrepareConfig.model_validate(prepare | {"inputs": tuple(prepare["inputs"])})
+    return config | {"data": data | changes}, section
+
+
+def test_a_run_that_prepares_its_data_uses_the_tokenizer_that_it_makes(
+    tmp_path: Path, config: dict[str, Any]
+) -> None:
+    train_tokenizer([str(write_text(tmp_path))], VOCAB, tmp_path / "mine")
+    mine, section = prepared_by_the_run(tmp_path, config, tokenizer=str(tmp_path / "mine"))
+    [problem] = problems(tmp_path, mine)
+    assert problem.path == "data.tokenizer"
+    assert f"makes the run's tokenizer in {tmp_path}/out/tokenizer" in problem.message
+    assert not (tmp_path / "out").exists()
+    # The same file elsewhere is the same answer, and so is the path spelled in another way.
+    ensure_prepared(section)
+    shutil.copytree(tmp_path / "out/tokenizer", tmp_path / "mine", dirs_exist_ok=True)
+    assert problems(tmp_path, mine) == []
+    spelled, _ = prepared_by_the_run(tmp_path, config, tokenizer=f"{tmp_path}/./out//tokenizer/")
+    assert problems(tmp_path, spelled) == []
+
+
+def write_text(tmp_path: Path) -> Path:
+    path = tmp_path / "other.txt"
+    path.write_text("other words\n" * 99)
+    return path
+
+
+@pytest.mark.parametrize("name", ["progress.json", "data.json", "tokenizer/made-from.json"])
+def test_a_damaged_record_of_a_preparation_is_found(
+    tmp_path: Path, config: dict[str, Any], name: str
+) -> None:
+    mine, section = prepared_by_the_run(tmp_path, config)
+    train_tokenizer(section.inputs, VOCAB, tmp_path / "out/tokenizer")
+    (tmp_path / "out" / name).write_text("[1")
+    found = problems(tmp_path, mine)
+    assert "data.prepare.output" in [problem.path for problem in found]
+    assert any(f"{name}: damaged" in problem.message for problem in found)
+
+
+def test_a_stale_preparation_is_found(tmp_path: Path, config: dict[str, Any]) -> None:
+    mine, section = prepared_by_the_run(tmp_path, config)
+    ensure_prepared(section)
+    assert problems(tmp_path, mine) == []
+    [problem] = problems(tmp_path, mine, "data.prepare.vocab_size=299")
+    assert problem.path == "data.prepare.vocab_size"
+    (tmp_path / "out/data.json").unlink()
+    for shard in (tmp_path / "out").glob("*.idx"):
+        shard.unlink()
+    assert problems(tmp_path, mine) == []
+    (tmp_path / "text.jsonl").write_text('{"text": "changed"}')
+    [problem] = problems(tmp_path, mine)
+    assert problem.path == "data.prepare.inputs"
+
+
+def test_a_damaged_note_beside_the_shards_is_found(tmp_path: Path, config: dict[str, Any]) -> None:
+    (tmp_path / "data.json").write_text("{")
+    found = problems(tmp_path, config)
+    assert [problem.path for problem in found] == ["data.sources.0.path", "data.validation"]
+    assert "data.json: damaged" in found[0].message
+
+
+def test_one_source_given_twice_is_found(tmp_path: Path, config: dict[str, Any]) -> None:
+    train = str(tmp_path / "train")
+    for other in (f"{tmp_path}//x/../train", os.path.relpath(train)):
+        spelled = config | {
+            "data": config["data"] | {"sources": [{"path": train}, {"path": other}]}
+        }
+        [problem] = problems(tmp_path, spelled)
+        assert "the same path twice" in problem.message
+    for suffix in (".bin", ".idx"):
+        (tmp_path / f"link{suffix}").symlink_to(f"{train}{suffix}")
+        shutil.copy(f"{train}{suffix}", tmp_path / f"copy{suffix}")
+    for other in ("link", "copy"):
+        sources = [{"path": train}, {"path": str(tmp_path / other)}]
+        [problem] = problems(tmp_path, config | {"data": config["data"] | {"sources": sources}})
+        assert problem.path == "data.sources.1.path"
+        assert "holds the same data" in problem.message
+
+
+def test_a_weight_below_one_sample_in_a_block_is_found(
+    tmp_path: Path, config: dict[str, Any]
+) -> None:
+    write_shard(tmp_path / "small", 1000)
+    sources = [{"path": str(tmp_path / "train")}, {"path": str(tmp_path / "small"), "weight": 1e-5}]
+    [problem] = problems(tmp_path, config | {"data": config["data"] | {"sources": sources}})
+    assert problem.path == "data.sources" and "less than one sample in" in problem.message

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from triax.launcher.cli import main
 from triax.launcher.diagnosis import diagnose
 from triax.training.run_directory import RunDirectory
 from triax.training.stability.heartbeat import STACKS_OF, Heartbeat, write_heartbeat
@@ -42,3 +43,22 @@ def test_only_frames_of_triax_are_named_as_its_own(
         f"Thread 0x2 (most recent call first):\n{frames}"
     )
     assert diagnose(tmp_path).processes[0].place == place
+
+
+def test_files_that_nobody_wrote_are_left_out_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = RunDirectory(tmp_path)
+    directory.create()
+    directory.heartbeats.mkdir()
+    beat = Heartbeat(0, "[red]\x1b]0;host", 1, 5, "stepping", 9, since=1.0, time=2.0, period=1.0)
+    write_heartbeat(directory.heartbeats, beat)
+    directory.events.write_bytes(
+        b'\xff\n{"event": 1}\n{"event": "start"}\n{"event": "hang", "time": 1e300, "ranks": 7}\n'
+        b'{"event": "hang", "time": "x", "reason": "\\ud800\\u001b[2J"}\n'
+    )
+    directory.exit.write_text('{"code": 1}')
+    assert main(["diagnose", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "2 lines of events.jsonl can't be read" in shown
+    assert "[red]" in shown and "\\x1b[2J" in shown and "\x1b" not in shown

@@ -24,9 +24,12 @@ from jobs import (
 )
 from ports import free_port
 
+from triax.data.blend import Blend
+from triax.data.identity import identify_sources
 from triax.data.loader import Loader
-from triax.data.sampler import Phase, Sampler, source_names
+from triax.data.sampler import Sampler
 from triax.data.source import Source
+from triax.launcher.files import diff_with_record
 from triax.launcher.inference import load_checkpoint
 from triax.launcher.loading import load_config
 from triax.models.init import initialise_model
@@ -92,7 +95,11 @@ def test_a_run_leaves_its_figures_its_config_and_its_checkpoints(
     ]  # fmt: skip
     ending = json.loads((run / "exit.json").read_text())
     assert (ending["code"], ending["step"]) == (0, NUM_STEPS)
-    assert load_config(run / "config.toml") == load_config("run.toml")
+    written = load_config(run / "config.toml").model_dump(mode="json")
+    assert diff_with_record(written, load_config("run.toml")) == []
+    assert (run / "tokenizer/tokenizer.json").read_bytes() == (
+        folder / "tokenizer/tokenizer.json"
+    ).read_bytes()
     assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert list((run / "tensorboard").glob("events.out.tfevents.*"))
     assert "ended" in (run / "logs/rank-0.log").read_text()
@@ -181,10 +188,10 @@ def test_a_run_is_a_plain_pytorch_loop(
     monkeypatch.chdir(finished[0])
     config = load_config("run.toml")
     source = Source.open("data/train", 32, config.model.vocab_size)
-    [name] = source_names(["data/train"])
+    blend = Blend.begin(identify_sources(config.data.sources, [source]), [1.0])
     loader = Loader(
-        {name: source},
-        Sampler(config.run.seed, (Phase(0, ((name, 1.0),)),), {name: source.num_windows}),
+        {blend.keys[0]: source},
+        Sampler(config.run.seed, blend.phases, blend.num_windows()),
         global_batch_size=8, micro_batch_size=8, dp_rank=0, dp_size=1, mask_documents=True,
     )  # fmt: skip
     model = Transformer(config.model)

@@ -216,15 +216,30 @@ def test_the_report_fits_80_columns(tmp_path: Path) -> None:
         (b"[run\n", "at line 1"),
         (b"[run]\nname = \n", "at line 2"),
         (b"[run]\nname = 'a'\nname = 'b'\n", "line 3"),
-        (b"\xff\xfe", "not UTF-8"),
+        (b"\xff\xfe", "not UTF-8 text.* save it as UTF-8"),
         (b"a = " + b"[" * 100_000, "nested too deeply"),
-        (b"a = " + b"9" * 10_000, "not valid TOML"),
+        (b"a = " + b"9" * 10_000, "a number of more than 4,300 digits.* shorten it"),
         (b"\x00", "not valid TOML"),
     ],
 )
 def test_what_is_no_toml_is_refused(tmp_path: Path, content: bytes, words: str) -> None:
     with pytest.raises(UserError, match=words):
         load_config(write(tmp_path, content))
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
+    """Editors on Windows write one."""
+    path = write(tmp_path, GOOD)
+    config = load_config(path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert load_config(path) == config
+
+
+def test_the_smallest_vocabulary_that_can_be_trained(tmp_path: Path) -> None:
+    config = copy.deepcopy(GOOD)
+    config["data"]["prepare"] = {"inputs": ["x"], "output": "out", "vocab_size": 256}
+    with pytest.raises(ConfigError, match=r"data\.prepare\.vocab_size.*at least 257"):
+        load_config(write(tmp_path, config))
 
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
@@ -254,7 +269,8 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
         ("optimizer.clip_norm=null", "optimizer.clip_norm", None),
         ("optimizer.clip_norm=none", "optimizer.clip_norm", None),
         ("eval.every=none", "eval.every", None),
-        ("data.tokenizer=none", "data.tokenizer", "none"),
+        ("data.tokenizer=none", "data.tokenizer", None),
+        ("data.tokenizer=./none", "data.tokenizer", "./none"),
         ("parallel.activation_checkpointing=none", "parallel.activation_checkpointing", "none"),
         ("checkpoint.every=10 min", "checkpoint.every", Duration(600, Unit.SECONDS)),
         ("model.rope_scaling.factor=8", "model.rope_scaling.factor", 8.0),
@@ -458,3 +474,55 @@ y = 1
     }  # fmt: skip
     assert {path: found[path] for path in expected} == expected
     assert locate_keys(text.replace("\n", "\r\n")) == locate_keys(text)
+
+
+def test_unknown_keys_hide_nothing_and_nothing_hides_them(tmp_path: Path) -> None:
+    text = """\
+    [run]
+    name = "x"
+    [model]
+    num_layers = 2
+    hidden_size = 10
+    num_heads = 3
+    ffn_hidden_size = 64
+    vocab_size = 304
+    bananas = 3
+    [data]
+    sources = [{ path = "a", wieght = 1 }, { path = "a" }]
+    seq_len = 32
+    [batch]
+    globl_batch_size = 8
+    """
+    expected = {
+        "model": "hidden_size 10 is not a multiple of num_heads 3",
+        "model.bananas": "unknown key; valid are preset",
+        "data": "names the same path twice",
+        "data.sources.0.wieght": "unknown key; did you mean weight?",
+        "batch.globl_batch_size": "unknown key; did you mean global_batch_size?",
+    }
+    found = {problem.path: problem.message for problem in problems_of(tmp_path, text)}
+    assert found.keys() == expected.keys()
+    assert all(words in found[path] for path, words in expected.items())
+
+
+def test_an_unknown_preset_hides_nothing(tmp_path: Path) -> None:
+    config = GOOD | {"model": {"preset": "mini", "num_layers": 0, "bananas": 1}}
+    found = {problem.path for problem in problems_of(tmp_path, config)}
+    assert found == {"model.preset", "model.num_layers", "model.bananas"}
+
+
+@pytest.mark.parametrize("zero", [0, "0", "0 steps", "0 tokens"])
+def test_a_warmup_may_be_none_at_all(tmp_path: Path, zero: object) -> None:
+    config = load_config(write(tmp_path, GOOD), [f"schedule.warmup={zero}"])
+    assert config.schedule.warmup == Duration(0, Unit.STEPS)
+    again = type(config.schedule).model_validate_json(config.schedule.model_dump_json())
+    assert again == config.schedule
+
+
+def test_optional_texts_are_turned_off_by_none(tmp_path: Path) -> None:
+    overrides = ["data.validation=none", "data.tokenizer=none", "checkpoint.init_from=none"]
+    config = load_config(write(tmp_path, GOOD), overrides)
+    assert (config.data.validation, config.data.tokenizer) == (None, None)
+    assert config.checkpoint.init_from is None
+    kept = load_config(write(tmp_path, GOOD), ["data.validation=./none"])
+    assert kept.data.validation == "./none"

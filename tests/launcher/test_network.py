@@ -41,17 +41,21 @@ def test_srun_tells_that_nodes_are_different_machines() -> None:
         network.prepare(first, {})
 
 
-def test_one_machine_needs_no_way() -> None:
+def test_on_one_machine_nothing_but_loopback_listens() -> None:
     variables: dict[str, str] = {}
     assert network.prepare(replace(HERE, num_nodes=1), variables) == ""
-    assert variables == {}
+    assert variables == {network.GLOO: "lo", network.NCCL: "=lo"}
+    given = {network.GLOO: "lo", network.NCCL: "^docker"}
+    network.prepare(replace(HERE, num_nodes=1), given)
+    assert given[network.NCCL] == "^docker"
 
 
-def test_an_unknown_name_is_reported() -> None:
+@pytest.mark.parametrize("num_nodes", [1, 2])
+def test_an_unknown_name_is_reported(num_nodes: int) -> None:
     with pytest.raises(
         UserError, match=r"MASTER_ADDR is 'no\.such\.host\.invalid'.* can't resolve"
     ):
-        network.prepare(replace(HERE, master_addr="no.such.host.invalid"), {})
+        network.prepare(replace(HERE, num_nodes=num_nodes, master_addr="no.such.host.invalid"), {})
 
 
 @pytest.mark.parametrize("variable", [network.GLOO, network.NCCL])

@@ -17,6 +17,7 @@ from triax.parallel.config import ParallelConfig
 from triax.parallel.layout import Layout
 from triax.parallel.stages import schedule_problem
 from triax.training.config import BatchConfig
+from triax.training.run_directory import RunDirectory
 
 SMALL = st.integers(1, 6)
 
@@ -79,9 +80,9 @@ def test_a_lost_gpu_is_named() -> None:
 def test_a_run_that_has_ended_is_known_by_its_exit_file(
     tmp_path: Path, text: str, code: int | None
 ) -> None:
-    assert ending_of(tmp_path / "exit.json") is None
+    assert ending_of(RunDirectory(tmp_path)) is None
     (tmp_path / "exit.json").write_text(text)
-    assert ending_of(tmp_path / "exit.json") == code
+    assert ending_of(RunDirectory(tmp_path)) == code
 
 
 CONFIG = """

@@ -6,17 +6,18 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
-from jobs import curve, finish, read_rows, start, train
+from jobs import NUM_STEPS, curve, finish, read_rows, start, train
 
 BUDGET = ("--budget.tokens=16K", "--checkpoint.every=1000 steps", "--eval.every=none")
 
 
 @pytest.mark.parametrize(
     ("num_processes", "numbers"),
-    [(1, [signal.SIGTERM]), (2, [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])],
+    [(1, [signal.SIGTERM, signal.SIGHUP]), (2, [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])],
 )
 def test_a_stopped_job_saves_and_goes_on(
     job: Path, num_processes: int, numbers: list[signal.Signals]
@@ -51,6 +52,26 @@ def test_ctrl_c_on_the_command_line(job: Path) -> None:
     ended = finish(process)
     assert (ended.code, ended.error) == (75, ""), ended.text
     assert ": stopped by SIGINT\n" in ended.out
+    assert "SIGINT: the run stops and saves after this step; Ctrl-C again quits" in ended.out
+
+
+def test_a_run_outlives_its_reader_and_its_terminal(job: Path) -> None:
+    """As `nohup triax train ... | head -1` has it, and a closed terminal."""
+    former = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        process = start(job, "triax", "train", "run.toml", "--nproc-per-node", "2")
+    finally:
+        signal.signal(signal.SIGHUP, former)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    process.stderr.close()
+    while process.poll() is None and len(read_rows(job / "runs/job")) < 3:
+        time.sleep(0.01)
+    for pid in (process.pid, *map(int, workers_of(process.pid))):
+        os.kill(pid, signal.SIGHUP)
+    assert process.wait(90) == 0
+    assert len(read_rows(job / "runs/job")) == NUM_STEPS
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -73,6 +94,18 @@ def test_ctrl_c_while_several_processes_import_shows_no_traceback(job: Path) -> 
     ended = finish(process)
     assert ended.code == 130, ended.text
     assert "Traceback" not in ended.text and "interrupted" in ended.error
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_request_to_save_that_comes_too_early_is_kept(job: Path) -> None:
+    """Batch systems send it by the clock, also to a job that only starts."""
+    process = start(job, "triax", "train", "run.toml", "--budget.tokens=80K", "--nproc-per-node=2")
+    while process.poll() is None and len(workers_of(process.pid)) < 2:
+        pass
+    process.send_signal(signal.SIGUSR1)
+    ended = finish(process)
+    assert ended.code == 75, ended.text
+    assert list((job / "runs/job/checkpoints").glob("step-*")), "there is what was asked for"
 
 
 def workers_of(pid: int) -> list[str]:

@@ -115,3 +115,17 @@ def test_a_job_outlives_the_node_that_runs_its_script(cluster: Cluster, folder: 
     assert "start 2, on node2" in said
     assert "going on after step 50 " in said
     assert losses(folder, "headless") == pytest.approx(losses(folder, "alone"), rel=1e-4)
+
+
+def test_a_signal_that_comes_before_the_ranks_can_answer_is_kept(
+    cluster: Cluster, folder: Path
+) -> None:
+    """As SLURM sends it by the clock, to a job whose start takes long."""
+    run_dir = folder / "runs" / "early"
+    (job,) = cluster.submit(folder, "--run.name=early")
+    wait_for("the start", lambda: "start 1" in log_of(run_dir, job), 60)
+    cluster.run("scancel", "--batch", "--signal=USR1", job)
+    wait_for("the requeue", lambda: "requeued" in log_of(run_dir, job), 120)
+    assert "saved; requeued" in log_of(run_dir, job), log_of(run_dir, job)
+    assert list((run_dir / "checkpoints").glob("step-*"))
+    cluster.run("scancel", job)

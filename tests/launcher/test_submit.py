@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from triax.launcher.cli import main
+from triax.launcher.slurm import _time_limit
 
 CONFIG = """
 [run]
@@ -72,7 +76,7 @@ def test_no_text_leaves_its_quotes(capsys: pytest.CaptureFixture[str], folder: P
     )  # fmt: skip
     assert shown.stdout.splitlines() == [
         f"--run.name={evil}", "--optimizer.lr=1e-3", f"{folder}/runs/{evil}",
-        f"--container-image={evil}", f"--container-mounts={folder}:{folder}",
+        "--cpus-per-task=4", f"--container-image={evil}", f"--container-mounts={folder}:{folder}",
         f"--container-workdir={folder}", evil,
     ]  # fmt: skip
     assert not (folder / "pwned").exists()
@@ -106,6 +110,41 @@ def test_what_can_not_work_is_said(
     (folder / "own.sh").write_text("#!/bin/bash\n{{directives}}\n{{nodes}}\n")
     assert main(["submit", "run.toml", *SIZE, *argv, "--dry-run"]) == 2
     assert words in " ".join(capsys.readouterr().err.split())
+
+
+def test_gpus_have_cores_and_a_type(capsys: pytest.CaptureFixture[str]) -> None:
+    script = render(capsys, "--gpus-per-node", "h100:4")
+    assert {"--gpus-per-node=h100:4", "--mincpus=16"} <= set(directives(script))
+    assert "srun_options=(--cpus-per-task=4)" in script
+    for wrong in ("h100:", ":4", "h100:x", "h 100:4", "-1"):
+        argv = ["submit", "run.toml", "--nodes", "2", f"--gpus-per-node={wrong}", "--dry-run"]
+        assert main(argv) == 2
+        assert "expected a number, as 8 or h100:8" in capsys.readouterr().err
+
+
+def test_a_container_gets_all_that_the_run_reads_and_writes(
+    capsys: pytest.CaptureFixture[str], folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    for name in ("texts", "weights"):
+        (elsewhere / name).mkdir()
+    prepare = {"inputs": [f"{elsewhere}/texts/*.txt"], "output": "out", "vocab_size": 4096}
+    script = render(
+        capsys, "--container", "image", f"--run.dir={elsewhere}/runs",
+        f"--data.prepare={json.dumps(prepare)}", f"--checkpoint.init_from={elsewhere}/weights",
+    )  # fmt: skip
+    [mounts] = re.findall(r"--container-mounts=(\S+)", script)
+    places = (folder, elsewhere / "runs/test", elsewhere / "texts", elsewhere / "weights")
+    assert mounts.rstrip(")").split(",") == sorted(f"{place}:{place}" for place in places)
+    given = render(capsys, "--container", "image", "--container-mounts", "/a:/b")
+    assert "--container-mounts=/a:/b" in given
+    comma = folder / "a,b"
+    comma.mkdir()
+    argv = ["submit", "run.toml", *SIZE, "--container", "i", f"--run.dir={comma}", "--dry-run"]
+    assert main(argv) == 0, "this folder holds it"
+    argv[-2] = f"--run.dir={elsewhere}/a,b"
+    assert main(argv) == 2
+    assert "give --container-mounts" in capsys.readouterr().err
 
 
 def test_a_cpu_cluster_needs_a_number_of_processes(
@@ -166,3 +205,66 @@ def test_the_examples_are_what_is_rendered(
         rendered = rendered.replace(str(here), there)
     example = ROOT / "examples" / "slurm" / f"{name}.sh"
     assert rendered == example.read_text(), f"{example} is out of date"
+
+
+@pytest.mark.parametrize(
+    ("time", "seconds"),
+    [
+        ("7", 420), ("7:30", 450), ("1:0:1", 3601), ("1-0", 86400), ("1-1:30", 91800),
+        ("2-0:0:5", 172805), ("0", None), ("UNLIMITED", None),
+    ],
+)  # fmt: skip
+def test_time_limits_are_read_as_sbatch_reads_them(time: str, seconds: int | None) -> None:
+    assert _time_limit(time) == seconds
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (("--time", "5"), "--time 5 is 300 s, but with --grace 300"),
+        (("--time", "6:59"), "Ask for more than 420 s"),
+        (("--extra-sbatch=--time=5",), "--time 5 is 300 s"),
+        (("--extra-sbatch=-t5",), "--time 5 is 300 s"),
+        (("--time", "soon"), "--time is 'soon', expected minutes, minutes:seconds"),
+    ],
+)
+def test_a_time_limit_within_the_grace_is_refused(
+    capsys: pytest.CaptureFixture[str], argv: tuple[str, ...], words: str
+) -> None:
+    assert main(["submit", "run.toml", *SIZE, *argv, "--dry-run"]) == 2
+    assert words in " ".join(capsys.readouterr().err.split())
+
+
+FAKE_SLURM = {
+    "squeue": "case $* in *%T*) echo RUNNING;; *) echo node1;; esac",
+    "scontrol": '[ "$1" = requeue ] && kill -KILL "$PPID" || echo node1',
+    "srun": "echo >>starts; [ -e saves ] && mkdir -p runs/test/checkpoints/step-$(wc -l <starts); "
+    "case $* in *triax.launcher.train*) exit 75;; esac",
+}
+
+
+def test_a_job_that_never_saves_is_not_requeued_for_ever(
+    capsys: pytest.CaptureFixture[str], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when each start's time is over before anything could be saved."""
+    (folder / "job.sh").write_text(render(capsys, "--max-restarts", "1", "--time", "8"))
+    (folder / "runs/test/logs").mkdir(parents=True)
+    for name, lines in FAKE_SLURM.items():
+        (folder / name).write_text(f"#!/bin/sh\n{lines}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=":")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURMD_NODENAME", "node1")
+
+    def run() -> tuple[int, str]:
+        done = subprocess.run(
+            ["bash", "job.sh"], cwd=folder, capture_output=True, text=True, timeout=60, check=False
+        )
+        return done.returncode, done.stdout
+
+    assert run()[0] == -signal.SIGKILL, "requeued"
+    code, said = run()
+    assert code == 75
+    assert "1 restarts without a new checkpoint are enough" in said
+    (folder / "saves").touch()
+    assert [run()[0] for _ in range(2)] == [-signal.SIGKILL] * 2, "both have saved"

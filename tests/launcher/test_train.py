@@ -47,7 +47,7 @@ sys.exit(train.main())
 """
 LAUNCH = """
 import sys
-from triax.launcher.elastic import launch
+from triax.launcher.workers import launch
 sys.exit(launch(2, "worker", sys.argv[1:]))
 """
 
@@ -100,7 +100,7 @@ def test_workers_do_not_outlive_their_launcher(folder: Path) -> None:
     process = start(folder, "launch.py", "--run.name=sleep")
     assert process.stdout is not None
     lines = [process.stdout.readline() for _ in range(3)]
-    assert any(line.startswith("found    torchrun: 2 processes on 1 node") for line in lines)
+    assert any(line.startswith("found    triax: 2 processes on 1 node") for line in lines)
     pids = [int(line) for line in lines if line.strip().isdigit()]
     process.send_signal(signal.SIGKILL)
     process.wait()

@@ -11,8 +11,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+import yaml
 from small_run import command, losses, make_run
 
+ROOT = Path(__file__).parents[2]
 NUM_STEPS = 12
 SUBNET = f"10.{100 + os.getpid() % 100}.{os.getpid() // 100 % 250}"
 PORT = 21000 + os.getpid() % 5000
@@ -121,3 +123,60 @@ def test_the_deepspeed_launcher_joins_two_machines(machines: list[str], folder: 
     assert codes == [0, 0], said
     assert "deepspeed: 2 processes on 2 nodes" in said
     assert losses(folder, "deepspeed") == pytest.approx(losses(folder, "alone"), rel=1e-5)
+
+
+def test_open_mpi_joins_two_machines(machines: list[str], folder: Path) -> None:
+    version = [] if shutil.which("mpirun") is None else ["mpirun", "--version"]
+    if not version or b"Open MPI" not in subprocess.check_output(version, timeout=20):
+        pytest.skip("there is no Open MPI here (Debian: openmpi-bin)")
+    agent = folder / "agent"
+    agent.write_text(f'#!/bin/sh\nshift\nexec ip netns exec {machines[1]} sh -c "$*"\n')
+    agent.chmod(0o755)
+    mpirun = [
+        "mpirun", "--allow-run-as-root", "--host", f"{SUBNET}.1:1,{SUBNET}.2:1", "-n", "2",
+        # In the place of ssh.
+        "--mca", "plm_rsh_agent", str(agent), "--mca", "oob_tcp_if_include", f"{SUBNET}.0/24",
+        "-x", "PATH", "-x", "OMP_NUM_THREADS", "-x", f"MASTER_ADDR={SUBNET}.1",
+        "-x", f"MASTER_PORT={PORT + 2}", "--wdir", str(folder),
+        sys.executable, "-m", "triax.launcher.train", "run.toml", "--run.name=mpirun",
+    ]  # fmt: skip
+    codes, said = run_on_both(machines[:1], folder, [mpirun])
+    assert codes == [0], said
+    assert "mpirun: 2 processes on 2 nodes, rank 0 on" in said
+    assert losses(folder, "mpirun") == pytest.approx(losses(folder, "alone"), rel=1e-5)
+
+
+def test_the_pods_of_the_kubernetes_job_join(machines: list[str], folder: Path) -> None:
+    """Each pod's own command line, with one process in place of eight GPUs."""
+    validate = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is missing")
+    service, job = yaml.safe_load_all((ROOT / "examples/kubernetes/job.yaml").read_text())
+    version = validate.latest_version()
+    for each in (service, job):
+        validate.validate(each, version, strict=True)
+    pod = job["spec"]["template"]["spec"]
+    assert pod["subdomain"] == service["metadata"]["name"]
+    assert (
+        service["spec"]["selector"].items() <= job["spec"]["template"]["metadata"]["labels"].items()
+    )
+    name = job["metadata"]["name"]
+    [container] = pod["containers"]
+    [index] = container["env"]
+    commands = []
+    for number, machine in enumerate(machines):
+        words = [
+            word.replace(f"$({index['name']})", str(number)).replace("=8", "=1")
+            for word in container["command"]
+        ]
+        commands.append([command(words[0]), *words[1:], "--run.name=pods"])
+        # What the headless service answers; `ip netns exec` lays it over /etc/hosts.
+        hosts = Path("/etc/netns") / machine / "hosts"
+        hosts.parent.mkdir(parents=True)
+        hosts.write_text(f"127.0.0.1 localhost\n{SUBNET}.1 {name}-0.{pod['subdomain']}\n")
+    try:
+        codes, said = run_on_both(machines, folder, commands)
+    finally:
+        for machine in machines:
+            shutil.rmtree(Path("/etc/netns") / machine)
+    assert codes == [0, 0], said
+    assert "torchrun: 2 processes on 2 nodes" in said
+    assert losses(folder, "pods") == pytest.approx(losses(folder, "alone"), rel=1e-5)

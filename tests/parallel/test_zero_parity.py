@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+from fleet import run_fleet
 from parity import TOLERANCE, label, measure, reference
-from worlds import Case
+from worlds import SMALL, Case, difference, engine_run, merged, plain_run
 
 
 def test_the_reference_is_demanding() -> None:
@@ -31,3 +34,15 @@ def test_same_losses_gradients_and_weights(
     tied = micro_batch_size == 1
     found = measure(num_processes, parallel, tied=tied, micro_batch_size=micro_batch_size)
     assert found.worst <= TOLERANCE, found
+
+
+def test_the_norm_of_a_large_embedding_is_right_however_it_is_divided() -> None:
+    """Two million weights in one tensor: added up in fp32, one after another, two processes' halves
+    would give another norm than one process's whole."""
+    model = SMALL | {"vocab_size": 65536, "num_layers": 1}
+    small = Case(model=model, num_steps=1, global_batch_size=4, seq_len=8)
+    [expected] = run_fleet(1, plain_run, small)
+    for num_processes, parallel in ((1, {}), (2, {"zero_stage": 2}), (2, {"tensor": 2})):
+        runs = run_fleet(num_processes, engine_run, replace(small, parallel=parallel))
+        found = difference(merged(runs), expected)
+        assert found.grad_norms <= 1e-6 and found.losses <= 1e-6, (parallel, found)

@@ -54,9 +54,66 @@ def feed(
 
 def test_a_few_skips_lead_to_nothing() -> None:
     escalation = made()
-    pattern = [Reason.LOSS, Reason.LOSS, Reason(0)] * 20
+    pattern = [Reason.LOSS, Reason(0), Reason(0)] * 20
     assert feed(escalation, 1, pattern) == []
-    assert escalation.num_skips == 40
+    assert (escalation.num_skips, escalation.num_judged) == (20, 60)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "due_after"),
+    [
+        ([Reason.LOSS] * 7 + [ACCEPTED], 22),
+        ([Reason.LOSS, ACCEPTED], 39),
+        ([ACCEPTED, Reason.NON_FINITE, Reason.NORM], 30),
+    ],
+    ids=["one in eight accepted", "every other", "one in three"],
+)
+def test_a_run_that_accepts_a_step_now_and_then_is_rolled_back(
+    pattern: list[Reason], due_after: int
+) -> None:
+    """Weights that hardly ever move are frozen, whatever is accepted in between."""
+    escalation = made(max_consecutive_skips=20)
+    feed(escalation, 1, [ACCEPTED] * 100)
+    ((step, action),) = feed(escalation, 101, pattern * 20)
+    first = 101 + pattern.index(next(reason for reason in pattern if reason))
+    assert action == Rollback(began=first, before=first - 5)
+    assert step == 101 + due_after
+    assert f"20 of {step - first} updates" in escalation.trouble
+
+
+def test_a_run_in_trouble_is_told_from_one_with_a_bad_batch() -> None:
+    """Saved in trouble, the checkpoints from before it would be pushed out."""
+    escalation = made(max_consecutive_skips=8)
+    found = []
+    for step, letter in enumerate("..r....rrr.r.r.......", start=1):
+        reason = Reason.LOSS if letter == "r" else ACCEPTED
+        escalation.observe(figures(step, reason))
+        found.append(escalation.is_refusing)
+    assert "".join(".x"[is_refusing] for is_refusing in found) == "..x....xxx.xxxxx....."
+
+
+def test_a_batch_without_targets_neither_ends_trouble_nor_goes_on_with_it() -> None:
+    escalation = made()
+    feed(escalation, 1, [Reason.LOSS, Reason.LOSS])
+    escalation.observe(figures(3, Reason(0), 0.0)._replace(num_targets=0))
+    assert [refusal.step for refusal in escalation.refusals] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("reasons", "has_non_finite"),
+    [
+        ([Reason.LOSS, Reason.LOSS], None),
+        ([Reason.LOSS] * 3, False),
+        ([Reason.LOSS, Reason.NON_FINITE, Reason.NORM], True),
+    ],
+)
+def test_a_budget_that_ends_in_refusals_is_trouble(
+    reasons: list[Reason], has_non_finite: bool | None
+) -> None:
+    escalation = made(max_consecutive_skips=20)
+    feed(escalation, 1, reasons)
+    trouble = escalation.trouble_at_the_end
+    assert (trouble and trouble.has_non_finite) == has_non_finite
 
 
 def test_too_many_in_a_row_lead_back_to_before_the_trouble() -> None:
@@ -129,7 +186,9 @@ def test_the_learning_rate_is_lowered_for_a_while_if_asked() -> None:
 @pytest.mark.parametrize("at", range(12))
 def test_a_resumed_run_decides_as_the_uninterrupted_one(at: int) -> None:
     """Also where the save has made the last verdict known a step early."""
-    pattern = [Reason(0)] * 4 + [Reason.LOSS] * 2 + [Reason(0)] + [Reason.NON_FINITE] * 5
+    pattern = [Reason(0)] * 12
+    # The first and the last are just near enough to be counted together.
+    pattern[3], pattern[5], pattern[8] = Reason.LOSS, Reason.NORM, Reason.NON_FINITE
     expected = feed(made(), 1, pattern)
     escalation, found = made(), []
     told = 0
@@ -146,5 +205,18 @@ def test_a_resumed_run_decides_as_the_uninterrupted_one(at: int) -> None:
         if (action := escalation.due(step)) is not None:
             found.append((step, action))
             break
-    assert len(expected) == 1
+    assert expected == [(10, Rollback(began=4, before=0))]
     assert found == expected
+
+
+def test_a_record_from_before_refusals_were_counted_together_loads() -> None:
+    escalation = made()
+    feed(escalation, 1, [ACCEPTED] * 9)
+    feed(escalation, 10, [Reason.LOSS] * 2)
+    state = escalation.state()
+    del state["num_judged"], state["last_step"]
+    for refusal in state["refusals"]:
+        del refusal["began"]
+    older = made()
+    older.load(json.loads(json.dumps(state)))
+    assert older.state() == escalation.state()

@@ -36,7 +36,7 @@ def warm(num_steps: int = WINDOW, seed: int = 0, **config: Any) -> Guard:
     ("loss", "norm", "reason"),
     [
         (4.0, 1.0, Reason.LOSS),
-        (3.0, 30.0, Reason.NORM),
+        (3.0, 300.0, Reason.NORM),
         (9.0, 1e4, Reason.LOSS | Reason.NORM),
         (math.nan, 1.0, Reason.NON_FINITE),
         (3.0, math.inf, Reason.NON_FINITE),
@@ -54,9 +54,44 @@ def test_refused_values_never_enter_the_window() -> None:
     before = guard.state()
     for _ in range(3 * WINDOW):
         assert judged(guard, 8.0) == Reason.LOSS
+        assert judged(guard, 8.0, 1e3) == Reason.LOSS | Reason.NORM
         assert judged(guard, math.nan) == Reason.NON_FINITE
     assert guard.state() == before
+    assert judged(guard, 3.0, 300.0) == Reason.NORM
+    del before["seen_log_norms"]
+    assert {name: guard.state()[name] for name in before} == before
     assert judged(guard, 3.0) == Reason(0)
+
+
+def test_a_norm_that_stays_high_is_a_level_and_not_a_spike() -> None:
+    """Clipping does its work on it; refused for ever, the run would be frozen."""
+    guard = warm(2 * WINDOW)
+    reasons = [judged(guard, 3.0, 400.0) for _ in range(2 * WINDOW)]
+    first = reasons.index(Reason(0))
+    assert first == 4
+    assert set(reasons[:first]) == {Reason.NORM} and not any(reasons[first:])
+    assert judged(guard, 3.0, 1e6) == Reason.NORM
+    assert judged(guard, 3.0, 1.0) == Reason(0)
+
+
+def test_a_norm_that_explodes_is_no_level() -> None:
+    guard = warm(2 * WINDOW)
+    assert all(judged(guard, 3.0, 1e3 * 10.0**step) == Reason.NORM for step in range(20))
+
+
+def test_a_limit_from_few_values_is_wider_but_finds_what_stands_out() -> None:
+    """Both know the same deviation, one of them from four times as many values."""
+    few, many = Guard(), Guard()
+    for step in range(128):
+        loss = torch.tensor(3.0 + 0.05 * (step % 2))
+        many.judge(loss, torch.ones(()))
+        if step < 32:
+            few.judge(loss, torch.ones(()))
+    scores = [guard.judge(torch.tensor(4.0), torch.ones(())).loss_score for guard in (few, many)]
+    assert scores[1] / scores[0] == pytest.approx(
+        math.exp(3.5 / 32**0.5 - 3.5 / 128**0.5), rel=0.05
+    )
+    assert scores[0] > 8
 
 
 def test_no_word_on_spikes_before_a_quarter_of_the_window() -> None:
@@ -85,6 +120,36 @@ def test_the_guard_can_be_switched_off_but_for_finiteness() -> None:
     guard = warm(spike_guard=False)
     assert judged(guard, 1e6, 1e6) == Reason(0)
     assert judged(guard, math.nan) == Reason.NON_FINITE
+
+
+def test_a_slow_divergence_is_found_though_steps_are_noisy() -> None:
+    """A rise of a nat and a half stays below eight deviations of single steps at 0.3 nats."""
+    guard, generator = Guard(), torch.Generator().manual_seed(0)
+    losses = [0.0] * 400 + [0.0025 * step for step in range(600)]
+    noise = 0.3 * torch.randn(len(losses), generator=generator)
+    reasons = [judged(guard, 2.2 + rise + float(n)) for rise, n in zip(losses, noise, strict=True)]
+    refused = [step for step, reason in enumerate(reasons) if reason]
+    assert reasons[refused[0]] == Reason.DRIFT
+    assert 400 < refused[0] < 750
+    assert refused[19] - refused[0] < 40, "so many that the run is rolled back"
+
+
+def test_a_guard_that_drifted_takes_what_is_back_at_the_old_level() -> None:
+    guard = warm(4 * WINDOW)
+    reasons = [judged(guard, 3.0 + 0.01 * step) for step in range(100)]
+    assert Reason.DRIFT in reasons[-1]
+    assert judged(guard, 2.5) == Reason(0)
+
+
+def test_a_state_from_before_norms_had_levels_loads() -> None:
+    guard = warm(2 * WINDOW)
+    state = guard.state()
+    del state["seen_log_norms"]
+    state["lowest"], state["lowest_sigma"] = state["lowest"][0], state["lowest_sigma"][0]
+    older = Guard(StabilityConfig(window=WINDOW))
+    older.load(state)
+    assert older.state()["seen_log_norms"] == guard.state()["seen_log_norms"]
+    assert older.state()["lowest"] == [guard.state()["lowest"][0], None]
 
 
 @pytest.mark.parametrize("num_steps", [0, 5, WINDOW, 3 * WINDOW + 7])
@@ -153,3 +218,17 @@ def test_judging_waits_for_nothing_on_a_gpu() -> None:
             guard.judge(loss, norm)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("is_rising", [False, True])
+def test_a_batch_without_targets_is_neither_judged_nor_remembered(is_rising: bool) -> None:
+    guard = warm()
+    if is_rising:
+        for step in range(WINDOW):
+            judged(guard, 3.0 + 0.02 * step)
+    before = guard.state()
+    verdict = guard.judge(torch.zeros(()), torch.zeros(()), has_targets=torch.tensor(False))
+    assert not verdict.skip and not verdict.reasons
+    assert not verdict.loss_score and not verdict.norm_score
+    for name in ("losses", "log_norms", "loss_changes", "log_norm_changes"):
+        assert guard.state()[name] == before[name]

@@ -30,6 +30,9 @@ from triax.training.hardware import PEAKS, peak_flops
         ("NVIDIA L40", 181, 362, 90.5),
         ("NVIDIA L4", 121, 242, 30.3),
         ("Tesla V100-SXM2-16GB", 125, None, 15.7),
+        ("Tesla V100-PCIE-32GB", 112, None, 14.0),
+        ("NVIDIA B300 SXM6 AC", 2250, 4500, 75),
+        ("NVIDIA GeForce RTX 3090", 71, None, 35.6),
         ("NVIDIA GeForce RTX 4090", 165, 330, 82.6),
     ],
 )
@@ -52,6 +55,8 @@ def test_fp32_that_is_multiplied_in_tf32_has_its_peak(monkeypatch: pytest.Monkey
     "name",
     [
         "cpu", "Some GPU", "AMD Instinct MI300X", "AMD Instinct MI250X / MI250", "NVIDIA H2000",
+        "NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA GeForce RTX 4090 D", "GRID A100-40C",
+        "NVIDIA GeForce RTX 3090 Ti", "NVIDIA A100X", "Some H100", "NVIDIA H100 80GB HBM3 Lite",
         "Intel(R) Data Center GPU Max 1550", "NVIDIA H100 80GB HBM3 MIG 1g.10gb", "",
     ],
 )  # fmt: skip
@@ -61,6 +66,5 @@ def test_what_is_not_known_is_not_guessed(name: str, compute: str) -> None:
 
 
 def test_every_entry_can_be_reached() -> None:
-    """One that stands behind a shorter name would never be found."""
-    for part, peak in PEAKS:
-        assert peak_flops(f"NVIDIA {part}", "bf16") == peak.half * 1e12, part
+    for name, peak in PEAKS.items():
+        assert peak_flops(f"NVIDIA {name}", "bf16") == peak.half * 1e12, name

@@ -158,6 +158,51 @@ def test_a_run_that_cannot_save_stops_only_by_its_policy(folder: Path) -> None:
     assert max(run.losses()) >= 12
 
 
+def test_scheduled_saves_wait_for_the_retry(folder: Path) -> None:
+    """A full disk would use up all failures in as many steps."""
+    plan = faults({"kind": "disk-full", "step": 1, "until": 11})
+    run = run_job(
+        folder, 1, steps(12), "--checkpoint.every=1 steps", "--checkpoint.retry=1 h",
+        "--checkpoint.max_failures=2", "--checkpoint.asynchronous=false", "--run.name=full", plan,
+    )  # fmt: skip
+    assert run.code == 0, run.output
+    assert [event["step"] for event in run.events("checkpoint_failed")] == [1]
+
+
+def test_a_budget_that_ends_without_finite_figures_is_no_success(folder: Path) -> None:
+    plan = faults({"kind": "nan-gradient", "step": 8, "until": 99})
+    for _ in range(2):  # started again it ends the same way
+        run = run_job(
+            folder, 1, steps(12), "--checkpoint.every=5 steps", "--checkpoint.keep=1",
+            "--run.name=spoilt", plan,
+        )  # fmt: skip
+        assert run.code == 3 and run.exit["code"] == 3, run.output
+        assert "its last 5 updates were all refused" in run.exit["reason"]
+        assert [path.name for path in (run.run_dir / "checkpoints").iterdir()] == ["step-00000005"]
+    assert "its last 5 updates" in (run.run_dir / "stop-report.md").read_text()
+
+
+def test_a_budget_that_ends_in_spikes_is_no_success_and_keeps_its_weights(folder: Path) -> None:
+    plan = faults({"kind": "corrupt-batch", "step": 57, "until": 60})
+    arguments = (steps(60), SAVE, "--stability.window=32", "--run.name=end", plan)
+    first, again = (run_job(folder, 1, *arguments) for _ in range(2))
+    assert (first.code, again.code) == (3, 3), first.output + again.output
+    assert "its last 4 updates were all refused" in first.exit["reason"]
+    assert "already finished, but its last 4 updates" in again.exit["reason"]
+    assert (first.run_dir / "checkpoints/step-00000060").is_dir()
+
+
+def test_weights_that_overflow_are_not_saved(folder: Path) -> None:
+    run = run_job(
+        folder, 1, steps(6), "--checkpoint.every=1 steps", "--checkpoint.keep=1",
+        "--optimizer.lr=1e38", "--optimizer.weight_decay=1e3", "--run.name=overflown",
+    )  # fmt: skip
+    assert run.code == 3, run.output
+    assert [event["step"] for event in run.events("checkpoint_refused")] == [1]
+    assert not list((run.run_dir / "checkpoints").glob("step-*"))
+    assert "the weights are not finite" in run.output
+
+
 @pytest.mark.parametrize(
     ("kind", "rank", "words"), [("hang", 1, "preparing the step"), ("freeze", 0, "not heard of")]
 )
@@ -197,6 +242,22 @@ def test_silent_corruption_stops_the_run(folder: Path) -> None:
     assert run.code == 3, run.output
     (event,) = run.events("silent_corruption")
     assert (event["step"], event["ranks"]) == (20, [0, 1])
+
+
+@pytest.mark.parametrize("step", [4, 8], ids=["midway", "in-the-last-step"])
+def test_other_tokens_than_the_peers_stop_the_run(folder: Path, step: int) -> None:
+    """On a first stage, which holds no loss: nothing else would show it."""
+    plan = faults({"kind": "corrupt-batch", "step": step, "rank": 1})
+    run = run_job(
+        folder, 4, steps(8), "--parallel.tensor=2", "--parallel.pipeline=2",
+        f"--run.name=other-{step}", plan,
+    )  # fmt: skip
+    assert run.code == 3, run.output
+    (event,) = run.events("data_differs")
+    assert (event["step"], event["samples"]) == (step, [8 * step - 8, 8 * step])
+    assert event["ranks"] == [1]
+    assert f"for step {step} rank 1 on" in run.exit["reason"]
+    assert not list((run.run_dir / "checkpoints").glob("step-*"))
 
 
 def test_processes_that_disagree_are_refused_and_named(folder: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from triax.checkpoint.store import SaveOutcome
 from triax.training.console import Console
@@ -35,8 +36,11 @@ class FakeStore:
 
 
 class FakeEngine:
+    def __init__(self, **state: torch.Tensor) -> None:
+        self._state = state
+
     def state(self) -> dict[str, Any]:
-        return {}
+        return {f"model.{name}": tensor for name, tensor in self._state.items()}
 
 
 def outlets(tmp_path: Path) -> Outlets:
@@ -44,9 +48,12 @@ def outlets(tmp_path: Path) -> Outlets:
     return Outlets(True, RunDirectory(tmp_path), Boards([]), console, lambda _: {"step": 1})
 
 
-def saver(store: FakeStore, tmp_path: Path, now: list[float], **options: Any) -> Saver:
+def saver(
+    store: FakeStore, tmp_path: Path, now: list[float], engine: FakeEngine | None = None,
+    **options: Any,
+) -> Saver:  # fmt: skip
     return Saver(
-        store, FakeEngine(), lambda _: {}, outlets(tmp_path),  # type: ignore[arg-type]
+        store, engine or FakeEngine(), lambda _: {}, outlets(tmp_path),  # type: ignore[arg-type]
         **({"retry_seconds": 10.0, "max_failures": 3} | options), clock=lambda: now[0],
     )  # fmt: skip
 
@@ -59,9 +66,9 @@ def test_retries_come_ever_later_and_end_with_success(tmp_path: Path) -> None:
         made.save(TrainState(5))
         made.poll()
         now[0] += wait - 0.1
-        assert not made.wants_retry()
+        assert made.waits_to_retry() and not made.wants_retry()
         now[0] += 0.1
-        assert made.wants_retry()
+        assert made.wants_retry() and not made.waits_to_retry()
     made.save(TrainState(6))
     made.poll()
     assert not made.wants_retry() and made.num_failures == 0
@@ -84,6 +91,21 @@ def test_the_last_save_is_tried_several_times(tmp_path: Path) -> None:
     made = saver(FakeStore("a", "b", "c"), tmp_path, [0.0], retry_seconds=0.001)
     assert made.save_at_last(TrainState(5)) == "c"
     assert made.saved_step is None
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_never_reach_the_store(tmp_path: Path, value: float) -> None:
+    weights = torch.zeros(3, 4)
+    store = FakeStore(None)
+    made = saver(store, tmp_path, [0.0], FakeEngine(good=torch.ones(2), bad=weights))
+    weights[1, 2] = value
+    assert "bad on rank 0" in str(made.save(TrainState(5)))
+    assert "not finite" in str(made.save_at_last(TrainState(5)))
+    assert made.refused_step == 5 and made.num_failures == 0 and not store.outcomes
+    events = RunDirectory(tmp_path).rows(tmp_path / "events.jsonl")
+    assert [(event["event"], event["step"]) for event in events] == [("checkpoint_refused", 5)]
+    weights.zero_()
+    assert made.save_at_last(TrainState(6)) is None and made.saved_step == 6
 
 
 def test_a_full_disk_takes_figures_but_not_the_run(

@@ -15,7 +15,12 @@ from triax.parallel.layout import Layout
 from triax.training.stability.config import StabilityConfig
 from triax.training.stability.faults import flip_weight
 from triax.training.stability.heartbeat import Heartbeat, blame
-from triax.training.stability.replicas import checksums, differing_ranks, replica_groups
+from triax.training.stability.replicas import (
+    checksums,
+    differing_ranks,
+    reader_groups,
+    replica_groups,
+)
 from triax.training.stability.stragglers import find_stragglers
 from triax.training.stability.watchdog import Limits
 
@@ -84,11 +89,11 @@ def test_the_replica_that_differs_from_the_majority_is_wrong(
     found: list[tuple[int, int]], wrong: list[int]
 ) -> None:
     layout = Layout(pipeline=1, replicate=3, shard=2, context=1, tensor=1)
-    assert differing_ranks(layout, found) == wrong
+    assert differing_ranks(replica_groups(layout), found) == wrong
 
 
 def test_of_two_replicas_either_may_be_wrong() -> None:
-    assert differing_ranks(Layout(1, 2, 1, 1, 1), [(1, 1), (2, 1)]) == [0, 1]
+    assert differing_ranks([[0, 1]], [(1, 1), (2, 1)]) == [0, 1]
 
 
 @settings(deadline=None)
@@ -100,6 +105,11 @@ def test_replica_groups_part_the_ranks(sizes: tuple[int, int, int, int, int]) ->
     assert sorted(rank for group in groups for rank in group) == list(range(num_ranks))
     ranks = torch.arange(num_ranks).view(sizes)
     assert sorted(groups) == sorted(ranks.movedim(1, -1).reshape(-1, layout.replicate).tolist())
+
+
+def test_reader_groups_share_their_samples() -> None:
+    layout = Layout(pipeline=2, replicate=1, shard=2, context=1, tensor=2)
+    assert reader_groups(layout) == [[0, 1, 4, 5], [2, 3, 6, 7]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64])

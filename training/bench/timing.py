@@ -45,7 +45,8 @@ def _round(operation: Callable[[], object], device: torch.device, num_calls: int
         operation()
     end.record()
     end.synchronize()
-    return begin.elapsed_time(end) / 1e3
+    milliseconds: float = begin.elapsed_time(end)
+    return milliseconds / 1e3
 
 
 class Laps(NamedTuple):

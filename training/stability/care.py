@@ -21,7 +21,12 @@ from triax.training.stability.escalation import Escalation
 from triax.training.stability.faults import FaultInjector
 from triax.training.stability.guard import Reason
 from triax.training.stability.recovery import Recovery
-from triax.training.stability.replicas import checksums, differing_ranks
+from triax.training.stability.replicas import (
+    checksums,
+    differing_ranks,
+    reader_groups,
+    replica_groups,
+)
 from triax.training.stability.stragglers import StragglerWatch
 from triax.training.state import TrainState
 
@@ -60,6 +65,8 @@ class Care:
     def __post_init__(self) -> None:
         self._free_since = time.perf_counter()
         self._named_ranks: set[int] = set()
+        self.corruption: str | None = None
+        """Of the data of a step whose figures are known: what is wrong, the same on all ranks."""
 
     def between_steps(self, step: int) -> None:
         """Nothing is left of the last step; the data of `step` is read now."""
@@ -84,6 +91,8 @@ class Care:
         """A step's verdict is known; a refused one is told. Collective, in the order of steps."""
         was_refusing = self.escalation.is_refusing
         self.escalation.observe(figures)
+        if figures.data_differs:
+            self._name_readers(figures)
         if not figures.skipped:
             return
         fields = {
@@ -96,31 +105,49 @@ class Care:
             "norm_score": figures.norm_score,
             "drift_score": figures.drift_score,
             "loss_scale": figures.loss_scale,
-            "in_a_row": len(self.escalation.refusals),
+            "recent_refusals": len(self.escalation.refusals),
         }
         if Reason.NON_FINITE in figures.reasons:
             fields |= self._non_finite_source(figures, is_first=not was_refusing)
         self.outlets.event("skipped_update", **fields)
 
-    def compare_replicas(self, state: TrainState) -> str | None:
-        """Now and then, whether replicas are still equal; what is wrong, or None. Collective."""
+    def look_for_corruption(self, state: TrainState) -> str | None:
+        """Whether processes differ that must not; what is wrong, or None. Collective."""
+        return self.corruption or self._compare_replicas(state)
+
+    def _compare_replicas(self, state: TrainState) -> str | None:
+        """Now and then, whether replicas are still equal."""
         every = self.config.checksum_every
         if every is None or state.step % every or self.layout.replicate == 1:
             return None
         self.beat("comparing replicas", state.step)
         found = gather_objects(checksums(self.engine.state()), self.group)
-        wrong = differing_ranks(self.layout, found)
+        wrong = differing_ranks(replica_groups(self.layout), found)
         if not wrong:
             return None
         self.outlets.event(
             "silent_corruption", step=state.step, ranks=wrong,
             checksums={str(rank): list(sums) for rank, sums in enumerate(found)},
         )  # fmt: skip
-        names = ", ".join(f"rank {rank} on {self.hosts[rank]}" for rank in wrong)
-        only = "" if len(wrong) == 1 else " (at least one of them)"
         return (
-            f"silent corruption: the weights or optimizer state of {names}{only} differ from "
-            "those of their replicas, which must be bitwise equal: suspect the device's memory"
+            f"silent corruption: the weights or optimizer state of {self._names(wrong)} differ "
+            "from those of their replicas, which must be bitwise equal: suspect the device's memory"
+        )
+
+    def _names(self, wrong: list[int]) -> str:
+        names = ", ".join(f"rank {rank} on {self.hosts[rank]}" for rank in wrong)
+        return names if len(wrong) == 1 else f"{names} (at least one of them)"
+
+    def _name_readers(self, figures: StepFigures) -> None:
+        """Tell who has read other data than its peers on the tensor and pipeline axes."""
+        found = gather_objects(figures.own_fingerprint, self.group)
+        wrong = differing_ranks(reader_groups(self.layout), found)
+        step, samples = figures.state.step, [figures.first_sample, figures.state.cursor]
+        self.outlets.event("data_differs", step=step, samples=samples, ranks=wrong)
+        self.corruption = (
+            f"for step {step} {self._names(wrong)} worked on other tokens than the processes of "
+            "its tensor and pipeline group, which read the same samples: suspect that host's "
+            "memory, or its copy of the data"
         )
 
     def _non_finite_source(self, figures: StepFigures, *, is_first: bool) -> dict[str, object]:

@@ -24,7 +24,7 @@ class StabilityConfig(Section):
     threshold: float = Field(8.0, gt=0)
     """How many robust standard deviations above the median are too far."""
     max_consecutive_skips: PositiveInt = 20
-    """So many skipped updates in a row lead to a rollback."""
+    """So many skipped updates within twice as many steps lead to a rollback."""
     max_rollbacks: NonNegativeInt = 5
     """Of the whole run; the next one stops it with exit code 3."""
     rollback_margin: NonNegativeInt = 10

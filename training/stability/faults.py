@@ -22,7 +22,7 @@ from torch import Tensor
 
 from triax.checkpoint.folders import CHECKPOINTS_FOLDER, folder_name
 from triax.common.tokens import IGNORE_INDEX
-from triax.parallel.engines.protocol import Engine, MicroBatch, StepSums
+from triax.parallel.engines.protocol import Counts, Engine, MicroBatch, StepSums
 from triax.parallel.pieces import local_parts
 from triax.training.stability.config import Fault, FaultsConfig
 
@@ -130,21 +130,26 @@ class FaultyEngine:
         self._engine = engine
         self._faults = faults
         self.device = engine.device
-        self.count_targets = engine.count_targets
         self.update = engine.update
         self.evaluate = engine.evaluate
         self.state = engine.state
         self.locate_non_finite = engine.locate_non_finite
 
+    def count_targets(self, micro_batches: Sequence[MicroBatch]) -> Counts:
+        return self._engine.count_targets(self._as_read(micro_batches))
+
     def forward_backward(self, micro_batches: Sequence[MicroBatch], weight: Tensor) -> StepSums:
         if self._faults.due("flip-weight"):
             flip_weight(self._engine.state())
-        if self._faults.due("corrupt-batch"):
-            seed = self._faults.batch_number
-            micro_batches = [corrupted(batch, seed) for batch in micro_batches]
         if self._faults.due("nan-gradient"):
             weight = weight * float("nan")
-        return self._engine.forward_backward(micro_batches, weight)
+        return self._engine.forward_backward(self._as_read(micro_batches), weight)
+
+    def _as_read(self, micro_batches: Sequence[MicroBatch]) -> Sequence[MicroBatch]:
+        """The same, or noise, each time they are asked for."""
+        if not self._faults.due("corrupt-batch"):
+            return micro_batches
+        return [corrupted(batch, self._faults.batch_number) for batch in micro_batches]
 
 
 def _named(plan: Sequence[Fault]) -> Iterator[tuple[str, Fault]]:

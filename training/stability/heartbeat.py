@@ -6,9 +6,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from triax.common.files import replace_text
+from triax.common.json_lines import read_object
 
 STACKS_OF = "=== stacks of rank"
 """How each of the dumps in a rank's `.stacks` file begins."""
@@ -20,6 +23,8 @@ or dead."""
 @dataclass(frozen=True)
 class Heartbeat:
     """One process at one moment."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     rank: int
     host: str
@@ -38,6 +43,9 @@ class Heartbeat:
     """Seconds from one writing to the next."""
     status: Literal["running", "ended", "failed"] = "running"
     """Whether the process has left the job: in an orderly way, or with an error of its own."""
+
+
+_HEARTBEAT = TypeAdapter(Heartbeat)
 
 
 def heartbeat_path(folder: Path, rank: int) -> Path:
@@ -60,8 +68,8 @@ def read_heartbeats(folder: Path) -> list[Heartbeat]:
     found = []
     for path in folder.glob("rank-*.json"):
         try:
-            found.append(Heartbeat(**json.loads(path.read_text(encoding="utf-8"))))
-        except (OSError, ValueError, TypeError):
+            found.append(_HEARTBEAT.validate_python(read_object(path)))
+        except ValidationError:
             continue
     return sorted(found, key=lambda heartbeat: heartbeat.rank)
 

@@ -84,8 +84,8 @@ class Recovery:
         info = self._target(action)
         if info is None or info.manifest is None:
             reason = (
-                f"{len(self._escalation.refusals)} updates in a row were refused and there is no "
-                f"good checkpoint from before step {action.began}, where the trouble began"
+                f"{self._escalation.trouble}, and there is no good checkpoint from before step "
+                f"{action.began}, where the trouble began"
             )
             return state, self.stop(reason, state)
         record = self._store.load(info, self._engine.state())
@@ -93,18 +93,18 @@ class Recovery:
         # Tokens come back, for they drive the learning rate; samples never do.
         target = replace(state, step=record["step"], tokens=record["tokens"])
         skipped = (record["cursor"], state.cursor)
-        refusals = self._escalation.refusals
+        trouble, num_refused = self._escalation.trouble, len(self._escalation.refusals)
         self._escalation.rolled_back(target.step, skipped)
         self._store.discard_after(target.step)
         self._outlets.abandon(target.step)
         self._outlets.event(
             "rollback", from_step=state.step, to_step=target.step, began=action.began,
-            num_refused=len(refusals), skipped_samples=list(skipped),
+            num_refused=num_refused, skipped_samples=list(skipped),
             num_rollbacks=self._escalation.num_rollbacks, checkpoint=str(info.path),
         )  # fmt: skip
         self._outlets.say(
-            f"rolled back from step {state.step} to step {target.step}: {len(refusals)} updates in "
-            f"a row were refused; samples {skipped[0]} to {skipped[1] - 1} are skipped"
+            f"rolled back from step {state.step} to step {target.step}: {trouble}; "
+            f"samples {skipped[0]} to {skipped[1] - 1} are skipped"
         )
         # At once, so that a run killed now does not go through all of it again and again.
         self._saver.save(target)

@@ -1,7 +1,8 @@
-"""Finds silent corruption: replicas of the same shard that are no longer bitwise equal."""
+"""Finds silent corruption: processes that should hold, or have read, the same and don't."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
@@ -49,17 +50,26 @@ def replica_groups(layout: Layout) -> list[list[int]]:
     return list(groups.values())
 
 
-def differing_ranks(layout: Layout, found: Sequence[Checksums]) -> list[int]:
-    """The ranks whose checksums differ from the majority of their replicas.
+def reader_groups(layout: Layout) -> list[list[int]]:
+    """Ranks that work on the same samples, group by group."""
+    groups: dict[int, list[int]] = defaultdict(list)
+    for rank in range(math.prod(layout.sizes)):
+        groups[layout.data_rank(rank)].append(rank)
+    return list(groups.values())
 
-    Where there is no majority (two replicas, say) all of the group are named: one of them is
-    wrong, and the sums can't say which.
+
+def differing_ranks(groups: Sequence[Sequence[int]], found: Sequence[object]) -> list[int]:
+    """The ranks whose value differs from the majority of their group's.
+
+    Where there is no majority (in a group of two, say) all of the group are named: one of them is
+    wrong, and the values can't say which.
 
     Args:
-        found: every rank's checksums.
+        groups: from `replica_groups` or `reader_groups`.
+        found: every rank's value.
     """
     wrong: list[int] = []
-    for ranks in replica_groups(layout):
+    for ranks in groups:
         votes = Counter(found[rank] for rank in ranks)
         winner, num_votes = votes.most_common(1)[0]
         if len(votes) > 1:

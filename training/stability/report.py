@@ -65,7 +65,7 @@ def _table(refusals: Sequence[Refusal]) -> list[str]:
             f"| {Reason(refusal.reasons).describe()} |"
         )
     if len(refusals) > len(shown):
-        rows.append(f"\n{len(refusals)} in a row; those in between are in `events.jsonl`.")
+        rows.append(f"\n{len(refusals)} of late; those in between are in `events.jsonl`.")
     return rows
 
 

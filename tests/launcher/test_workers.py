@@ -13,19 +13,19 @@ from pathlib import Path
 
 import pytest
 
-from triax.launcher.elastic import Failure, exit_code
+from triax.launcher.workers import Failure, exit_code
 
 NUM_PROCESSES = 2
 LAUNCH = """
 import sys
-from triax.launcher.elastic import launch
+from triax.launcher.workers import launch
 if __name__ == "__main__":
     sys.exit(launch(2, "worker", sys.argv[1:]))
 """
 WORKER = r"""
 import os, signal, sys, time
 from triax.common.errors import UserError
-from triax.launcher.elastic import let_signals_through
+from triax.launcher.workers import let_signals_through
 from triax.launcher.environment import discover
 
 def say_hello():
