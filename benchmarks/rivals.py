@@ -21,7 +21,7 @@ from torch.optim import AdamW
 
 from triax.checkpoint.formats import tensor_table, to_huggingface
 from triax.common.errors import UserError
-from triax.launcher.config import RunConfig
+from triax.launcher.config.run_config import RunConfig
 from triax.models.init import initialise_model
 from triax.models.transformer import Transformer
 from triax.parallel.dtypes import DTYPES

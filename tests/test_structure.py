@@ -25,14 +25,14 @@ MAY_IMPORT = {
     "training": {"common", "models", "parallel", "checkpoint", "data"},
     "launcher": {"common", "models", "parallel", "checkpoint", "data", "training"},
 }
-LAZY_IMPORTS = {"triax.launcher.cli", "triax.launcher.assembly"}
+LAZY_IMPORTS = {"triax.launcher.cli", "triax.launcher.job.assembly"}
 """The modules that resolve the two string tables: commands and engines."""
 TORCH_FREE = (
     "triax.launcher.cli",
     "triax.launcher.commands.check",
     "triax.launcher.commands.diagnose",
     "triax.launcher.commands.submit",
-    "triax.launcher.placement",
+    "triax.launcher.slurm.placement",
     "triax.models.counts",
     "triax.models.families.gpt2",
     "triax.models.families.llama",

@@ -56,7 +56,7 @@ class OptimizerConfig(Section):
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.1, ge=0)
     state_dtype: Literal["fp32", "bf16"] = "fp32"
-    """Of the moments. bf16 ones take half the memory and are rounded by chance."""
+    """Of the moments. bf16 ones take half the memory and are rounded stochastically."""
     lr_scales: dict[Annotated[Role, Field(strict=False)], Annotated[float, Field(gt=0)]] = Field(
         default_factory=dict
     )

@@ -31,8 +31,8 @@ from triax.models.description import Parameter, Role
 from triax.models.layers.head import Head
 from triax.models.layers.loss import LossSums
 from triax.models.transformer import Transformer
-from triax.parallel.engines.protocol import RMSNorm
-from triax.parallel.pieces import Block
+from triax.parallel.engine import RMSNorm
+from triax.parallel.flat_shards import Block
 
 
 def swap_layers(model: Transformer, group: dist.ProcessGroup, sequence_parallel: bool) -> None:

@@ -16,7 +16,7 @@ from triax.models.layers.loss import (
     chunked_cross_entropy,
 )
 from triax.models.layers.masks import attention_mask, block_mask
-from triax.parallel.passes import attention_kernels
+from triax.parallel.schedule import attention_kernels
 
 BF16_TOLERANCE = 2e-2
 """Relative, by norm."""

@@ -29,7 +29,7 @@ from triax.models.presets import PRESETS
 from triax.models.transformer import Transformer
 from triax.parallel.config import ParallelConfig
 from triax.parallel.stages import split_layers
-from triax.training.step import train_step
+from triax.training.step.step import train_step
 
 PATH = Path(__file__).parent.parent / "golden.json"
 NUM_STEPS = 3

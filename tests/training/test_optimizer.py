@@ -12,7 +12,7 @@ from worlds import SMALL, Case, first_update
 from triax.models.description import describe
 from triax.models.families import model_config
 from triax.training.config import OptimizerConfig
-from triax.training.optimizer import parameter_groups
+from triax.training.step.optimizer import parameter_groups
 
 SCALES = {"vocabulary": 0.25, "norm": 2.0}
 
