@@ -5,7 +5,16 @@ All else stands in pyproject.toml; this layout is what it can't say.
 
 from setuptools import find_packages, setup
 
-FOLDERS = ("common", "models", "data", "parallel", "checkpoint", "training", "launcher")
+FOLDERS = (
+    "common",
+    "models",
+    "data",
+    "parallel",
+    "checkpoint",
+    "training",
+    "inference",
+    "launcher",
+)
 
 packages = [
     f"triax.{package}"
@@ -17,7 +26,7 @@ setup(
     packages=packages,
     package_data={
         **{f"triax.{folder}": ["py.typed"] for folder in FOLDERS},
-        "triax.launcher": ["py.typed", "slurm_job.sh"],
+        "triax.launcher.slurm": ["job.sh"],
     },
     package_dir={f"triax.{folder}": folder for folder in FOLDERS},
 )

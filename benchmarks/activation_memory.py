@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from triax.models.attention import rotary_table
 from triax.models.config import ModelConfig
 from triax.models.transformer import Block
-from triax.parallel.spread import checkpoint_activations
+from triax.parallel.parallelize import checkpoint_activations
 
 
 class LiveStorages(TorchDispatchMode):

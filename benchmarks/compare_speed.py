@@ -34,16 +34,16 @@ import torch
 from rivals import RIVALS, Loop
 
 from triax.common.errors import UserError
-from triax.launcher.bench_config import bench_config
-from triax.launcher.bench_job import bench
-from triax.launcher.config import RunConfig
-from triax.launcher.environment import Environment, discover
-from triax.launcher.processes import joined
+from triax.launcher.cluster.environment import Environment, discover
+from triax.launcher.cluster.process_group import joined
+from triax.launcher.config.run_config import RunConfig
+from triax.launcher.job.bench import bench
+from triax.launcher.job.bench_config import bench_config
 from triax.training.bench.batches import RandomBatches
 from triax.training.bench.measure import Measured, measure, release_memory
 from triax.training.bench.report import Report, as_table
-from triax.training.hardware import device_name
-from triax.training.step import StepResult
+from triax.training.records.hardware import device_name
+from triax.training.step.step import StepResult
 
 
 @dataclass(frozen=True)

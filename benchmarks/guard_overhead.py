@@ -24,11 +24,11 @@ from triax.parallel.engines.native import NativeEngine
 from triax.parallel.layout import Layout
 from triax.parallel.mesh import build_mesh
 from triax.training.config import OptimizerConfig
-from triax.training.optimizer import optimizer_maker
-from triax.training.precision import LossScaler
-from triax.training.stability.config import StabilityConfig
-from triax.training.stability.guard import Guard, Verdict
-from triax.training.step import StepContext, train_step
+from triax.training.stability_config import StabilityConfig
+from triax.training.step.guard import Guard, Verdict
+from triax.training.step.optimizer import optimizer_maker
+from triax.training.step.precision import LossScaler
+from triax.training.step.step import StepContext, train_step
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from triax.training.config import ScheduleConfig
-from triax.training.schedule import learning_rate
+from triax.training.step.schedule import learning_rate
 
 T, H, V, HEADS = 64, 48, 256, 3
 BETAS, EPS, DECAY = (0.9, 0.95), 1e-8, 0.1

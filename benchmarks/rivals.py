@@ -22,7 +22,7 @@ from torch.optim import AdamW
 from triax.checkpoint.huggingface import huggingface_names
 from triax.checkpoint.huggingface_config import to_huggingface
 from triax.common.errors import UserError
-from triax.launcher.config import RunConfig
+from triax.launcher.config.run_config import RunConfig
 from triax.models.init import initialise
 from triax.models.transformer import Transformer
 from triax.parallel.dtypes import DTYPES

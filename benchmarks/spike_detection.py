@@ -23,8 +23,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from triax.training.stability.config import StabilityConfig
-from triax.training.stability.guard import Guard, Reason
+from triax.training.stability_config import StabilityConfig
+from triax.training.step.guard import Guard, Reason
 
 EARLY, LATE = (40,), (200, 350, 500, 650, 800)
 """Steps at which a run is disturbed: soon after the guard's first word, and later."""

@@ -27,16 +27,16 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 from triax.common.tokens import IGNORE_INDEX
-from triax.data.loader import Batch, Loader
-from triax.launcher import job
-from triax.launcher.checks import load_checked
-from triax.launcher.config import RunConfig
-from triax.launcher.environment import discover
+from triax.data.read.loader import Batch, Loader
+from triax.launcher.checks.sections import load_checked
+from triax.launcher.cluster.environment import discover
+from triax.launcher.config.run_config import RunConfig
+from triax.launcher.job import job
 from triax.models.init import initialise
 from triax.models.transformer import Transformer
 from triax.parallel.config import PrecisionConfig
-from triax.training.optimizer import optimizer_maker
-from triax.training.run_directory import RunDirectory
+from triax.training.records.run_directory import RunDirectory
+from triax.training.step.optimizer import optimizer_maker
 
 CONFIG = """
 [run]

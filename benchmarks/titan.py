@@ -17,7 +17,7 @@ from torchtitan.models.llama3.model.args import RoPEScalingArgs, TransformerMode
 from torchtitan.models.llama3.model.model import Transformer
 from torchtitan.protocols.model_converter import build_model_converters
 
-from triax.launcher.config import RunConfig
+from triax.launcher.config.run_config import RunConfig
 from triax.models.config import ModelConfig
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch.distributed.tensor import DTensor
 
-from triax.parallel.pieces import Pieces
+from triax.parallel.flat_shards import FlatShard
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Stager:
 
     @torch.no_grad()
     def stage(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, list[Shard]]:
-        """Copy plain tensors, DTensors of any layout (not partial sums) and pieces, on any device.
+        """Copy plain tensors, DTensors (not partial sums) and flat shards, on any device.
 
         The shards are what this process holds of each tensor, valid until the next call.
         """
@@ -93,10 +93,10 @@ class Stager:
         return shards
 
     def _stage_one(self, name: str, tensor: torch.Tensor) -> list[Shard]:
-        if isinstance(tensor, Pieces):
+        if isinstance(tensor, FlatShard):
             return [
                 Shard(self._copy(f"{name}/{n}", values), torch.Size(offset), tensor.shape)
-                for n, (offset, values) in enumerate(tensor.pieces)
+                for n, (offset, values) in enumerate(tensor.rectangles)
             ]
         if not isinstance(tensor, DTensor):
             return whole(self._copy(name, tensor))

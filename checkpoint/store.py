@@ -18,7 +18,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from triax.checkpoint.agreement import agreed, describe, on_first
 from triax.checkpoint.folders import (
     CheckpointInfo,
     checkpoints_at,
@@ -34,6 +33,7 @@ from triax.checkpoint.reading import read_into
 from triax.checkpoint.staging import Shard, Stager
 from triax.checkpoint.writing import OnPoint, no_point, write_checkpoint
 from triax.common.errors import UserError
+from triax.parallel.agreement import agreed, describe, on_first
 from triax.parallel.collectives import group_rank, group_size
 
 _GRACE_SECONDS = 2.0

@@ -35,12 +35,12 @@ from torch.distributed.checkpoint.planner import (
 )
 from torch.distributed.checkpoint.storage import WriteResult
 
-from triax.checkpoint.agreement import agreed, on_first, through_first
 from triax.checkpoint.folders import TEMPORARY, remove_whatever, set_aside
 from triax.checkpoint.manifest import FileEntry, make_manifest, seal, write_manifest
 from triax.checkpoint.staging import Shard
 from triax.checkpoint.storage import METADATA_FILE, ShardWriter
 from triax.common.files import fsync_folder
+from triax.parallel.agreement import agreed, on_first, through_first
 from triax.parallel.collectives import group_rank
 
 OnPoint = Callable[[str, int], None]

@@ -14,15 +14,15 @@ from pathlib import Path
 import torch
 
 from triax.common.errors import ExitCode, UserError
-from triax.launcher.bench_config import bench_config
-from triax.launcher.bench_job import bench
+from triax.launcher.cluster.environment import Environment, discover
+from triax.launcher.cluster.exits import report_from_rank, run_to_exit_code
+from triax.launcher.cluster.network import prepare
+from triax.launcher.cluster.process_group import end_with_launcher
+from triax.launcher.cluster.workers import let_signals_through
 from triax.launcher.commands.bench import add_arguments, as_overrides, refuse_nothing
-from triax.launcher.environment import Environment, discover
-from triax.launcher.exits import report_from_rank, run_to_exit_code
-from triax.launcher.network import prepare
-from triax.launcher.overrides import parse_arguments
-from triax.launcher.processes import end_with_launcher
-from triax.launcher.workers import let_signals_through
+from triax.launcher.config.overrides import parse_arguments
+from triax.launcher.job.bench import bench
+from triax.launcher.job.bench_config import bench_config
 from triax.training.bench.report import as_json, as_table
 
 

@@ -12,8 +12,8 @@ from functools import partial
 from typing import Protocol, cast
 
 from triax.common.errors import ExitCode, UserError
-from triax.launcher.exits import run_to_exit_code
-from triax.launcher.overrides import parse_arguments
+from triax.launcher.cluster.exits import run_to_exit_code
+from triax.launcher.config.overrides import parse_arguments
 
 COMMANDS = {
     "check": ("triax.launcher.commands.check", "Say everything that is wrong with a config."),

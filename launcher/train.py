@@ -10,16 +10,16 @@ from collections.abc import Sequence
 from functools import partial
 
 from triax.common.output import lossy_output
-from triax.launcher.checks import find_warnings, load_checked
-from triax.launcher.environment import Environment, discover
-from triax.launcher.exits import report_from_rank, run_to_exit_code
-from triax.launcher.job import run
-from triax.launcher.messages import print_warning
-from triax.launcher.network import prepare
-from triax.launcher.overrides import parse_arguments
-from triax.launcher.problems import likely_not_meant
-from triax.launcher.processes import end_with_launcher
-from triax.launcher.workers import let_signals_through
+from triax.launcher.checks.sections import find_warnings, load_checked
+from triax.launcher.cluster.environment import Environment, discover
+from triax.launcher.cluster.exits import report_from_rank, run_to_exit_code
+from triax.launcher.cluster.network import prepare
+from triax.launcher.cluster.process_group import end_with_launcher
+from triax.launcher.cluster.workers import let_signals_through
+from triax.launcher.config.overrides import parse_arguments
+from triax.launcher.config.problems import likely_not_meant
+from triax.launcher.job.job import run
+from triax.launcher.terminal.messages import print_warning
 
 
 def main(argv: Sequence[str] | None = None) -> int:

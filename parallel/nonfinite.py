@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from triax.parallel.pieces import local_parts
+from triax.parallel.flat_shards import local_parts
 
 
 @torch.no_grad()
@@ -19,7 +19,7 @@ def first_non_finite(tensors: Mapping[str, Tensor]) -> str | None:
     """The name of the first tensor of which this process holds a value that isn't finite.
 
     Args:
-        tensors: plain ones, DTensors or pieces. Each is read once, and none copied; the host
+        tensors: plain ones, DTensors or flat shards. Each is read once, and none copied; the host
             waits once for a device.
     """
     held: dict[torch.device, list[tuple[str, Tensor]]] = defaultdict(list)

@@ -28,7 +28,7 @@ from triax.models.config import ModelConfig
 from triax.models.loss import LossSums
 from triax.models.transformer import Transformer
 from triax.parallel.config import ParallelConfig
-from triax.parallel.passes import Inputs, Part
+from triax.parallel.schedule import Inputs, Part
 from triax.parallel.stages import SCHEDULES, num_stages, rank_of_stage, split_layers
 from triax.parallel.zero import finish_backward, free_gathered, gather, set_micro_batch
 
@@ -106,11 +106,11 @@ class _Stage(PipelineStage):
         return result
 
 
-class PipelinePasses:
-    """`Passes` through the stages of a pipeline.
+class PipelineSchedule:
+    """`Schedule` through the stages of a pipeline.
 
     Args:
-        parts: this process's stages, spread by `spread`.
+        parts: this process's stages, spread by `parallelize`.
         mesh: from `build_mesh`.
         config: the `[parallel]` section.
         hidden_size: D of the activations between stages.

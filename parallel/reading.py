@@ -13,9 +13,9 @@ import torch.distributed as dist
 import xxhash
 from torch.distributed.device_mesh import DeviceMesh
 
-from triax.parallel.engines.protocol import Counts, MicroBatch
+from triax.parallel.engine import Counts, MicroBatch
 from triax.parallel.mesh import num_readers
-from triax.parallel.passes import num_targets
+from triax.parallel.schedule import num_targets
 
 _FINGERPRINT_BITS = 24
 """fp32 holds so many exactly: fingerprints reach the host among a step's figures."""

@@ -16,8 +16,8 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from triax.models.config import ModelConfig
 from triax.parallel.config import ParallelConfig
-from triax.parallel.passes import Part
-from triax.parallel.pieces import local_tensor
+from triax.parallel.flat_shards import local_tensor
+from triax.parallel.schedule import Part
 from triax.parallel.stages import num_stages, rank_of_stage
 
 

@@ -29,7 +29,7 @@ def shard(model: nn.Module, mesh: DeviceMesh, zero_stage: int, compute: str) -> 
     """Shard each block of `model.blocks` and the rest of the model, in place.
 
     Where there is one data-parallel process and no tensor parallelism, there is nothing to share or
-    to bring together: the model only gets the compute dtype, and `Masters` keeps fp32 weights.
+    to bring together: the model only gets the compute dtype, and `MainParams` keeps fp32 weights.
     That saves copies of all weights and gradients. Stage 3 is left to FSDP2 even so, which holds no
     more of the cast weights than a block's. (With tensor parallelism it is FSDP2 that sums the
     partial gradients.)

@@ -55,7 +55,7 @@ class OptimizerConfig(Section):
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.1, ge=0)
     state_dtype: Literal["fp32", "bf16"] = "fp32"
-    """Of the moments. bf16 ones take half the memory and are rounded by chance."""
+    """Of the moments. bf16 ones take half the memory and are rounded stochastically."""
     clip_norm: float | None = Field(1.0, gt=0)
     """The global gradient norm is scaled down to this; none clips nothing."""
 

@@ -1,5 +1,5 @@
 #!/bin/bash
-# A training job for SLURM, written by `triax submit` (template: launcher/slurm_job.sh).
+# A training job for SLURM, written by `triax submit` (template: launcher/slurm/job.sh).
 #
 # SLURM starts one task a process: it knows every rank, signals it, and ends it; no second
 # launcher stands between. A rank finds its place in SLURM's own variables.
@@ -145,7 +145,7 @@ read -r fruitless 2>/dev/null <"$run_dir/logs/fruitless-$SLURM_JOB_ID" || fruitl
 say "job $link of $num_links, start $((${SLURM_RESTART_COUNT:-0} + 1)), on $(echo $nodes)"
 while :; do
     checkpoint=$(newest_checkpoint)
-    placed=$("$python" -m triax.launcher.placement "$config" "${overrides[@]}" "${after_another[@]}" \
+    placed=$("$python" -m triax.launcher.slurm.placement "$config" "${overrides[@]}" "${after_another[@]}" \
         --nodes $nodes --per-node "$per_node" --wanted $((num_nodes * per_node)))
     code=$?
     if [ "$code" = 0 ] && [ -n "$placed" ]; then

@@ -9,8 +9,8 @@ from __future__ import annotations
 import argparse
 
 from triax.common.errors import UserError
-from triax.launcher.arguments import add_num_processes, as_path_text, positive_int
-from triax.launcher.workers import become_worker, launch
+from triax.launcher.cluster.workers import become_worker, launch
+from triax.launcher.terminal.arguments import add_num_processes, as_path_text, positive_int
 from triax.models.presets import PRESETS
 
 WORKER = "triax.launcher.bench"

@@ -6,14 +6,14 @@ import argparse
 
 from triax.common.errors import ExitCode
 from triax.common.quantities import format_count
-from triax.launcher.arguments import as_path_text, positive_int
-from triax.launcher.checks import find_warnings, load_checked
-from triax.launcher.config import RunConfig
-from triax.launcher.data_checks import tokens_per_step
-from triax.launcher.messages import print_warning
-from triax.launcher.problems import likely_not_meant
+from triax.launcher.checks.data import tokens_per_step
+from triax.launcher.checks.sections import find_warnings, load_checked
+from triax.launcher.config.problems import likely_not_meant
+from triax.launcher.config.run_config import RunConfig
+from triax.launcher.terminal.arguments import as_path_text, positive_int
+from triax.launcher.terminal.messages import print_warning
 from triax.models.counts import flops_per_token, num_non_embedding_parameters, num_parameters
-from triax.training.budget import resolve_budget
+from triax.training.step.budget import resolve_budget
 
 EXAMPLE = """\
 examples:

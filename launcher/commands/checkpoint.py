@@ -11,7 +11,6 @@ from typing import Any
 import tomli_w
 from pydantic import ValidationError
 
-from triax.checkpoint.agreement import RankError
 from triax.checkpoint.folders import (
     CheckpointInfo,
     checkpoints_at,
@@ -22,6 +21,7 @@ from triax.checkpoint.folders import (
 from triax.checkpoint.huggingface import export_huggingface, import_huggingface
 from triax.checkpoint.manifest import read_manifest
 from triax.checkpoint.reading import read_tensors
+from triax.checkpoint.run_folder import recorded_table, tokenizer_of
 from triax.checkpoint.staging import whole
 from triax.checkpoint.universal import export_universal, import_universal
 from triax.checkpoint.writing import write_checkpoint
@@ -29,10 +29,10 @@ from triax.common.errors import ExitCode, UserError
 from triax.common.files import write_atomically
 from triax.common.quantities import format_count, format_seconds
 from triax.common.showing import printable
-from triax.launcher.arguments import as_path, positive_int
-from triax.launcher.export_tokens import recorded_tokens, tokenizer_export, unseen_by_training
-from triax.launcher.run_folder import recorded_table, tokenizer_of
+from triax.inference.export_tokens import recorded_tokens, tokenizer_export, unseen_by_training
+from triax.launcher.terminal.arguments import as_path, positive_int
 from triax.models.config import ModelConfig
+from triax.parallel.agreement import RankError
 from triax.parallel.dtypes import DTYPES
 
 _EXAMPLE = """\

@@ -15,13 +15,13 @@ from rich.table import Table
 
 from triax.common.errors import ExitCode, UserError
 from triax.common.quantities import format_count, parse_count
-from triax.data.integrity import KnownFile, known_files, verify
-from triax.data.prepare import TOKENS_PER_SHARD, ProgressCallback, prepare
+from triax.data.prepare.corpus import TOKENS_PER_SHARD, ProgressCallback, prepare
+from triax.data.prepare.tokenizer import load_tokenizer, vocabulary_size
+from triax.data.read.integrity import KnownFile, known_files, verify
+from triax.data.read.shards import Shard, find_shards
 from triax.data.record import SplitCounts, load_prepared
-from triax.data.shards import Shard, find_shards
-from triax.data.tokenizer import load_tokenizer, vocabulary_size
-from triax.launcher.arguments import as_path, as_path_text, positive_int
-from triax.launcher.samples import RunSamples
+from triax.launcher.job.samples import RunSamples
+from triax.launcher.terminal.arguments import as_path, as_path_text, positive_int
 
 _EXAMPLE = """\
 examples:

@@ -13,8 +13,8 @@ from rich.text import Text
 from triax.common.errors import ExitCode
 from triax.common.quantities import format_seconds
 from triax.common.showing import printable
-from triax.launcher.arguments import as_path
-from triax.launcher.diagnosis import Diagnosis, Process, diagnose
+from triax.launcher.terminal.arguments import as_path
+from triax.training.stability.diagnosis import Diagnosis, Process, diagnose
 
 EXAMPLE = """\
 example:

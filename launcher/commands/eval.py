@@ -8,11 +8,11 @@ import torch
 
 from triax.common.errors import UserError
 from triax.common.tokens import IGNORE_INDEX
-from triax.data.loader import validation_batches
-from triax.data.source import Source
-from triax.launcher.arguments import as_path_text, positive_int
-from triax.launcher.inference import load_checkpoint
-from triax.training.evaluation import mean_loss
+from triax.data.read.loader import validation_batches
+from triax.data.read.source import Source
+from triax.inference.load import load_checkpoint
+from triax.launcher.terminal.arguments import as_path_text, positive_int
+from triax.training.step.evaluation import mean_loss
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,9 +6,9 @@ import argparse
 import math
 
 from triax.common.errors import UserError
-from triax.launcher.arguments import as_path_text, count, positive_int
-from triax.launcher.inference import load_checkpoint
-from triax.training.generate import generate
+from triax.inference.generate import generate
+from triax.inference.load import load_checkpoint
+from triax.launcher.terminal.arguments import as_path_text, count, positive_int
 
 _DEFAULT_CONTEXT = 2048
 

@@ -7,12 +7,12 @@ import re
 from pathlib import Path
 
 from triax.common.errors import ExitCode, UserError
-from triax.launcher.arguments import as_path, as_path_text, count, positive_int
-from triax.launcher.checks import find_warnings, load_checked
-from triax.launcher.config import RunConfig
-from triax.launcher.messages import print_warning
-from triax.launcher.problems import likely_not_meant
-from triax.launcher.slurm import BatchJob, read_template, refuse_hopeless_time, submit
+from triax.launcher.checks.sections import find_warnings, load_checked
+from triax.launcher.config.problems import likely_not_meant
+from triax.launcher.config.run_config import RunConfig
+from triax.launcher.slurm.batch_job import BatchJob, read_template, refuse_hopeless_time, submit
+from triax.launcher.terminal.arguments import as_path, as_path_text, count, positive_int
+from triax.launcher.terminal.messages import print_warning
 
 CPUS_PER_GPU = 4
 """What a process with a GPU needs beside it: its own thread, the loader's, and those that save."""
@@ -85,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="any other option of srun, for the ranks; may be repeated",
     )
     surroundings.add_argument(
-        "--template", type=as_path, metavar="FILE", help="your own version of launcher/slurm_job.sh"
+        "--template", type=as_path, metavar="FILE", help="your own version of launcher/slurm/job.sh"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the script, submit nothing")
     parser.set_defaults(overrides=())

@@ -6,8 +6,8 @@ import argparse
 import time
 
 from triax.common.errors import ExitCode
-from triax.data.tokenizer import load_tokenizer, train_tokenizer, vocabulary_size
-from triax.launcher.arguments import as_path
+from triax.data.prepare.tokenizer import load_tokenizer, train_tokenizer, vocabulary_size
+from triax.launcher.terminal.arguments import as_path
 
 _EXAMPLE = """\
 INPUT is a file (text, .jsonl or .parquet, plain or compressed), a folder, a

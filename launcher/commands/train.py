@@ -9,10 +9,10 @@ from __future__ import annotations
 import argparse
 
 from triax.common.output import lossy_output
-from triax.launcher.arguments import add_num_processes, as_path_text
-from triax.launcher.checks import load_checked
-from triax.launcher.environment import discover
-from triax.launcher.workers import become_worker, launch
+from triax.launcher.checks.sections import load_checked
+from triax.launcher.cluster.environment import discover
+from triax.launcher.cluster.workers import become_worker, launch
+from triax.launcher.terminal.arguments import add_num_processes, as_path_text
 
 WORKER = "triax.launcher.train"
 EXAMPLE = """\

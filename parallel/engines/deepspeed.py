@@ -6,8 +6,8 @@ and replicated weights count several times, and the guard judges before the upda
 sums its own norm over DeepSpeed's reduced gradients, and DeepSpeed calls our gated step where it
 would call the optimizer's.
 
-The state is DeepSpeed's flat fp32 buffers, seen as pieces of named tensors: checkpoints are the
-same as the native engine's, and each engine goes on from the other's.
+The state is DeepSpeed's flat fp32 buffers, seen as flat shards of named tensors: checkpoints are
+the same as the native engine's, and each engine goes on from the other's.
 """
 
 from __future__ import annotations
@@ -30,9 +30,16 @@ from triax.models.init import initialise
 from triax.models.transformer import Transformer
 from triax.parallel.config import ParallelConfig, PrecisionConfig
 from triax.parallel.dtypes import DTYPES
-from triax.parallel.engines.deepspeed_passes import (
-    DirectPasses,
-    PipelinePasses,
+from triax.parallel.engine import (
+    Counts,
+    MakeOptimizer,
+    MicroBatch,
+    RMSNorm,
+    StepSums,
+)
+from triax.parallel.engines.deepspeed_schedule import (
+    NoPipelining,
+    PipelineSchedule,
     Stage,
     pipeline_module,
 )
@@ -43,22 +50,15 @@ from triax.parallel.engines.megatron_layers import (
     torch_rms_norm,
 )
 from triax.parallel.engines.nvme import SwapFolder
-from triax.parallel.engines.protocol import (
-    Counts,
-    MakeOptimizer,
-    MicroBatch,
-    RMSNorm,
-    StepSums,
-)
 from triax.parallel.engines.zero_shares import shares_of
+from triax.parallel.flat_shards import Block, FlatShard
 from triax.parallel.mesh import num_readers
 from triax.parallel.nonfinite import NonFiniteFinder, first_non_finite
 from triax.parallel.norms import squared_norms
-from triax.parallel.passes import Inputs, Part, attention_kernels, num_targets
-from triax.parallel.pieces import Block, Pieces
+from triax.parallel.parallelize import checkpoint_activations
 from triax.parallel.pipeline import make_part
 from triax.parallel.reading import ReadingCounter
-from triax.parallel.spread import checkpoint_activations
+from triax.parallel.schedule import Inputs, Part, attention_kernels, num_targets
 from triax.parallel.tied import TiedHead, tied_head
 
 _NEVER = 1 << 60
@@ -113,17 +113,17 @@ class DeepSpeedEngine:
             # Apex, for one, asks where what it updates will be.
             place = self.device if config.offload == "none" else torch.device("cpu")
             self.optimizer = _make_optimizer(make_optimizer, parameters, self._blocks, place)
-            self._passes = _start(part, self.optimizer, settings, mesh, self._tied)
-        self._zero = shares_of(self._passes.engine.optimizer, parameters)
+            self._schedule = _start(part, self.optimizer, settings, mesh, self._tied)
+        self._zero = shares_of(self._schedule.engine.optimizer, parameters)
         self._is_published = False
         self._step_of_optimizer = self.optimizer.step
         self._factor = torch.ones((), device=self.device)
         self._skip = False
         self._zero.make_states()  # now, so that a checkpoint can be read into them
         self.optimizer.step = self._gated_step
-        for name, pieces in self._pieces(self._zero.buffers()).items():
-            for offset, values in pieces.pieces:
-                initialise(values, name, offset, pieces.shape, model, seed)
+        for name, shard in self._flat_shards(self._zero.buffers()).items():
+            for offset, values in shard.rectangles:
+                initialise(values, name, offset, shard.shape, model, seed)
 
     def count_targets(self, micro_batches: Sequence[MicroBatch]) -> Counts:
         return self._reading.count(micro_batches)
@@ -132,7 +132,7 @@ class DeepSpeedEngine:
         self._publish()
         inputs = [Inputs.on(self.device, batch) for batch in micro_batches]
         with attention_kernels(self._attention):
-            cross_entropy = self._passes.forward_backward(inputs, weight)
+            cross_entropy = self._schedule.forward_backward(inputs, weight)
         squared_norm = self._squared_norm()
         sums = torch.stack((cross_entropy / self._tensor_group.size(), squared_norm))
         dist.all_reduce(sums)
@@ -144,7 +144,7 @@ class DeepSpeedEngine:
         self._skip = bool(skip)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self._passes.step()
+        self._schedule.step()
         if self._skip:
             self._zero.drop_gradients()
 
@@ -152,7 +152,7 @@ class DeepSpeedEngine:
         self._publish()
         inputs = [Inputs.on(self.device, batch) for batch in micro_batches]
         with attention_kernels(self._attention):
-            cross_entropy = self._passes.forward(inputs) / self._tensor_group.size()
+            cross_entropy = self._schedule.forward(inputs) / self._tensor_group.size()
         targets = num_targets(micro_batches, self.device).double() / num_readers(self._mesh)
         totals = torch.stack((cross_entropy, targets))
         dist.all_reduce(totals)
@@ -162,21 +162,21 @@ class DeepSpeedEngine:
         finder = NonFiniteFinder(self._part)
         with finder:
             self.evaluate(micro_batches)
-        name = first_non_finite(self._pieces(self._zero.buffers()))
+        name = first_non_finite(self._flat_shards(self._zero.buffers()))
         return finder.first if name is None else f"parameter {name}"
 
     def state(self) -> dict[str, Tensor]:
         # The caller may write into the buffers, and DeepSpeed's weights are copies of them.
         self._is_published = False
         tensors: dict[str, Tensor] = {}
-        for name, pieces in self._pieces(self._zero.buffers()).items():
-            tensors[f"model.{name}"] = pieces
+        for name, shard in self._flat_shards(self._zero.buffers()).items():
+            tensors[f"model.{name}"] = shard
         states = self._zero.states()
         for key in {key for state in states for key in state}:
             values = [state[key] for state in states]
             if values[0].ndim:
-                for name, pieces in self._pieces(values).items():
-                    tensors[f"optimizer.{name}.{key}"] = pieces
+                for name, shard in self._flat_shards(values).items():
+                    tensors[f"optimizer.{name}.{key}"] = shard
             else:  # the step count, which all of a buffer's parameters share
                 for name, share in self._zero.shares.items():
                     tensors[f"optimizer.{name}.{key}"] = values[share.buffer]
@@ -196,13 +196,13 @@ class DeepSpeedEngine:
         """How many processes of the tensor axis hold the same elements."""
         return 1 if self._is_split(name) else self._tensor_group.size()
 
-    def _pieces(self, flat: Sequence[Tensor]) -> dict[str, Pieces]:
+    def _flat_shards(self, flat: Sequence[Tensor]) -> dict[str, FlatShard]:
         """Named tensors over flat buffers of any kind."""
-        pieces = {}
+        shard = {}
         for name, share in self._zero.shares.items():
             elements = flat[share.buffer].detach()[share.start : share.start + share.length]
-            pieces[name] = Pieces(elements, share.first, self._blocks[name])
-        return pieces
+            shard[name] = FlatShard(elements, share.first, self._blocks[name])
+        return shard
 
     def _publish(self) -> None:
         if not self._is_published:
@@ -225,16 +225,16 @@ def _start(
     settings: dict[str, Any],
     mesh: DeviceMesh,
     tied: TiedHead | None,
-) -> DirectPasses | PipelinePasses:
+) -> NoPipelining | PipelineSchedule:
     """Hand the model to DeepSpeed."""
     num_ranks = mesh["shard"].size()
     options = {"optimizer": optimizer, "config": settings, "dist_init_required": False}
     if mesh["pipeline"].size() == 1:
         engine, *_ = deepspeed.initialize(model=part, mpu=_Groups(mesh), **options)
-        return DirectPasses(engine, num_ranks)
+        return NoPipelining(engine, num_ranks)
     stage = Stage(part)
     engine, *_ = deepspeed.initialize(model=pipeline_module(stage, mesh), **options)
-    return PipelinePasses(engine, stage, num_ranks, tied)
+    return PipelineSchedule(engine, stage, num_ranks, tied)
 
 
 class _Groups:
@@ -267,8 +267,8 @@ def _join(mesh: DeviceMesh) -> None:
 def _spread(
     model: ModelConfig, mesh: DeviceMesh, config: ParallelConfig, seq_len: int, rms_norm: RMSNorm
 ) -> tuple[Transformer, dict[str, Block]]:
-    """This process's part of the model on the meta device, in the order of `spread`; and what it
-    holds of each parameter, before ZeRO."""
+    """This process's part of the model on the meta device, in the order of `parallelize`; and
+    what it holds of each parameter, before ZeRO."""
     stage = mesh["pipeline"].get_local_rank()
     part = make_part(model, config, stage, seq_len).module
     group = mesh["tensor"].get_group()

@@ -30,8 +30,8 @@ from triax.common.tokens import IGNORE_INDEX
 from triax.models.loss import LossSums
 from triax.models.sharding import Role, role_of, takes_whole_sequence
 from triax.models.transformer import Head, Transformer
-from triax.parallel.engines.protocol import RMSNorm
-from triax.parallel.pieces import Block
+from triax.parallel.engine import RMSNorm
+from triax.parallel.flat_shards import Block
 
 
 def swap_layers(model: Transformer, group: dist.ProcessGroup, sequence_parallel: bool) -> None:

@@ -16,7 +16,7 @@ from triax.models.config import ModelConfig
 from triax.models.init import initialise
 from triax.parallel.config import ParallelConfig, PrecisionConfig
 from triax.parallel.dtypes import DTYPES
-from triax.parallel.engines.protocol import (
+from triax.parallel.engine import (
     CopyingOptimizer,
     Counts,
     MakeOptimizer,
@@ -25,15 +25,15 @@ from triax.parallel.engines.protocol import (
     StepSums,
     takes_flags,
 )
-from triax.parallel.masters import Masters
+from triax.parallel.flat_shards import local_tensor
+from triax.parallel.main_params import MainParams
 from triax.parallel.mesh import num_copies, num_readers
 from triax.parallel.nonfinite import NonFiniteFinder, first_non_finite
 from triax.parallel.norms import squared_norms
-from triax.parallel.passes import DirectPasses, Inputs, Passes, attention_kernels, num_targets
-from triax.parallel.pieces import local_tensor
-from triax.parallel.pipeline import PipelinePasses
+from triax.parallel.parallelize import parallelize
+from triax.parallel.pipeline import PipelineSchedule
 from triax.parallel.reading import ReadingCounter
-from triax.parallel.spread import spread
+from triax.parallel.schedule import Inputs, NoPipelining, Schedule, attention_kernels, num_targets
 from triax.parallel.tied import tied_head
 from triax.parallel.zero import keep_gradients_in
 
@@ -69,7 +69,7 @@ class NativeEngine:
         self._config = config
         # Once: a part of a mesh is made anew each time it is asked for.
         self._tensor_size, self._num_readers = mesh["tensor"].size(), num_readers(mesh)
-        self.parts = spread(model, mesh, config, precision, seq_len)
+        self.parts = parallelize(model, mesh, config, precision, seq_len)
         for part in self.parts:
             part.module.to_empty(device=self.device)
             part.module.tie()
@@ -78,31 +78,31 @@ class NativeEngine:
         followers = [] if self._tied is None else [weights.pop("head.weight", None)]
         self.parameters: dict[str, Tensor] = dict(weights)
         self._gradient_dtype = DTYPES[precision.gradients]
-        self._masters: Masters | None = None
+        self._main_params: MainParams | None = None
         if any(weight.dtype != torch.float32 for weight in weights.values()):
             others = [weight for weight in followers if weight is not None]
             tied = {"embedding.weight"} if model.tie_embeddings else set()
-            self._masters = Masters(weights, others, self._gradient_dtype, used_twice=tied)
-            self.parameters = self._masters.parameters
+            self._main_params = MainParams(weights, others, self._gradient_dtype, used_twice=tied)
+            self.parameters = self._main_params.parameters
         elif self._gradient_dtype != torch.float32:
             for part in self.parts:
                 keep_gradients_in(part.module, self._gradient_dtype)
         for name, parameter in self.parameters.items():
             local, offset = _local_part(parameter)
             initialise(local, name, offset, parameter.shape, model, seed)
-        self._passes: Passes
+        self._schedule: Schedule
         if config.pipeline == 1:
-            self._passes = DirectPasses(self.parts[0].module, config.zero_stage)
+            self._schedule = NoPipelining(self.parts[0].module, config.zero_stage)
         else:
             dtype = DTYPES[precision.compute]
-            self._passes = PipelinePasses(self.parts, mesh, config, model.hidden_size, dtype)
+            self._schedule = PipelineSchedule(self.parts, mesh, config, model.hidden_size, dtype)
         copies = [num_copies(parameter, mesh) for parameter in self.parameters.values()]
         self._num_copies = torch.tensor(copies, device=self.device)
         self._reading = ReadingCounter(mesh)
         self.optimizer = make_optimizer(self.parameters)
         self._writes_copies = False
-        if self._masters is not None and isinstance(self.optimizer, CopyingOptimizer):
-            self.optimizer.copies = self._masters.copies
+        if self._main_params is not None and isinstance(self.optimizer, CopyingOptimizer):
+            self.optimizer.copies = self._main_params.copies
             self._writes_copies = True
         self._is_published = False
         self._fill_in_optimizer_state()
@@ -112,15 +112,15 @@ class NativeEngine:
 
     def forward_backward(self, micro_batches: Sequence[MicroBatch], weight: Tensor) -> StepSums:
         self._publish()
-        if self._masters is not None and self._writes_copies and self._config.pipeline == 1:
-            self._masters.expect(len(micro_batches))
+        if self._main_params is not None and self._writes_copies and self._config.pipeline == 1:
+            self._main_params.expect(len(micro_batches))
         inputs = [Inputs.on(self.device, batch) for batch in micro_batches]
         with attention_kernels(self._config.attention):
-            cross_entropy = self._passes.forward_backward(inputs, weight)
+            cross_entropy = self._schedule.forward_backward(inputs, weight)
         if self._tied is not None:
             self._tied.give_gradient()
-        if self._masters is not None:
-            self._masters.take_gradients()
+        if self._main_params is not None:
+            self._main_params.take_gradients()
         own_finite = (torch.isfinite(cross_entropy) & torch.isfinite(weight)).float()
         return StepSums(*self._reduce(cross_entropy), own_finite)
 
@@ -142,7 +142,7 @@ class NativeEngine:
         self._publish()
         inputs = [Inputs.on(self.device, batch) for batch in micro_batches]
         with attention_kernels(self._config.attention):
-            cross_entropy = self._passes.forward(inputs) / self._tensor_size
+            cross_entropy = self._schedule.forward(inputs) / self._tensor_size
         targets = num_targets(micro_batches, self.device).double() / self._num_readers
         totals = torch.stack((cross_entropy, targets))
         dist.all_reduce(totals)
@@ -170,8 +170,8 @@ class NativeEngine:
 
     def _publish(self) -> None:
         """Let the model compute with the weights that the optimizer, or a checkpoint, has made."""
-        if self._masters is not None and not self._is_published:
-            self._masters.publish()
+        if self._main_params is not None and not self._is_published:
+            self._main_params.publish()
             self._is_published = True
         if self._tied is not None:
             self._tied.follow()

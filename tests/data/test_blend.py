@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from triax.common.errors import UserError
-from triax.data.blend import Blend
 from triax.data.config import SourceConfig
-from triax.data.identity import Identity, identify_sources, shard_digest
-from triax.data.sampler import Phase, Sampler, source_names
-from triax.data.shards import ShardWriter, find_shards, shard_prefix
-from triax.data.source import Source
+from triax.data.read.blend import Blend
+from triax.data.read.identity import Identity, identify_sources, shard_digest
+from triax.data.read.sampler import Phase, Sampler, source_names
+from triax.data.read.shards import ShardWriter, find_shards, shard_prefix
+from triax.data.read.source import Source
 
 SEQ_LEN = 4
 VOCAB_SIZE = 1000

@@ -20,11 +20,11 @@ from tests.support.tokenizer_folders import (
     tokenizer_folder,
 )
 from triax.common.errors import UserError
-from triax.data.document_tokens import added_by_tokenizer, document_tokens, special_tokens
-from triax.data.encoder import document_encoder
-from triax.data.prepare import prepare
+from triax.data.prepare.corpus import prepare
+from triax.data.prepare.document_tokens import added_by_tokenizer, document_tokens, special_tokens
+from triax.data.prepare.encoder import document_encoder
+from triax.data.read.shards import Shard
 from triax.data.record import load_prepared
-from triax.data.shards import Shard
 
 
 @pytest.mark.parametrize(

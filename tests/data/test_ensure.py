@@ -10,9 +10,9 @@ import pytest
 
 from triax.common.errors import UserError
 from triax.data.config import PrepareConfig
-from triax.data.ensure import ensure_prepared, preparation_problems
+from triax.data.prepare.ensure import ensure_prepared, preparation_problems
+from triax.data.prepare.tokenizer import train_tokenizer
 from triax.data.record import load_prepared
-from triax.data.tokenizer import train_tokenizer
 
 TEXTS = [f"document {n} " + "words and more words " * (n % 7 * 5) for n in range(60)]
 
@@ -39,7 +39,7 @@ def killed(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pre
 
     config = config_of(corpus, tmp_path / "out")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("triax.data.ensure.prepare", killed_here)
+        patch.setattr("triax.data.prepare.ensure.prepare", killed_here)
         ensure_prepared(config)
     assert (tmp_path / "out/tokenizer/tokenizer.json").exists()
     return config
@@ -70,7 +70,7 @@ def test_a_tokenizer_is_stale_once_the_inputs_change(killed: PrepareConfig, corp
 def test_a_tokenizer_made_otherwise_is_refused_before_anything_is_tokenized(
     killed: PrepareConfig, name: str, value: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("triax.data.ensure.prepare", pytest.fail)
+    monkeypatch.setattr("triax.data.prepare.ensure.prepare", pytest.fail)
     changed = killed.model_copy(update={name: value})
     [(path, _)] = preparation_problems(changed)
     assert path == f"data.prepare.{name}"

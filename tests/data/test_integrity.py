@@ -12,14 +12,14 @@ import pytest
 import xxhash
 
 from triax.common.errors import ExitCode, UserError
-from triax.data.integrity import KnownFile, Verification, files_of, known_files, verify
-from triax.data.loader import Loader
-from triax.data.prepare import prepare
+from triax.data.prepare.corpus import prepare
+from triax.data.prepare.tokenizer import train_tokenizer
+from triax.data.read.integrity import KnownFile, Verification, files_of, known_files, verify
+from triax.data.read.loader import Loader
+from triax.data.read.sampler import Phase, Sampler
+from triax.data.read.shards import ShardWriter
+from triax.data.read.source import Source
 from triax.data.record import load_prepared
-from triax.data.sampler import Phase, Sampler
-from triax.data.shards import ShardWriter
-from triax.data.source import Source
-from triax.data.tokenizer import train_tokenizer
 from triax.launcher.cli import main
 
 

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from triax.common.errors import UserError
-from triax.data.loader import IGNORE_INDEX, Batch, Loader, make_batch, validation_batches
-from triax.data.sampler import Phase, Sampler
-from triax.data.shards import ShardWriter
-from triax.data.source import Source, Window
+from triax.data.read.loader import IGNORE_INDEX, Batch, Loader, make_batch, validation_batches
+from triax.data.read.sampler import Phase, Sampler
+from triax.data.read.shards import ShardWriter
+from triax.data.read.source import Source, Window
 
 SEQ_LEN = 8
 VOCAB_SIZE = 5_000

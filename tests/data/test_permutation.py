@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from triax.data.permutation import Permutation, derive_key, mix64
+from triax.data.read.permutation import Permutation, derive_key, mix64
 
 KEYS = st.integers(0, 2**64 - 1)
 

@@ -19,7 +19,7 @@ from tokenizers import (
     trainers,
 )
 
-from triax.data.pieces import Sizes, encode_in_pieces
+from triax.data.prepare.pieces import Sizes, encode_in_pieces
 
 SMALL = Sizes(piece=60, margin=40, longest=100_000)
 GPT4 = (

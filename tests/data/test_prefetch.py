@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from triax.data.prefetch import prefetched
+from triax.data.read.prefetch import prefetched
 
 
 def threads() -> list[str]:

@@ -19,11 +19,16 @@ from hypothesis import strategies as st
 
 from triax.common.errors import UserError
 from triax.common.files import exclusive
-from triax.data.prepare import prepare
+from triax.data.prepare.corpus import prepare
+from triax.data.prepare.split import TRAIN, VALIDATION, assign_splits
+from triax.data.prepare.tokenizer import (
+    END_OF_TEXT,
+    load_tokenizer,
+    tokenizer_fingerprint,
+    train_tokenizer,
+)
+from triax.data.read.shards import Shard, find_shards
 from triax.data.record import load_prepared, load_progress
-from triax.data.shards import Shard, find_shards
-from triax.data.split import TRAIN, VALIDATION, assign_splits
-from triax.data.tokenizer import END_OF_TEXT, load_tokenizer, tokenizer_fingerprint, train_tokenizer
 
 TEXTS = [f"document {n} " + "words and more words " * (n % 7 * 5) for n in range(120)]
 TEXTS[5] += f"text that spells {END_OF_TEXT} is no end"
@@ -95,14 +100,14 @@ def test_record(prepared, tokenizer):
 
 
 def test_workers_change_no_byte(corpus, tokenizer, prepared, tmp_path, monkeypatch):
-    monkeypatch.setattr("triax.data.encode._BATCH_CHARACTERS", 500)
+    monkeypatch.setattr("triax.data.prepare.encode._BATCH_CHARACTERS", 500)
     run(corpus, tokenizer, tmp_path, num_workers=3)
     assert contents(tmp_path) == contents(prepared)
 
 
 KILLED = """
 import multiprocessing, os, pathlib, signal, sys
-from triax.data.prepare import prepare
+from triax.data.prepare.corpus import prepare
 
 corpus, tokenizer, folder, renames = sys.argv[1:]
 renames_left = int(renames)
@@ -183,7 +188,7 @@ def test_dead_worker_is_an_error_and_the_next_call_goes_on(corpus, tokenizer, pr
                 os.kill(child.pid, signal.SIGKILL)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("triax.data.encode._BATCH_CHARACTERS", 1)
+        patch.setattr("triax.data.prepare.encode._BATCH_CHARACTERS", 1)
         with pytest.raises(UserError, match="tokenizing process died"):
             run(corpus, tokenizer, tmp_path, progress=kill_workers)
     assert not list(tmp_path.glob("*.partial"))
@@ -249,10 +254,10 @@ def test_inputs_that_shrank_below_what_is_done(corpus, tokenizer, tmp_path, monk
     def stop(*_counts: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("triax.data.prepare.inputs_fingerprint", lambda _: "a hub's dataset")
+    monkeypatch.setattr("triax.data.prepare.corpus.inputs_fingerprint", lambda _: "a hub's dataset")
     with pytest.raises(KeyboardInterrupt):
         run(corpus, tokenizer, tmp_path, progress=lambda n, _: n == 60 and stop())
-    monkeypatch.setattr("triax.data.prepare.iter_documents", lambda *_: iter(["one"]))
+    monkeypatch.setattr("triax.data.prepare.corpus.iter_documents", lambda *_: iter(["one"]))
     with pytest.raises(UserError, match="1 documents, but"):
         run(corpus, tokenizer, tmp_path)
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from triax.common.errors import UserError
-from triax.data.sampler import BLOCK_SIZE, Phase, Sampler, block_quotas, source_names
+from triax.data.read.sampler import BLOCK_SIZE, Phase, Sampler, block_quotas, source_names
 
 NAMES = ("web", "code", "books")
 

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from triax.common.errors import UserError
-from triax.data.shards import Shard, ShardWriter, find_shards, token_dtype
+from triax.data.read.shards import Shard, ShardWriter, find_shards, token_dtype
 
 any_time = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 _unique = itertools.count()
@@ -254,7 +254,7 @@ def test_kill_leaves_nothing_that_looks_whole(tmp_path):
     code = (
         "import os, signal, sys, numpy as np\n"
         "from pathlib import Path\n"
-        "from triax.data.shards import ShardWriter, token_dtype\n"
+        "from triax.data.read.shards import ShardWriter, token_dtype\n"
         "with ShardWriter(Path(sys.argv[1]), token_dtype(10)) as writer:\n"
         "    writer.add_document(np.zeros(100_000, int))\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -274,7 +274,7 @@ def test_full_disk_is_a_user_error_without_half_a_shard(tmp_path):
         "import resource, sys, numpy as np\n"
         "from pathlib import Path\n"
         "from triax.common.errors import UserError\n"
-        "from triax.data.shards import ShardWriter, token_dtype\n"
+        "from triax.data.read.shards import ShardWriter, token_dtype\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))\n"
         "try:\n"
         "    with ShardWriter(Path(sys.argv[1]), token_dtype(10)) as writer:\n"

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from triax.common.errors import UserError
-from triax.data.shards import ShardWriter, shard_prefix
-from triax.data.source import Source
+from triax.data.read.shards import ShardWriter, shard_prefix
+from triax.data.read.source import Source
 
 
 def write_shards(prefix: Path, shards: Sequence[Sequence[Sequence[int]]]) -> None:

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from triax.common.errors import UserError
-from triax.data.inputs import DatasetName, inputs_fingerprint, resolve
-from triax.data.text import iter_documents
+from triax.data.prepare.inputs import DatasetName, inputs_fingerprint, resolve
+from triax.data.prepare.text import iter_documents
 
 TEXTS = ["first\nline two", "zweite, schön", "第三 🙂"]
 
@@ -134,7 +134,7 @@ def test_numbers_that_python_refuses_are_no_concern(tmp_path):
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_long_texts_become_several_documents(tmp_path, monkeypatch, suffix):
-    monkeypatch.setattr("triax.data.text.MAX_DOCUMENT", 100)
+    monkeypatch.setattr("triax.data.prepare.text.MAX_DOCUMENT", 100)
     text = "".join(f"line {number}, schön\r\n" for number in range(40)) + "é" * 350
     (tmp_path / f"a.txt{suffix}").write_bytes(COMPRESSIONS[suffix](text.encode()))
     (tmp_path / f"b.jsonl{suffix}").write_bytes(COMPRESSIONS[suffix](json_lines([text])))
@@ -146,7 +146,7 @@ def test_long_texts_become_several_documents(tmp_path, monkeypatch, suffix):
 
 
 def test_a_long_file_that_ends_as_no_text(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("triax.data.text.MAX_DOCUMENT", 10_000)
+    monkeypatch.setattr("triax.data.prepare.text.MAX_DOCUMENT", 10_000)
     (tmp_path / "a.txt").write_bytes(b"word " * 10_000 + b"\xff")
     with caplog.at_level(logging.WARNING):
         assert len("".join(read(tmp_path))) >= 20_000
@@ -162,8 +162,8 @@ BOMBS = {
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_what_unfolds_to_much_takes_little_memory(tmp_path, monkeypatch, name):
-    monkeypatch.setattr("triax.data.text.MAX_DOCUMENT", 1 << 18)
-    monkeypatch.setattr("triax.data.text._MAX_BYTES", 1 << 20)
+    monkeypatch.setattr("triax.data.prepare.text.MAX_DOCUMENT", 1 << 18)
+    monkeypatch.setattr("triax.data.prepare.text._MAX_BYTES", 1 << 20)
     (tmp_path / name).write_bytes(gzip.compress(BOMBS[name], 1))
     tracemalloc.start()
     try:

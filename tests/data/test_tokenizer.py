@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from triax.common.errors import UserError
-from triax.data.text_sample import sample_text
-from triax.data.tokenizer import (
+from triax.data.prepare.text_sample import sample_text
+from triax.data.prepare.tokenizer import (
     END_OF_TEXT,
     load_tokenizer,
     tokenizer_fingerprint,
@@ -72,7 +72,7 @@ def test_transformers_reads_it(folder):
 def test_same_text_gives_the_same_file_in_another_process(corpus, folder, tmp_path):
     code = (
         "import sys, pathlib\n"
-        "from triax.data.tokenizer import train_tokenizer\n"
+        "from triax.data.prepare.tokenizer import train_tokenizer\n"
         "train_tokenizer([sys.argv[1]], 300, pathlib.Path(sys.argv[2]))\n"
     )
     subprocess.run([sys.executable, "-c", code, corpus, str(tmp_path)], check=True)

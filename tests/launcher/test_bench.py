@@ -17,13 +17,14 @@ import torch
 from small_run import CONFIG, command
 
 from triax.common.errors import UserError
-from triax.launcher import assembly, bench_job
 from triax.launcher import bench as worker
-from triax.launcher.bench_config import bench_config
 from triax.launcher.cli import main
 from triax.launcher.commands.bench import add_arguments, as_overrides, worker_arguments
-from triax.launcher.overrides import parse_arguments
-from triax.launcher.problems import ConfigError
+from triax.launcher.config.overrides import parse_arguments
+from triax.launcher.config.problems import ConfigError
+from triax.launcher.job import assembly
+from triax.launcher.job import bench as bench_job
+from triax.launcher.job.bench_config import bench_config
 from triax.models.config import ModelConfig
 from triax.models.counts import flops_per_token
 
@@ -177,13 +178,13 @@ def test_nothing_of_the_engine_is_left_when_its_limit_is_measured(
         made.extend(map(weakref.ref, (*weights, *engine.parameters.values())))
         return engine
 
-    def measure_limit(*_args: object) -> Any:
+    def measure_roofline(*_args: object) -> Any:
         assert len(made) == 2 * 21
         assert [weight for weight in made if weight() is not None] == []
         raise UserError("enough")
 
     monkeypatch.setattr(bench_job, "make_engine", make_engine)
-    monkeypatch.setattr(bench_job, "measure_limit", measure_limit)
+    monkeypatch.setattr(bench_job, "measure_roofline", measure_roofline)
     assert worker.main([*TINY, "--precision=bf16"]) == 2
 
 

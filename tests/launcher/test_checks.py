@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
 from triax.data.config import PrepareConfig
-from triax.data.ensure import ensure_prepared
-from triax.data.prepare import prepare
-from triax.data.shards import ShardWriter, token_dtype
-from triax.data.tokenizer import train_tokenizer
-from triax.launcher.checks import batch_divides, find_warnings, load_checked, world_fits
-from triax.launcher.problems import ConfigError, Problem
+from triax.data.prepare.corpus import prepare
+from triax.data.prepare.ensure import ensure_prepared
+from triax.data.prepare.tokenizer import train_tokenizer
+from triax.data.read.shards import ShardWriter, token_dtype
+from triax.launcher.checks.sections import batch_divides, find_warnings, load_checked, world_fits
+from triax.launcher.config.problems import ConfigError, Problem
 from triax.parallel.config import ParallelConfig
 from triax.training.config import BatchConfig
 

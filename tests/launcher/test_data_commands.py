@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from triax.common.errors import ExitCode
-from triax.data.shards import ShardWriter, token_dtype
+from triax.data.read.shards import ShardWriter, token_dtype
 from triax.launcher.cli import main
 
 

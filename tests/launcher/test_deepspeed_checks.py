@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from triax.launcher import deepspeed_checks
-from triax.launcher.problems import Problem
+from triax.launcher.checks import deepspeed as deepspeed_checks
+from triax.launcher.config.problems import Problem
 from triax.parallel.config import ParallelConfig
-from triax.training.stability.config import FaultsConfig
+from triax.training.stability_config import FaultsConfig
 
 CHECKS = (
     deepspeed_checks.deepspeed_is_installed,

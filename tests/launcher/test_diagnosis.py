@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from triax.launcher.cli import main
-from triax.launcher.diagnosis import diagnose
-from triax.training.run_directory import RunDirectory
+from triax.training.records.run_directory import RunDirectory
+from triax.training.stability.diagnosis import diagnose
 from triax.training.stability.heartbeat import STACKS_OF, Heartbeat, write_heartbeat
 
 THREADING = "/data/miniconda3/lib/python3.11/threading.py"
@@ -19,9 +19,9 @@ TORCH = "/opt/python/site-packages/torch/utils/data/sampler.py"
     ("files", "place"),
     [
         ([THREADING, "/home/me/checkout/data/prefetch.py"],
-         "f0 (threading.py:1) called by f1 (data/prefetch.py:1)"),
+         "f0 (threading.py:1) called by f1 (data/read/prefetch.py:1)"),
         ([THREADING, TORCH, "/opt/python/site-packages/triax/data/prefetch.py"],
-         "f0 (threading.py:1) called by f2 (data/prefetch.py:1)"),
+         "f0 (threading.py:1) called by f2 (data/read/prefetch.py:1)"),
         (["/srv/triax/common/files.py"], "f0 (common/files.py:1)"),
         (["/srv/triax/parallel/engines/native.py"], "f0 (parallel/engines/native.py:1)"),
         ([THREADING, TORCH, "<frozen runpy>"], "f0 (threading.py:1)"),

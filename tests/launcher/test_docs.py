@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from triax.launcher.config import RunConfig
-from triax.training.stability.config import StabilityConfig
+from triax.launcher.config.run_config import RunConfig
+from triax.training.stability_config import StabilityConfig
 
 DOCS = Path(__file__).parents[2] / "docs"
 

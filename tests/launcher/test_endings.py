@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from jobs import NUM_STEPS, kills, read_events, read_rows, train
 
-from triax.launcher import summary
+from triax.launcher.job import summary
 
 
 def exit_of(run: Path) -> tuple[int, int]:

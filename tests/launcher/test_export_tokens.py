@@ -21,9 +21,9 @@ from tests.support.tokenizer_folders import (
 )
 from triax.checkpoint.store import CheckpointStore
 from triax.common.errors import ExitCode
-from triax.data.document_tokens import document_tokens
+from triax.data.prepare.document_tokens import document_tokens
+from triax.inference.export_tokens import recorded_tokens
 from triax.launcher.cli import main
-from triax.launcher.export_tokens import recorded_tokens
 from triax.models.config import ModelConfig
 from triax.models.transformer import Transformer
 

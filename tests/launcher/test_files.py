@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 
 from triax.common.errors import UserError
-from triax.launcher.config import RunConfig
-from triax.launcher.files import (
+from triax.launcher.config.loading import load_config
+from triax.launcher.config.resolved import (
     config_to_dict,
     diff_configs,
     diff_with_record,
     refuse_changes,
     write_resolved_config,
 )
-from triax.launcher.loading import load_config
+from triax.launcher.config.run_config import RunConfig
 
 BASE = """
 [run]

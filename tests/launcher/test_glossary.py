@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from triax.launcher.overrides import field_type
+from triax.launcher.config.overrides import field_type
 
 GLOSSARY = Path(__file__).parents[2] / "docs" / "glossary.md"
 

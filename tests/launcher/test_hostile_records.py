@@ -14,7 +14,7 @@ from triax.checkpoint.staging import whole
 from triax.checkpoint.writing import write_checkpoint
 from triax.common.errors import ExitCode, UserError
 from triax.launcher.cli import main
-from triax.launcher.resume import record_errors
+from triax.launcher.job.resume import record_errors
 from triax.models.config import ModelConfig
 from triax.models.transformer import Transformer
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from triax.common.errors import UserError
-from triax.launcher.hostlist import expand_counts, expand_nodes
+from triax.launcher.cluster.hostlist import expand_counts, expand_nodes
 
 
 @pytest.mark.parametrize(

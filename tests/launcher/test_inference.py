@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer, models
 
 from triax.common.errors import UserError
-from triax.launcher.inference import Loaded
+from triax.inference.load import Loaded
 from triax.models.config import ModelConfig
 from triax.models.transformer import Transformer
 

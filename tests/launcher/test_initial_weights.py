@@ -18,11 +18,11 @@ from triax.checkpoint.staging import whole
 from triax.checkpoint.store import CheckpointStore
 from triax.checkpoint.writing import write_checkpoint
 from triax.common.errors import ExitCode, UserError
-from triax.launcher.checks import find_problems
+from triax.launcher.checks.sections import find_problems
 from triax.launcher.cli import main
-from triax.launcher.config import RunConfig
-from triax.launcher.loading import load_config
-from triax.launcher.resume import find_initial_weights
+from triax.launcher.config.loading import load_config
+from triax.launcher.config.run_config import RunConfig
+from triax.launcher.job.resume import find_initial_weights
 from triax.models.config import ModelConfig
 from triax.models.transformer import Transformer
 

@@ -24,14 +24,14 @@ from jobs import (
 )
 from ports import free_port
 
-from triax.data.blend import Blend
-from triax.data.identity import identify_sources
-from triax.data.loader import Loader
-from triax.data.sampler import Sampler
-from triax.data.source import Source
-from triax.launcher.files import diff_with_record
-from triax.launcher.inference import load_checkpoint
-from triax.launcher.loading import load_config
+from triax.data.read.blend import Blend
+from triax.data.read.identity import identify_sources
+from triax.data.read.loader import Loader
+from triax.data.read.sampler import Sampler
+from triax.data.read.source import Source
+from triax.inference.load import load_checkpoint
+from triax.launcher.config.loading import load_config
+from triax.launcher.config.resolved import diff_with_record
 from triax.models.init import initialise
 from triax.models.transformer import Transformer
 

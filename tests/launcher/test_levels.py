@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from triax.data.identity import Identity
-from triax.launcher.config import RunConfig
-from triax.launcher.levels import describe_rates
-from triax.launcher.loading import load_config
-from triax.launcher.resume import Origin, RecordKeeper
+from triax.data.read.identity import Identity
+from triax.launcher.config.loading import load_config
+from triax.launcher.config.run_config import RunConfig
+from triax.launcher.job.levels import describe_rates
+from triax.launcher.job.resume import RecordKeeper, ResumePoint
 from triax.parallel.layout import Layout
-from triax.training.state import TrainState
+from triax.training.step.state import TrainState
 
 BASE = """
 [run]
@@ -46,8 +46,8 @@ def load(folder: Path, *overrides: str) -> RunConfig:
     return load_config(path, overrides)
 
 
-def keeper_of(config: RunConfig, origin: Origin) -> RecordKeeper:
-    return RecordKeeper(config, Layout.of(config.parallel, 1), torch.device("cpu"), origin)
+def keeper_of(config: RunConfig, resume_point: ResumePoint) -> RecordKeeper:
+    return RecordKeeper(config, Layout.of(config.parallel, 1), torch.device("cpu"), resume_point)
 
 
 @pytest.mark.parametrize(
@@ -68,12 +68,12 @@ def keeper_of(config: RunConfig, origin: Origin) -> RecordKeeper:
 def test_the_guard_begins_anew_with_what_moves_the_loss(
     tmp_path: Path, override: str, is_new: bool
 ) -> None:
-    old = keeper_of(load(tmp_path), Origin.new(*SOURCES))
+    old = keeper_of(load(tmp_path), ResumePoint.new(*SOURCES))
     for _ in range(60):
         old.guard.judge(torch.tensor(3.0), torch.tensor(1.0))
     record = old.make(TrainState(100, 51200, 800))
     seen = old.guard.state()
-    keeper = keeper_of(load(tmp_path, override), Origin.of(record, *SOURCES))
+    keeper = keeper_of(load(tmp_path, override), ResumePoint.of(record, *SOURCES))
     assert (keeper.guard_news is not None) == is_new
     assert (keeper.guard.state() == seen) == (not is_new)
     # Rolled back to before the change, it must not take up the old level either.
@@ -82,10 +82,10 @@ def test_the_guard_begins_anew_with_what_moves_the_loss(
 
 
 def test_the_guard_begins_anew_with_other_data(tmp_path: Path) -> None:
-    old = keeper_of(load(tmp_path), Origin.new(*SOURCES))
+    old = keeper_of(load(tmp_path), ResumePoint.new(*SOURCES))
     old.guard.judge(torch.tensor(3.0), torch.tensor(1.0))
     record = old.make(TrainState(100, 51200, 800))
-    keeper = keeper_of(load(tmp_path), Origin.of(record, *OTHERS))
+    keeper = keeper_of(load(tmp_path), ResumePoint.of(record, *OTHERS))
     assert keeper.guard_news is not None and keeper.guard.state()["losses"] == []
     keeper.restore(record)
     assert keeper.guard.state()["losses"] == []

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from triax.common.errors import UserError
 from triax.common.quantities import Duration, Unit
-from triax.launcher.config import RunConfig
-from triax.launcher.loading import load_config
-from triax.launcher.overrides import split_overrides
-from triax.launcher.problems import ConfigError, Problem
-from triax.launcher.toml_lines import locate_keys
+from triax.launcher.config.loading import load_config
+from triax.launcher.config.overrides import split_overrides
+from triax.launcher.config.problems import ConfigError, Problem
+from triax.launcher.config.run_config import RunConfig
+from triax.launcher.config.toml_lines import locate_keys
 
 GOOD: dict[str, Any] = {
     "run": {"name": "test"},

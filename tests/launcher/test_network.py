@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from triax.common.errors import UserError
-from triax.launcher import network
-from triax.launcher.environment import Environment
+from triax.launcher.cluster import network
+from triax.launcher.cluster.environment import Environment
 
 HERE = Environment(
     rank=1, local_rank=0, world_size=2, local_world_size=1, node_rank=1, hostname="here",

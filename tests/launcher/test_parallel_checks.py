@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from parity import CAN_SPLIT_BACKWARD
 
-from triax.launcher.checks import find_problems, find_warnings
-from triax.launcher.config import RunConfig
+from triax.launcher.checks.sections import find_problems, find_warnings
+from triax.launcher.config.run_config import RunConfig
 
 BASE = """
 [run]

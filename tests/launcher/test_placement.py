@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from triax.launcher.placement import Placement, ending_of, largest_world
+from triax.launcher.slurm.placement import Placement, ending_of, largest_world
 from triax.parallel.config import ParallelConfig
 from triax.parallel.layout import Layout
 from triax.parallel.stages import schedule_problem
 from triax.training.config import BatchConfig
-from triax.training.run_directory import RunDirectory
+from triax.training.records.run_directory import RunDirectory
 
 SMALL = st.integers(1, 6)
 
@@ -102,7 +102,7 @@ global_batch_size = 8
 def place(folder: Path, *argv: str) -> subprocess.CompletedProcess[str]:
     (folder / "run.toml").write_text(CONFIG)
     return subprocess.run(
-        [sys.executable, "-m", "triax.launcher.placement", "run.toml", *argv],
+        [sys.executable, "-m", "triax.launcher.slurm.placement", "run.toml", *argv],
         cwd=folder, capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
 

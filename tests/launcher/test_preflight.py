@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from triax.launcher.preflight import Machine, _time_product, find_bad_machines
+from triax.launcher.cluster.preflight import Machine, _time_product, find_bad_machines
 
 
 def machines(**odd: Any) -> list[Machine]:

@@ -10,9 +10,9 @@ import pytest
 from jobs import curve, make_job, train
 
 from triax.common.errors import ExitCode
-from triax.launcher.checks import load_checked
+from triax.launcher.checks.sections import load_checked
 from triax.launcher.cli import main
-from triax.launcher.loading import load_config
+from triax.launcher.config.loading import load_config
 
 
 @pytest.fixture(scope="module")

@@ -12,14 +12,14 @@ from rehearsal import SEQ_LEN, VOCAB_SIZE, write_config
 from triax.checkpoint.staging import whole
 from triax.checkpoint.writing import write_checkpoint
 from triax.common.errors import UserError
-from triax.data.blend import Blend
 from triax.data.config import SourceConfig
-from triax.data.identity import identify_sources
-from triax.data.loader import Loader
-from triax.data.sampler import Phase, Sampler
-from triax.data.source import Source
+from triax.data.read.blend import Blend
+from triax.data.read.identity import identify_sources
+from triax.data.read.loader import Loader
+from triax.data.read.sampler import Phase, Sampler
+from triax.data.read.source import Source
 from triax.launcher.cli import main
-from triax.launcher.samples import RunSamples
+from triax.launcher.job.samples import RunSamples
 
 
 def test_a_sample_is_the_row_that_training_reads(tmp_path: Path) -> None:

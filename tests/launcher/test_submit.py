@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from triax.launcher.cli import main
-from triax.launcher.slurm import _time_limit
+from triax.launcher.slurm.batch_job import _time_limit
 
 CONFIG = """
 [run]

@@ -47,7 +47,7 @@ sys.exit(train.main())
 """
 LAUNCH = """
 import sys
-from triax.launcher.workers import launch
+from triax.launcher.cluster.workers import launch
 sys.exit(launch(2, "worker", sys.argv[1:]))
 """
 

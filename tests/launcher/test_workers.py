@@ -13,20 +13,20 @@ from pathlib import Path
 
 import pytest
 
-from triax.launcher.workers import Failure, exit_code
+from triax.launcher.cluster.workers import Failure, exit_code
 
 NUM_PROCESSES = 2
 LAUNCH = """
 import sys
-from triax.launcher.workers import launch
+from triax.launcher.cluster.workers import launch
 if __name__ == "__main__":
     sys.exit(launch(2, "worker", sys.argv[1:]))
 """
 WORKER = r"""
 import os, signal, sys, time
 from triax.common.errors import UserError
-from triax.launcher.workers import let_signals_through
-from triax.launcher.environment import discover
+from triax.launcher.cluster.workers import let_signals_through
+from triax.launcher.cluster.environment import discover
 
 def say_hello():
     # In one write: both workers share the pipe.

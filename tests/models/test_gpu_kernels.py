@@ -16,7 +16,7 @@ from triax.models.loss import (
     chunk_statistics,
     chunked_cross_entropy,
 )
-from triax.parallel.passes import attention_kernels
+from triax.parallel.schedule import attention_kernels
 
 BF16_TOLERANCE = 2e-2
 """Relative, by norm."""

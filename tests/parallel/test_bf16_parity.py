@@ -29,7 +29,7 @@ def test_bf16_is_near_fp32_and_not_the_same() -> None:
 @pytest.mark.parametrize(
     ("num_processes", "parallel"),
     [
-        (1, {"zero_stage": 3}),  # FSDP2 instead of masters
+        (1, {"zero_stage": 3}),  # FSDP2 instead of main params
         (2, {"zero_stage": 1}),
         (2, {"zero_stage": 3}),
         (2, {"tensor": 2}),

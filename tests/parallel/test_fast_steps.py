@@ -52,7 +52,7 @@ def test_fp32_is_that_of_a_plain_loop_on_the_cpu(device: str, compiled: bool) ->
 def test_low_precision_is_near_fp32(
     device: str, precision: dict[str, str], checkpointing: str
 ) -> None:
-    # Stage 3 is FSDP2's on one process too; below, masters keep the fp32 weights.
+    # Stage 3 is FSDP2's on one process too; below, main params keep the fp32 weights.
     zero_stage = 1 if checkpointing == "none" else 3
     parallel = {
         "compile": True, "activation_checkpointing": checkpointing, "zero_stage": zero_stage

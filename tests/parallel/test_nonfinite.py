@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from triax.parallel.flat_shards import Block, Pieces
 from triax.parallel.nonfinite import first_non_finite
-from triax.parallel.pieces import Block, Pieces
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])

@@ -18,8 +18,8 @@ from worlds import Case, Run, engine_run, make_context, make_engine, micro_batch
 from triax.checkpoint.store import CheckpointStore
 from triax.checkpoint.universal import export_universal
 from triax.common.errors import UserError
-from triax.parallel.pieces import local_parts
-from triax.training.step import train_step
+from triax.parallel.flat_shards import local_parts
+from triax.training.step.step import train_step
 
 LR = 2e-3
 

@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from watched import NoWaiting
 from worlds import Case, Rows, make_context, make_engine, micro_batches
 
-from triax.training.adamw import update_parts
-from triax.training.step import train_step
+from triax.training.step.adamw import update_parts
+from triax.training.step.step import train_step
 
 CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
 EACH_DEVICE = pytest.mark.parametrize("device", ["cpu", CUDA])

@@ -10,9 +10,9 @@ from parity import CAN_SPLIT_BACKWARD
 from worlds import SEQ_LEN, Case
 
 from triax.data.config import DataConfig
-from triax.launcher import parallel_checks
-from triax.launcher.checks import CHECKS
-from triax.launcher.problems import Problem
+from triax.launcher.checks import parallel as parallel_checks
+from triax.launcher.checks.sections import CHECKS
+from triax.launcher.config.problems import Problem
 from triax.models.config import ModelConfig
 from triax.parallel.config import ParallelConfig, PrecisionConfig
 from triax.parallel.stages import SCHEDULES

@@ -21,7 +21,7 @@ import numpy as np
 from ports import free_port
 from warm import fork
 
-from triax.data.shards import ShardWriter
+from triax.data.read.shards import ShardWriter
 
 _SECONDS_FOR_THE_OTHERS = 3.0
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from worlds import Case, make_context, make_engine, micro_batches
 
-from triax.training.control import ControlLine, Requests
-from triax.training.stability.config import StabilityConfig
-from triax.training.stability.guard import Guard, Verdict
-from triax.training.step import StepContext, train_step
+from triax.training.loop.control import ControlLine, Requests
+from triax.training.stability_config import StabilityConfig
+from triax.training.step.guard import Guard, Verdict
+from triax.training.step.step import StepContext, train_step
 
 
 class NoWaiting(TorchDispatchMode):

@@ -29,15 +29,15 @@ from triax.models.transformer import Transformer
 from triax.parallel.config import ParallelConfig, PrecisionConfig
 from triax.parallel.engines import ENGINES
 from triax.parallel.engines.native import NativeEngine
+from triax.parallel.flat_shards import FlatShard
 from triax.parallel.layout import Layout
 from triax.parallel.mesh import build_mesh
-from triax.parallel.pieces import Pieces
-from triax.training.apex import chosen, find_fused_rms_norm
 from triax.training.config import OptimizerConfig
-from triax.training.optimizer import optimizer_maker
-from triax.training.precision import LossScaler
-from triax.training.stability.guard import Guard
-from triax.training.step import StepContext, train_step
+from triax.training.step.apex import chosen, find_fused_rms_norm
+from triax.training.step.guard import Guard
+from triax.training.step.optimizer import optimizer_maker
+from triax.training.step.precision import LossScaler
+from triax.training.step.step import StepContext, train_step
 
 SEQ_LEN = 16
 SEED = 3
@@ -212,14 +212,14 @@ def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         .cpu()
         .clone()
         for name, tensor in tensors.items()
-        if not isinstance(tensor, Pieces)
+        if not isinstance(tensor, FlatShard)
     }
-    return full | _assembled({n: t for n, t in tensors.items() if isinstance(t, Pieces)})
+    return full | _assembled({n: t for n, t in tensors.items() if isinstance(t, FlatShard)})
 
 
-def _assembled(tensors: Mapping[str, Pieces]) -> dict[str, Tensor]:
+def _assembled(tensors: Mapping[str, FlatShard]) -> dict[str, Tensor]:
     """The tensors that all processes' pieces make together; NaN where there is none."""
-    mine = {name: (tensor.shape, tensor.pieces) for name, tensor in tensors.items()}
+    mine = {name: (tensor.shape, tensor.rectangles) for name, tensor in tensors.items()}
     of_all: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(of_all, mine)
     full: dict[str, Tensor] = {}
@@ -244,7 +244,7 @@ def named_gradients(engine: Any) -> dict[str, Tensor]:
         return whole({n: p.grad for n, p in engine.parameters.items() if p.grad is not None})
     zero, blocks = engine._zero, engine._blocks
     return whole(
-        {n: Pieces(g.float(), zero.shares[n].first, blocks[n]) for n, g in zero.gradients()}
+        {n: FlatShard(g.float(), zero.shares[n].first, blocks[n]) for n, g in zero.gradients()}
     )
 
 
@@ -330,15 +330,15 @@ def live_bytes() -> int:
 
 def differing_weights(case: Case) -> list[list[str]]:
     """After each of a few updates, the second of them skipped, and after writing into the state as
-    a checkpoint does: the weights that the model computes with that aren't the masters', cast."""
+    a checkpoint does: the weights that the model computes with that aren't the main ones, cast."""
     engine = make_engine(case)
     context = make_context(case, engine)
 
     def differing() -> list[str]:
         engine._publish()
         weights = dict(engine.parts[0].module.named_parameters())
-        masters = engine.parameters
-        return [n for n, w in weights.items() if not torch.equal(w, masters[n].to(w.dtype))]
+        main_params = engine.parameters
+        return [n for n, w in weights.items() if not torch.equal(w, main_params[n].to(w.dtype))]
 
     found = [differing()]
     for step in range(4):

@@ -23,7 +23,7 @@ from worlds import (
     run_leg,
 )
 
-from triax.training.adamw import MixedAdamW, random_bits, round_by_chance
+from triax.training.step.adamw import MixedAdamW, random_bits, round_stochastically
 
 BETAS, EPS = (0.9, 0.95), 1e-8
 
@@ -102,20 +102,22 @@ def test_a_skipped_step_changes_not_a_bit() -> None:
 def test_rounding_by_chance_hits_the_value_on_average() -> None:
     bits = random_bits(1 << 16, torch.tensor(3.0), torch.tensor(5, dtype=torch.int32)) & 0xFFFF
     for value in (1.001, -1.001, 3e-30, -7.77e20):
-        rounded = round_by_chance(torch.full((1 << 16,), value), bits)
+        rounded = round_stochastically(torch.full((1 << 16,), value), bits)
         assert torch.equal(rounded, rounded.bfloat16().float())
         assert rounded.mean().item() == pytest.approx(value, rel=1e-4)
         assert len(rounded.unique()) == 2
     exact = torch.tensor([0.0, -0.0, 1.5, torch.inf]).repeat_interleave(1 << 14)
-    assert torch.equal(round_by_chance(exact, bits), exact)
+    assert torch.equal(round_stochastically(exact, bits), exact)
     not_numbers = torch.tensor([0x7FFFFFFF, -1, 0x7FC00000], dtype=torch.int32).view(torch.float32)
-    assert round_by_chance(not_numbers, torch.full((3,), 0xFFFF, dtype=torch.int32)).isnan().all()
+    assert (
+        round_stochastically(not_numbers, torch.full((3,), 0xFFFF, dtype=torch.int32)).isnan().all()
+    )
 
 
 def test_stretches_of_a_parameter_draw_as_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where it is compiled nothing is divided, and a run may go on there."""
     whole = updated(torch.bfloat16, 5)
-    monkeypatch.setattr("triax.training.adamw._STRETCH", 64)
+    monkeypatch.setattr("triax.training.step.adamw._STRETCH", 64)
     divided = updated(torch.bfloat16, 5)
     assert torch.equal(whole[0], divided[0])
     assert all(torch.equal(whole[1][key], divided[1][key]) for key in whole[1])

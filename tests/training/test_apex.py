@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from triax.common.errors import UserError
-from triax.launcher.deepspeed_checks import apex_is_nvidias
+from triax.launcher.checks.deepspeed import apex_is_nvidias
 from triax.parallel.config import ParallelConfig, PrecisionConfig
-from triax.parallel.engines.protocol import RMSNorm
-from triax.training.apex import chosen, find_fused_adam, find_fused_rms_norm
+from triax.parallel.engine import RMSNorm
 from triax.training.config import OptimizerConfig
-from triax.training.optimizer import optimizer_maker
+from triax.training.step.apex import chosen, find_fused_adam, find_fused_rms_norm
+from triax.training.step.optimizer import optimizer_maker
 
 
 @pytest.fixture(params=KINDS)

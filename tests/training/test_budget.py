@@ -10,8 +10,8 @@ from pydantic import ValidationError
 from triax.common.errors import UserError
 from triax.models.config import ModelConfig
 from triax.models.counts import num_non_embedding_parameters, num_parameters
-from triax.training.budget import chinchilla_tokens, resolve_budget
 from triax.training.config import BudgetConfig
+from triax.training.step.budget import chinchilla_tokens, resolve_budget
 
 MODEL = ModelConfig.model_validate({"preset": "mini-10m"})
 

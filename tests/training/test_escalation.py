@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 
-from triax.training.readback import StepFigures
-from triax.training.stability.config import StabilityConfig
 from triax.training.stability.escalation import (
     Action,
     Escalation,
@@ -16,8 +14,10 @@ from triax.training.stability.escalation import (
     Rollback,
     Stop,
 )
-from triax.training.stability.guard import Reason
-from triax.training.state import TrainState
+from triax.training.stability_config import StabilityConfig
+from triax.training.step.guard import Reason
+from triax.training.step.readback import StepFigures
+from triax.training.step.state import TrainState
 
 BATCH = 8
 ACCEPTED = Reason(0)

@@ -8,17 +8,17 @@ from pathlib import Path
 import torch
 
 from triax.parallel.config import PrecisionConfig
-from triax.parallel.engines.protocol import Counts, StepSums
-from triax.training.console import Console
-from triax.training.evaluation import mean_loss
-from triax.training.metrics import Boards, metrics_row
-from triax.training.outlets import Outlets
-from triax.training.precision import LossScaler
-from triax.training.readback import Readback
-from triax.training.run_directory import RunDirectory
-from triax.training.stability.guard import Guard
-from triax.training.state import TrainState
-from triax.training.step import StepContext, train_step
+from triax.parallel.engine import Counts, StepSums
+from triax.training.records.console import Console
+from triax.training.records.metrics import MetricsWriters, metrics_row
+from triax.training.records.metrics_logger import MetricsLogger
+from triax.training.records.run_directory import RunDirectory
+from triax.training.step.evaluation import mean_loss
+from triax.training.step.guard import Guard
+from triax.training.step.precision import LossScaler
+from triax.training.step.readback import Readback
+from triax.training.step.state import TrainState
+from triax.training.step.step import StepContext, train_step
 
 
 class EmptyEngine:
@@ -59,8 +59,10 @@ def test_a_validation_without_targets_has_no_perplexity(tmp_path: Path) -> None:
     assert math.isnan(evaluation.loss) and math.isnan(evaluation.perplexity)
     assert "no target" in evaluation.describe()
     console = Console(2, 0, 8, enabled=False)
-    outlets = Outlets(True, RunDirectory(tmp_path), Boards([]), console, lambda _: {})
-    outlets.evaluation(3, evaluation)
+    metrics_logger = MetricsLogger(
+        True, RunDirectory(tmp_path), MetricsWriters([]), console, lambda _: {}
+    )
+    metrics_logger.evaluation(3, evaluation)
     (event,) = RunDirectory(tmp_path).rows(tmp_path / "events.jsonl")
     assert (event["loss"], event["perplexity"], event["num_targets"]) == (None, None, 0)
 

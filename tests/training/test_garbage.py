@@ -6,7 +6,7 @@ import gc
 
 import pytest
 
-from triax.training.garbage import GarbageControl
+from triax.training.loop.garbage import GarbageControl
 
 
 def collections(every: int | None, num_steps: int) -> list[int]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from triax.inference.generate import generate
 from triax.models.config import ModelConfig
 from triax.models.transformer import Transformer
-from triax.training.generate import generate
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from triax.training.stability.config import StabilityConfig
-from triax.training.stability.guard import Guard, Reason
+from triax.training.stability_config import StabilityConfig
+from triax.training.step.guard import Guard, Reason
 
 WINDOW = 32
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from triax.training.hardware import PEAKS, peak_flops
+from triax.training.records.hardware import PEAKS, peak_flops
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from triax.training.lookahead import Lookahead
+from triax.training.loop.lookahead import Lookahead
 
 
 def failing(count: int) -> Iterator[int]:

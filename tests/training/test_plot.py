@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from triax.training.plot import plot_losses, read_curves
-from triax.training.run_directory import RunDirectory
+from triax.training.records.plot import plot_losses, read_curves
+from triax.training.records.run_directory import RunDirectory
 
 
 @pytest.fixture

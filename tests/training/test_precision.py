@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from triax.parallel.config import PrecisionConfig
-from triax.training.precision import LossScaler
+from triax.training.step.precision import LossScaler
 
 CPU = torch.device("cpu")
 

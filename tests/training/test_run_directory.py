@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from triax.common.errors import UserError
-from triax.training.run_directory import RunDirectory
+from triax.training.records.run_directory import RunDirectory
 from triax.training.stability.heartbeat import Heartbeat, read_heartbeats, write_heartbeat
 
 

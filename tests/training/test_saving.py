@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from triax.checkpoint.store import SaveOutcome
-from triax.training.console import Console
-from triax.training.metrics import Boards
-from triax.training.outlets import Outlets
-from triax.training.run_directory import RunDirectory
-from triax.training.saving import Saver
-from triax.training.state import TrainState
+from triax.training.records.console import Console
+from triax.training.records.metrics import MetricsWriters
+from triax.training.records.metrics_logger import MetricsLogger
+from triax.training.records.run_directory import RunDirectory
+from triax.training.records.saving import Saver
+from triax.training.step.state import TrainState
 
 
 class FakeStore:
@@ -43,9 +43,11 @@ class FakeEngine:
         return {f"model.{name}": tensor for name, tensor in self._state.items()}
 
 
-def outlets(tmp_path: Path) -> Outlets:
+def metrics_logger(tmp_path: Path) -> MetricsLogger:
     console = Console(10, 0, 1, enabled=False)
-    return Outlets(True, RunDirectory(tmp_path), Boards([]), console, lambda _: {"step": 1})
+    return MetricsLogger(
+        True, RunDirectory(tmp_path), MetricsWriters([]), console, lambda _: {"step": 1}
+    )
 
 
 def saver(
@@ -53,7 +55,7 @@ def saver(
     **options: Any,
 ) -> Saver:  # fmt: skip
     return Saver(
-        store, engine or FakeEngine(), lambda _: {}, outlets(tmp_path),  # type: ignore[arg-type]
+        store, engine or FakeEngine(), lambda _: {}, metrics_logger(tmp_path),  # type: ignore[arg-type]
         **({"retry_seconds": 10.0, "max_failures": 3} | options), clock=lambda: now[0],
     )  # fmt: skip
 
@@ -115,7 +117,7 @@ def test_a_full_disk_takes_figures_but_not_the_run(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(RunDirectory, "_append", full)
-    made = outlets(tmp_path)
+    made = metrics_logger(tmp_path)
     made.event("anything", step=1)
     made.abandon(3)
     assert not (tmp_path / "events.jsonl").exists()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from triax.common.quantities import Duration, Unit
 from triax.training.config import ScheduleConfig
-from triax.training.schedule import learning_rate, warmup_tokens
+from triax.training.step.schedule import learning_rate, warmup_tokens
 
 PEAK = 3e-4
 

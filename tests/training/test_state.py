@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from triax.common.quantities import Duration, Unit
-from triax.training.control import Timer
-from triax.training.state import TrainState, crossed
+from triax.training.loop.control import Timer
+from triax.training.step.state import TrainState, crossed
 
 
 @given(st.integers(1, 50), st.integers(1, 9), st.integers(1, 400), st.sampled_from(list(Unit)[:2]))

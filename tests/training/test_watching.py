@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from triax.common.quantities import Duration, Unit
 from triax.parallel.layout import Layout
-from triax.training.stability.config import StabilityConfig
 from triax.training.stability.faults import flip_weight
 from triax.training.stability.heartbeat import Heartbeat, blame
 from triax.training.stability.replicas import (
@@ -23,6 +22,7 @@ from triax.training.stability.replicas import (
 )
 from triax.training.stability.stragglers import find_stragglers
 from triax.training.stability.watchdog import Limits
+from triax.training.stability_config import StabilityConfig
 
 NOW = 1000.0
 

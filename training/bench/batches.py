@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from triax.data.loader import Batch, make_batch
-from triax.data.source import Window
+from triax.data.read.loader import Batch, make_batch
+from triax.data.read.source import Window
 
 _NUM_BATCHES = 4
 """Different ones, which take turns."""

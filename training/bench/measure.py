@@ -15,9 +15,9 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from triax.training.bench.timing import Laps, Step, run_laps
 from triax.training.bench.trace import STEP_RANGE, Breakdown, break_down
-from triax.training.garbage import GarbageControl
-from triax.training.hardware import memory_bytes, peak_memory_gib
-from triax.training.step import StepResult
+from triax.training.loop.garbage import GarbageControl
+from triax.training.records.hardware import memory_bytes, peak_memory_gib
+from triax.training.step.step import StepResult
 
 NUM_WARMUP_STEPS = 3
 """After the first one: allocators and clocks settle."""

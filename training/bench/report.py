@@ -11,8 +11,8 @@ from typing import Any
 
 from triax.common.quantities import format_count
 from triax.training.bench.kinds import Kind
-from triax.training.bench.limit import Limit
 from triax.training.bench.measure import Measured
+from triax.training.bench.roofline import Roofline
 
 WIDTH = 80
 
@@ -54,7 +54,7 @@ class Report:
 
     setup: Setup
     measured: Measured
-    limit: Limit
+    limit: Roofline
 
     @property
     def step_seconds(self) -> float:

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import torch
 
-from triax.training.readback import Readback, StepFigures
-from triax.training.state import TrainState
-from triax.training.step import StepResult
+from triax.training.step.readback import Readback, StepFigures
+from triax.training.step.state import TrainState
+from triax.training.step.step import StepResult
 
 Step = Callable[[int], StepResult]
 """Takes the step of a number, counted from 0, and doesn't wait for the device."""

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from triax.training.readback import StepFigures
-from triax.training.stability.config import StabilityConfig
-from triax.training.stability.guard import Reason
+from triax.training.stability_config import StabilityConfig
+from triax.training.step.guard import Reason
+from triax.training.step.readback import StepFigures
 
 
 @dataclass(frozen=True)

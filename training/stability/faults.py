@@ -22,9 +22,9 @@ from torch import Tensor
 
 from triax.checkpoint.folders import CHECKPOINTS_FOLDER, folder_name
 from triax.common.tokens import IGNORE_INDEX
-from triax.parallel.engines.protocol import Counts, Engine, MicroBatch, StepSums
-from triax.parallel.pieces import local_parts
-from triax.training.stability.config import Fault, FaultsConfig
+from triax.parallel.engine import Counts, Engine, MicroBatch, StepSums
+from triax.parallel.flat_shards import local_parts
+from triax.training.stability_config import Fault, FaultsConfig
 
 IN_ENGINE = ("flip-weight", "nan-gradient", "corrupt-batch")
 """Kinds that strike within the step, not at a point."""

@@ -9,13 +9,13 @@ from typing import Any
 from triax.checkpoint.folders import CheckpointInfo
 from triax.checkpoint.store import CheckpointStore
 from triax.common.errors import ExitCode, UserError
-from triax.parallel.engines.protocol import Engine
-from triax.training.outlets import Outlets
-from triax.training.saving import Saver
+from triax.parallel.engine import Engine
+from triax.training.records.metrics_logger import MetricsLogger
+from triax.training.records.saving import Saver
 from triax.training.stability.escalation import Action, Escalation, NewLevel, Rollback, Stop
-from triax.training.stability.guard import Guard
 from triax.training.stability.report import stop_report
-from triax.training.state import TrainState
+from triax.training.step.guard import Guard
+from triax.training.step.state import TrainState
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Recovery:
         escalation: which is not: it remembers what was tried.
         store, saver: the checkpoints.
         restore: puts the other parts of a checkpoint's record back (guard, loss scale).
-        outlets: where it is told.
+        metrics_logger: where it is told.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Recovery:
         store: CheckpointStore,
         saver: Saver,
         restore: Callable[[Mapping[str, Any]], None],
-        outlets: Outlets,
+        metrics_logger: MetricsLogger,
     ) -> None:
         self._engine = engine
         self._guard = guard
@@ -54,7 +54,7 @@ class Recovery:
         self._store = store
         self._saver = saver
         self._restore = restore
-        self._outlets = outlets
+        self._metrics_logger = metrics_logger
 
     def act(self, action: Action, state: TrainState) -> tuple[TrainState, Ending | None]:
         """Do it; every verdict up to `state` has been read. Collective.
@@ -65,8 +65,10 @@ class Recovery:
         if isinstance(action, NewLevel):
             self._guard.forget()
             self._escalation.accepted_new_level()
-            self._outlets.event("new_level", step=state.step, cursor=state.cursor)
-            self._outlets.say(f"the guard takes the loss after step {state.step} as a new level")
+            self._metrics_logger.event("new_level", step=state.step, cursor=state.cursor)
+            self._metrics_logger.say(
+                f"the guard takes the loss after step {state.step} as a new level"
+            )
             return state, None
         if isinstance(action, Stop):
             return state, self.stop(action.reason, state)
@@ -74,9 +76,9 @@ class Recovery:
 
     def stop(self, reason: str, state: TrainState) -> Ending:
         """Write the report and end with the guard's exit code."""
-        run_dir = self._outlets.directory.path
-        self._outlets.event("stop", step=state.step, cursor=state.cursor, reason=reason)
-        self._outlets.report(stop_report(run_dir, reason, state, self._escalation))
+        run_dir = self._metrics_logger.directory.path
+        self._metrics_logger.event("stop", step=state.step, cursor=state.cursor, reason=reason)
+        self._metrics_logger.report(stop_report(run_dir, reason, state, self._escalation))
         return Ending(ExitCode.STOPPED_BY_GUARD, reason)
 
     def _roll_back(self, action: Rollback, state: TrainState) -> tuple[TrainState, Ending | None]:
@@ -96,13 +98,13 @@ class Recovery:
         trouble, num_refused = self._escalation.trouble, len(self._escalation.refusals)
         self._escalation.rolled_back(target.step, skipped)
         self._store.discard_after(target.step)
-        self._outlets.abandon(target.step)
-        self._outlets.event(
+        self._metrics_logger.abandon(target.step)
+        self._metrics_logger.event(
             "rollback", from_step=state.step, to_step=target.step, began=action.began,
             num_refused=num_refused, skipped_samples=list(skipped),
             num_rollbacks=self._escalation.num_rollbacks, checkpoint=str(info.path),
         )  # fmt: skip
-        self._outlets.say(
+        self._metrics_logger.say(
             f"rolled back from step {state.step} to step {target.step}: {trouble}; "
             f"samples {skipped[0]} to {skipped[1] - 1} are skipped"
         )

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from triax.parallel.flat_shards import local_parts
 from triax.parallel.layout import Layout
-from triax.parallel.pieces import local_parts
 
 Checksums = tuple[int, int]
 """Of the weights and of the optimizer's state that a process holds."""

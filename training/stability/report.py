@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from triax.training.stability.escalation import Escalation, Refusal
-from triax.training.stability.guard import Reason
-from triax.training.state import TrainState
+from triax.training.step.guard import Reason
+from triax.training.step.state import TrainState
 
 _NUM_SHOWN = 10
 

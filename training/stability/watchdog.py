@@ -20,8 +20,7 @@ from typing import Literal
 import torch
 
 from triax.common.errors import ExitCode
-from triax.training.run_directory import RunDirectory
-from triax.training.stability.config import StabilityConfig
+from triax.training.records.run_directory import RunDirectory
 from triax.training.stability.heartbeat import (
     STACKS_OF,
     Heartbeat,
@@ -30,6 +29,7 @@ from triax.training.stability.heartbeat import (
     read_heartbeats,
     write_heartbeat,
 )
+from triax.training.stability_config import StabilityConfig
 
 log = logging.getLogger("triax.watchdog")
 

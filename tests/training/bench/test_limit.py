@@ -11,9 +11,9 @@ from triax.models.config import ModelConfig
 from triax.models.counts import flops_per_token
 from triax.models.transformer import Transformer
 from triax.parallel.config import PrecisionConfig
-from triax.parallel.pieces import Block, Pieces
-from triax.training.bench import limit
-from triax.training.bench.limit import Work, measure_limit, optimizer_bytes, products
+from triax.parallel.flat_shards import Block, Pieces
+from triax.training.bench import roofline as limit
+from triax.training.bench.roofline import Work, measure_roofline, optimizer_bytes, products
 
 CPU = torch.device("cpu")
 MODEL = ModelConfig.model_validate(
@@ -68,7 +68,7 @@ def test_of_a_divided_state_only_the_part_that_is_here_counts() -> None:
 
 @pytest.mark.parametrize("compute", ["fp32", "bf16"])
 def test_every_part_is_timed(compute: str) -> None:
-    found = measure_limit(replace(WORK, compute=compute), CPU)
+    found = measure_roofline(replace(WORK, compute=compute), CPU)
     assert min(found.gemm, found.attention, found.optimizer) > 0
     assert found.total == found.gemm + found.attention + found.optimizer
     assert found.gemm_flops == sum(product.flops for product in products(WORK))
@@ -78,7 +78,7 @@ def test_every_part_is_timed(compute: str) -> None:
 
 def test_a_pipeline_shares_the_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limit, "seconds_of", lambda _operation, _device: 1e-3)
-    whole, half = (measure_limit(replace(WORK, pipeline=num), CPU) for num in (1, 2))
+    whole, half = (measure_roofline(replace(WORK, pipeline=num), CPU) for num in (1, 2))
     assert (half.gemm, half.attention) == (whole.gemm / 2, whole.attention / 2)
     # 3 layers x 2 micro-batches: 3 products of 4 weights' groups, those fused where that pays.
     assert whole.gemm == pytest.approx(1e-3 * (3 * 4 * 6 + 3 * 2))

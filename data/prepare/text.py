@@ -1,0 +1,294 @@
+"""Documents from files: plain text, JSON lines or parquet, also compressed; or from `datasets`.
+
+| suffix | a document is |
+|---|---|
+| `.jsonl` `.json` `.ndjson` | the text field of a line, each line one JSON object |
+| `.parquet` | the text field of a row |
+| any other | the whole file |
+
+Each may be compressed: `.gz`, `.bz2`, `.xz` or `.zst` is added to the name. A text of more than
+`MAX_DOCUMENT` characters becomes several documents, so that no file, however much it unfolds to,
+is held in memory as a whole.
+"""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import gzip
+import io
+import json
+import logging
+import lzma
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from triax.common.errors import UserError
+from triax.data.prepare.inputs import SAVED_DATASET, DatasetName, Source, TextFile, resolve_all
+
+_log = logging.getLogger(__name__)
+MAX_DOCUMENT = 1 << 24
+"""Characters of a document, about 4 million tokens; a longer text is cut behind a line near it."""
+_MAX_BYTES = 1 << 28
+"""Of one JSON line, or of a parquet file that has to be unpacked whole."""
+_PARQUET_ROWS = 1024
+"""Rows held in memory at a time."""
+_ONE_A_LINE = "expected JSON lines: one whole object in each line"
+
+
+class _LeftOutError(Exception):
+    """A file that is no text to train on; says why."""
+
+
+def iter_documents(inputs: Sequence[str], text_field: str = "text") -> Iterator[str]:
+    """The documents of all inputs, one after another, in the same order on every call.
+
+    Streams: a file is open only while it is read. Empty documents are left out. Files that
+    are no UTF-8 are left out if they were found in a folder (with a warning), and are errors
+    if they were named; so are `.json` files whose first line is no object with the text field,
+    like a `package.json`.
+
+    Args:
+        inputs: each as `triax.data.prepare.inputs.resolve` takes it.
+        text_field: where JSON lines, parquet rows and datasets hold the text.
+
+    Raises:
+        UserError: an input is missing, damaged or has no such field; names file and line.
+    """
+    # Here and not in the generator: a wrong input is found before anything is read.
+    return _documents(resolve_all(inputs), text_field)
+
+
+def _documents(sources: Sequence[Source], text_field: str) -> Iterator[str]:
+    for source in sources:
+        documents = (
+            _dataset_documents(source, text_field)
+            if isinstance(source, DatasetName)
+            else _files_documents(source, text_field)
+        )
+        for document in documents:
+            yield from filter(None, _parts(document))
+
+
+def _parts(document: str) -> Iterator[str]:
+    """A document, or one that is too long in several parts, cut behind lines where it has any."""
+    start = 0
+    while len(document) - start > MAX_DOCUMENT:
+        end = _end_of_part(document, start)
+        yield document[start:end]
+        start = end
+    yield document[start:]
+
+
+def _end_of_part(text: str, start: int) -> int:
+    end = start + MAX_DOCUMENT
+    return text.rfind("\n", start + MAX_DOCUMENT // 2, end) + 1 or end
+
+
+def _files_documents(files: Sequence[TextFile], text_field: str) -> Iterator[str]:
+    for file in files:
+        try:
+            yield from _file_documents(file, text_field)
+        except _LeftOutError as error:
+            _log.warning("%s: left out, %s", file.path, error)
+
+
+def _file_documents(file: TextFile, text_field: str) -> Iterator[str]:
+    path = file.path
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    open_file = _OPENERS.get(suffixes[-1], _open_plain) if suffixes else _open_plain
+    kind = suffixes[:-1] if open_file is not _open_plain else suffixes
+    read = _READERS.get(kind[-1], _read_whole) if kind else _read_whole
+    try:
+        with open_file(path) as stream:
+            yield from read(stream, file, text_field)
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise UserError(
+            f"{path}: cannot be read: {error}; if it is damaged, fetch it again"
+        ) from None
+
+
+def _open_plain(path: Path) -> BinaryIO:
+    return path.open("rb")
+
+
+def _open_gzip(path: Path) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(path, "rb"))
+
+
+def _open_bz2(path: Path) -> BinaryIO:
+    return cast(BinaryIO, bz2.open(path, "rb"))
+
+
+def _open_xz(path: Path) -> BinaryIO:
+    return cast(BinaryIO, lzma.open(path, "rb"))
+
+
+def _open_zstd(path: Path) -> BinaryIO:
+    import pyarrow  # type: ignore[import-untyped]
+
+    # pyarrow comes with `datasets`, and reports a file cut short; `zstandard` ends silently.
+    return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
+
+
+def _read_whole(stream: BinaryIO, file: TextFile, _text_field: str) -> Iterator[str]:
+    """The file's text; in several parts if it is long, which are read one by one."""
+    text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+    part, has_begun = "", False
+    while True:
+        try:
+            part += text.read(MAX_DOCUMENT + 1 - len(part))
+        except UnicodeDecodeError:
+            if file.must_be_text:
+                raise UserError(
+                    f"{file.path}: not UTF-8 text; convert it or leave it out"
+                ) from None
+            behind = " behind what was read" if has_begun else ""
+            raise _LeftOutError(f"it is not UTF-8 text{behind}") from None
+        if len(part) <= MAX_DOCUMENT:
+            break
+        end, has_begun = _end_of_part(part, 0), True
+        yield part[:end]
+        part = part[end:]
+    yield part
+
+
+def _read_json_lines(stream: BinaryIO, file: TextFile, text_field: str) -> Iterator[str]:
+    number = 0
+    # Found in a folder, and not called JSON lines: it may be any program's.
+    may_be_other = not file.must_be_text and ".json" in map(str.lower, file.path.suffixes)
+    while line := stream.readline(_MAX_BYTES + 1):
+        number += 1
+        where = f"{file.path}, line {number}"
+        if len(line) > _MAX_BYTES:
+            raise UserError(f"{where}: longer than {_MAX_BYTES >> 20} MiB, {_ONE_A_LINE}")
+        if not line.strip():
+            continue
+        try:
+            yield _json_text(line.removeprefix(codecs.BOM_UTF8), where, text_field)
+        except UserError as error:
+            if may_be_other:
+                reason = str(error).removeprefix(f"{where}: ")
+                raise _LeftOutError(f"it holds no documents in JSON lines: {reason}") from None
+            raise
+        may_be_other = False
+
+
+def _json_text(line: bytes, where: str, text_field: str) -> str:
+    try:
+        row = _json(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: no JSON object: {error}; {_ONE_A_LINE}") from None
+    if not isinstance(row, dict):
+        kind = type(row).__name__
+        raise UserError(f"{where}: expected a JSON object, got {kind}; {_ONE_A_LINE}")
+    return _row_text(row, where, text_field)
+
+
+def _json(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        raise
+    except ValueError:
+        # Python refuses whole numbers of more than 4,300 digits; only the text is wanted here.
+        return json.loads(line, parse_int=float)
+
+
+def _row_text(row: dict[str, Any], where: str, text_field: str) -> str:
+    """The text of one row; null is an empty text."""
+    if text_field not in row:
+        raise UserError(_missing_field(where, text_field, list(row)))
+    text = row[text_field]
+    if text is None:
+        return ""
+    if not isinstance(text, str):
+        raise UserError(f'{where}: "{text_field}" holds {type(text).__name__}, expected a string')
+    return _valid_unicode(text)
+
+
+def _missing_field(where: str, text_field: str, fields: Sequence[str]) -> str:
+    found = ", ".join(fields[:10]) or "none"
+    return (
+        f'{where}: no field "{text_field}"; there are: {found}. '
+        "Name the one that holds the text with --text-field (text_field in a config)"
+    )
+
+
+def _valid_unicode(text: str) -> str:
+    """Replace half surrogate pairs, which JSON escapes can spell and UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def _read_parquet(stream: BinaryIO, source: TextFile, text_field: str) -> Iterator[str]:
+    import pyarrow
+    from pyarrow import parquet
+
+    path = source.path
+    try:
+        file = parquet.ParquetFile(_seekable(stream, path))
+        if text_field not in file.schema_arrow.names:
+            raise UserError(_missing_field(str(path), text_field, file.schema_arrow.names))
+        number = 0
+        for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=[text_field]):
+            for value in batch.column(0).to_pylist():
+                number += 1
+                yield _row_text({text_field: value}, f"{path}, row {number}", text_field)
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: damaged or no parquet file: {error}") from None
+
+
+def _seekable(stream: BinaryIO, path: Path) -> BinaryIO:
+    """Parquet is read from its end; a decompressed stream has to be held in memory for that."""
+    if isinstance(stream, io.BufferedReader) and stream.seekable():
+        return stream
+    content = stream.read(_MAX_BYTES + 1)
+    if len(content) > _MAX_BYTES:
+        raise UserError(
+            f"{path}: unpacks to more than {_MAX_BYTES >> 20} MiB, and parquet can only be read "
+            "from its end; unpack it first (parquet compresses by itself)"
+        )
+    return io.BytesIO(content)
+
+
+def _read_arrow(_stream: BinaryIO, file: TextFile, _text_field: str) -> Iterator[str]:
+    raise UserError(f"{file.path}: an Arrow file; {SAVED_DATASET}")
+
+
+def _dataset_documents(source: DatasetName, text_field: str) -> Iterator[str]:
+    # Takes seconds to import, and most runs read files.
+    import datasets  # type: ignore[import-untyped]
+
+    title = source.name if source.config is None else f"{source.name}:{source.config}"
+    try:
+        rows = datasets.load_dataset(source.name, source.config, split="train", streaming=True)
+        for number, row in enumerate(rows, start=1):
+            yield _row_text(row, f"{title}, row {number}", text_field)
+    except UserError:
+        raise
+    except Exception as error:  # a library of many back ends raises many kinds
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{title}: no such file or folder, and `datasets` cannot load it: {reason}"
+        ) from error
+
+
+_OPENERS: dict[str, Callable[[Path], BinaryIO]] = {
+    ".gz": _open_gzip,
+    ".bz2": _open_bz2,
+    ".xz": _open_xz,
+    ".zst": _open_zstd,
+}
+_READERS: dict[str, Callable[[BinaryIO, TextFile, str], Iterator[str]]] = {
+    ".arrow": _read_arrow,
+    ".jsonl": _read_json_lines,
+    ".ndjson": _read_json_lines,
+    ".json": _read_json_lines,
+    ".parquet": _read_parquet,
+}

@@ -1,0 +1,146 @@
+"""Whether shards still have the bytes that `triax data prepare` wrote, by its checksums."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event, Thread
+from typing import Self
+
+import xxhash
+
+from triax.common.errors import UserError
+from triax.data.read.shards import file_size, find_shards, with_suffix
+from triax.data.record import load_prepared
+
+_log = logging.getLogger(__name__)
+
+_READ_BYTES = 1 << 22
+_PAUSE_PER_SECOND = 4.0
+"""Beside training: rest after each second of reading."""
+_JOIN_SECONDS = 10.0
+"""A thread stuck in a read (a dead network disk) is left behind: it is a daemon."""
+
+
+@dataclass(frozen=True)
+class KnownFile:
+    """A file of a shard and what it must be."""
+
+    path: Path
+    checksum: str
+
+
+def known_files(prefix: str) -> tuple[list[KnownFile], list[Path]]:
+    """The files of a dataset whose checksums are known, and those without.
+
+    Raises:
+        UserError: there is no such dataset, or its `data.json` is damaged.
+    """
+    shards = find_shards(prefix)
+    prepared = load_prepared(Path(prefix).parent)
+    checksums = {} if prepared is None else prepared.checksums
+    paths = [with_suffix(shard, suffix) for shard in shards for suffix in (".bin", ".idx")]
+    known = [KnownFile(path, checksums[path.name]) for path in paths if path.name in checksums]
+    return known, [path for path in paths if path.name not in checksums]
+
+
+@dataclass(frozen=True)
+class Verifiable:
+    """What of some datasets can be verified."""
+
+    files: list[KnownFile]
+    without: list[str]
+    """Datasets with files whose checksums aren't known."""
+
+
+def files_of(prefixes: Sequence[str]) -> Verifiable:
+    """What of these datasets can be verified.
+
+    Raises:
+        UserError: as `known_files`.
+    """
+    found = {prefix: known_files(prefix) for prefix in prefixes}
+    files = [file for known, _ in found.values() for file in known]
+    return Verifiable(files, [prefix for prefix, (_, unknown) in found.items() if unknown])
+
+
+def verify(files: Sequence[KnownFile], rest: Callable[[float], bool] = lambda _: False) -> None:
+    """Read files whole and compare them with their checksums.
+
+    Args:
+        rest: called with the seconds that each piece took to read; ends all if it returns True.
+
+    Raises:
+        UserError: a file differs, or can't be read; it is named.
+    """
+    for file in files:
+        found = _checksum(file.path, rest)
+        if found is None:
+            return
+        if found != file.checksum:
+            raise UserError(
+                f"{file.path}: damaged: its bytes are not those that were prepared (xxh3 {found}, "
+                f"data.json has {file.checksum}); copy the shard again or prepare it anew"
+            )
+        _log.info("%s is as it was prepared", file.path)
+
+
+def _checksum(path: Path, rest: Callable[[float], bool]) -> str | None:
+    """None if a rest ended it."""
+    file_size(path)  # refuses a pipe, which would wait for ever
+    digest = xxhash.xxh3_128()
+    try:
+        with path.open("rb") as file:
+            began = time.monotonic()
+            while piece := file.read(_READ_BYTES):
+                digest.update(piece)
+                if rest(time.monotonic() - began):
+                    return None
+                began = time.monotonic()
+    except OSError as error:
+        raise UserError(f"{path}: can't be read: {error.strerror}; copy the shard again") from None
+    return digest.hexdigest()
+
+
+class Verification:
+    """Verifies files in a thread, at a fifth of what a disk and a core could do.
+
+    Args:
+        files: of this process; processes share them out.
+    """
+
+    def __init__(self, files: Sequence[KnownFile]) -> None:
+        self._files = files
+        self._ending = Event()
+        self._error: UserError | None = None
+        self._thread = Thread(target=self._run, name="triax-verify", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ending.set()
+        self._thread.join(_JOIN_SECONDS)
+
+    def check(self) -> None:
+        """Say what was found so far; costs nothing.
+
+        Raises:
+            UserError: as `verify`.
+        """
+        if self._error is not None:
+            raise self._error
+
+    def wait(self) -> None:
+        """Wait until all files are read, or the first was found to be damaged."""
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            verify(self._files, lambda seconds: self._ending.wait(seconds * _PAUSE_PER_SECOND))
+        except UserError as error:
+            self._error = error

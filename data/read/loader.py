@@ -1,0 +1,170 @@
+"""Sample numbers -> this rank's micro-batches of tensors.
+
+A global batch is `global_batch_size` consecutive samples. Data-parallel rank r takes the r-th
+of `dp_size` equal contiguous pieces, so every data-parallel size trains on the same samples.
+
+Shape legend: B = micro_batch_size, T = seq_len.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from triax.common.errors import UserError
+from triax.common.tokens import IGNORE_INDEX
+from triax.data.read.prefetch import prefetched
+from triax.data.read.sampler import Sampler
+from triax.data.read.source import Source, Window
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch, on the host."""
+
+    tokens_BT: torch.Tensor
+    """int64."""
+    targets_BT: torch.Tensor
+    """int64: the token that follows each position, or IGNORE_INDEX."""
+    document_ids_BT: torch.Tensor | None
+    """int32, counted from 0 in each row; None where documents are not masked."""
+
+
+def make_batch(
+    windows: Sequence[Window],
+    *,
+    mask_documents: bool,
+    pin_memory: bool,
+    num_real: int | None = None,
+) -> Batch:
+    """Stack windows of equal length into a micro-batch.
+
+    Args:
+        mask_documents: keep document ids, and ignore the targets that belong to another
+            document than their position.
+        pin_memory: put the tensors in page-locked memory, for asynchronous copies to the GPU.
+        num_real: only the first so many rows carry targets; None means all.
+    """
+    tokens = np.stack([window.tokens for window in windows])
+    inputs, targets = tokens[:, :-1].copy(), tokens[:, 1:].copy()
+    targets[num_real if num_real is not None else len(windows) :] = IGNORE_INDEX
+    document_ids_BT = None
+    if mask_documents:
+        documents = np.stack([window.document_ids for window in windows])
+        targets[documents[:, 1:] != documents[:, :-1]] = IGNORE_INDEX
+        document_ids_BT = _tensor(documents[:, :-1].copy(), pin_memory)
+    return Batch(_tensor(inputs, pin_memory), _tensor(targets, pin_memory), document_ids_BT)
+
+
+def _tensor(array: np.ndarray, pin_memory: bool) -> torch.Tensor:
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory() if pin_memory else tensor
+
+
+class Loader:
+    """Reads one rank's part of any global batch. It has no state: a sample number says all."""
+
+    def __init__(
+        self,
+        sources: Mapping[str, Source],
+        sampler: Sampler,
+        *,
+        global_batch_size: int,
+        micro_batch_size: int,
+        dp_rank: int,
+        dp_size: int,
+        mask_documents: bool,
+        prefetch: int = 2,
+        pin_memory: bool = False,
+        before_batch: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Check that the batch can be shared out.
+
+        Args:
+            sources: by the names that the sampler uses.
+            global_batch_size, micro_batch_size: in sequences.
+            prefetch: global batches that `iterate` reads ahead in a thread; 0 means no thread.
+            before_batch: called before each global batch; what it raises ends the reading, as
+                data that can't be read does.
+
+        Raises:
+            UserError: the global batch is not a whole number of micro-batches on each rank.
+        """
+        assert 0 <= dp_rank < dp_size, (dp_rank, dp_size)
+        if global_batch_size % (micro_batch_size * dp_size):
+            raise UserError(
+                f"batch.global_batch_size = {global_batch_size} does not divide into micro-batches "
+                f"of batch.micro_batch_size = {micro_batch_size} on {dp_size} data-parallel ranks; "
+                f"make it a multiple of {micro_batch_size * dp_size}"
+            )
+        self._sources = dict(sources)
+        self._sampler = sampler
+        self._global_batch_size = global_batch_size
+        self._micro_batch_size = micro_batch_size
+        self._samples_per_rank = global_batch_size // dp_size
+        self._first_sample = dp_rank * self._samples_per_rank
+        self._mask_documents = mask_documents
+        self._prefetch = prefetch
+        self._pin_memory = pin_memory
+        self._before_batch = before_batch
+
+    def batch_at(self, cursor: int) -> list[Batch]:
+        """This rank's micro-batches of the global batch that begins at sample `cursor`.
+
+        Raises:
+            UserError: the data holds a token outside the vocabulary.
+        """
+        self._before_batch()
+        first = cursor + self._first_sample
+        return [
+            self._micro_batch(range(start, start + self._micro_batch_size))
+            for start in range(first, first + self._samples_per_rank, self._micro_batch_size)
+        ]
+
+    def iterate(self, cursor: int, stop_cursor: int) -> Generator[list[Batch], None, None]:
+        """`batch_at` for each global batch from `cursor` to `stop_cursor`, read ahead.
+
+        Close the iterator (or exhaust it) to end its thread; what the thread raises is raised
+        here. The span is whole global batches.
+        """
+        assert (stop_cursor - cursor) % self._global_batch_size == 0, (cursor, stop_cursor)
+        cursors = range(cursor, stop_cursor, self._global_batch_size)
+        return prefetched(map(self.batch_at, cursors), self._prefetch)
+
+    def _micro_batch(self, samples: range) -> Batch:
+        locations = [self._sampler.locate(sample) for sample in samples]
+        windows = [self._sources[at.source].window(at.window) for at in locations]
+        return make_batch(windows, mask_documents=self._mask_documents, pin_memory=self._pin_memory)
+
+
+def validation_batches(
+    source: Source,
+    num_sequences: int,
+    *,
+    micro_batch_size: int,
+    dp_rank: int,
+    dp_size: int,
+    mask_documents: bool,
+    pin_memory: bool = False,
+) -> Iterator[Batch]:
+    """This rank's share of a source's first `num_sequences` windows (or all, if it has fewer).
+
+    Every rank gets equally many micro-batches of equal shape. Rows beyond the last sequence
+    have only ignored targets, so loss sum and target count over all ranks depend on neither
+    `dp_size` nor `micro_batch_size`.
+    """
+    num_sequences = min(num_sequences, source.num_windows)
+    micro_batches_per_rank = -(-num_sequences // (dp_size * micro_batch_size))
+    first = dp_rank * micro_batches_per_rank * micro_batch_size
+    for number in range(micro_batches_per_rank):
+        start = first + number * micro_batch_size
+        indices = range(start, start + micro_batch_size)
+        yield make_batch(
+            [source.window(min(index, num_sequences - 1)) for index in indices],
+            mask_documents=mask_documents,
+            pin_memory=pin_memory,
+            num_real=min(max(num_sequences - start, 0), micro_batch_size),
+        )

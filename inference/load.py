@@ -1,0 +1,97 @@
+"""A checkpoint as a model and a tokenizer to try things with, on one device."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from tokenizers import Tokenizer
+
+from triax.checkpoint.folders import inspect, resolve_checkpoint
+from triax.checkpoint.reading import load_model
+from triax.checkpoint.run_folder import recorded_table, tokenizer_of
+from triax.common.errors import UserError
+from triax.data.prepare.document_tokens import DocumentTokens
+from triax.data.prepare.tokenizer import load_tokenizer, vocabulary_size
+from triax.inference.export_tokens import recorded_tokens
+from triax.models.config import ModelConfig
+from triax.models.transformer import Transformer
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A checkpoint's model on its device, and how it was trained."""
+
+    path: Path
+    model: Transformer
+    tokenizer_folder: str | None
+    seq_len: int | None
+    """The training context; None where the checkpoint doesn't say (an imported one)."""
+    record: Mapping[str, Any] = field(default_factory=dict)
+    """The checkpoint's."""
+
+    def tokenizer(self, folder: str | None = None) -> Tokenizer:
+        """The tokenizer in the folder, or the one that the model was trained with.
+
+        Raises:
+            UserError: there is none, or it has more tokens than the model.
+        """
+        chosen = self._chosen(folder)
+        tokenizer = load_tokenizer(Path(chosen))
+        size = vocabulary_size(tokenizer)
+        if size > self.model.config.vocab_size:
+            raise UserError(
+                f"{chosen}: has {size} tokens, the model of {self.path} only "
+                f"{self.model.config.vocab_size}: give the model's own with --tokenizer DIR"
+            )
+        return tokenizer
+
+    def document_tokens(self, folder: str | None = None) -> DocumentTokens:
+        """What stands where documents end and begin, in the tokenizer that `tokenizer` loads.
+
+        Raises:
+            UserError: there is no tokenizer, or it lacks what the checkpoint's record names.
+        """
+        return recorded_tokens(self.record, self._chosen(folder))
+
+    def _chosen(self, folder: str | None) -> str:
+        chosen = folder or self.tokenizer_folder
+        if chosen is None:
+            raise UserError(f"{self.path}: names no tokenizer: give one with --tokenizer DIR")
+        return chosen
+
+
+def load_checkpoint(path: str) -> Loaded:
+    """Load a checkpoint, or a run's newest good one, on the GPU if there is one.
+
+    Raises:
+        UserError: there is none, it is damaged, or it doesn't say what model it holds.
+    """
+    info = inspect(resolve_checkpoint(Path(path)))
+    if info.manifest is None:
+        raise UserError(str(info.problem))
+    record = info.manifest.record
+    config = recorded_table(record, "config")
+    try:
+        model_config = ModelConfig.model_validate_json(json.dumps(config.get("model")))
+    except ValidationError as error:
+        raise UserError(f"{info.path}: its record holds no valid model: {error}") from None
+    seq_len = recorded_table(config, "data").get("seq_len")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = load_model(info.path, model_config).to(device).eval()
+    return Loaded(
+        info.path,
+        model,
+        tokenizer_of(info.path, config),
+        seq_len if _is_length(seq_len) else None,
+        record,
+    )
+
+
+def _is_length(value: object) -> bool:
+    return isinstance(value, int) and value > 0

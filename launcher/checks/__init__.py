@@ -1,0 +1,1 @@
+"""What one section of a config can't know of the others. Imports no torch."""

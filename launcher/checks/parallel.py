@@ -1,0 +1,238 @@
+"""Checks of the layout against processes, batch and model. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.metadata import version
+
+from triax.common.errors import UserError
+from triax.data.config import DataConfig
+from triax.launcher.config.problems import Problem
+from triax.models.config import ModelConfig
+from triax.parallel.config import ParallelConfig, PrecisionConfig
+from triax.parallel.stages import (
+    SCHEDULES,
+    SPLIT_BACKWARD_NEEDS_TORCH,
+    schedule_problem,
+    split_layers,
+)
+from triax.training.config import BatchConfig, OptimizerConfig
+
+
+def world_fits(parallel: ParallelConfig, world_size: int | None) -> Iterator[Problem]:
+    """Every axis must divide the number of processes."""
+    fixed = parallel.tensor * parallel.pipeline * parallel.replicate
+    if world_size is None or world_size % fixed == 0:
+        return
+    axes = ("pipeline", "replicate", "tensor")
+    degrees = " x ".join(f"{axis} {getattr(parallel, axis)}" for axis in axes)
+    path = next(f"parallel.{axis}" for axis in axes if getattr(parallel, axis) > 1)
+    yield Problem(
+        path,
+        f"the number of processes, {world_size}, is not a multiple of {degrees} = {fixed}; "
+        f"start {_nearest_multiples(world_size, fixed)} processes or lower a degree",
+    )
+
+
+def batch_divides(
+    batch: BatchConfig, parallel: ParallelConfig, world_size: int | None
+) -> Iterator[Problem]:
+    """An update is whole micro-batches, equally many on every data-parallel rank."""
+    model_ranks = parallel.tensor * parallel.pipeline
+    data_ranks = 1 if world_size is None or world_size % model_ranks else world_size // model_ranks
+    unit = batch.micro_batch_size * data_ranks
+    if batch.global_batch_size % unit == 0:
+        return
+    product = f"micro_batch_size {batch.micro_batch_size}"
+    if data_ranks > 1:
+        product += f" x {data_ranks} data-parallel processes = {unit}"
+    yield Problem(
+        "batch.global_batch_size",
+        f"{batch.global_batch_size} is not a multiple of {product}; "
+        f"use {_nearest_multiples(batch.global_batch_size, unit)}",
+    )
+
+
+def _nearest_multiples(value: int, unit: int) -> str:
+    below = value // unit * unit
+    return f"{below} or {below + unit}" if below else f"{unit}"
+
+
+def gradients_are_summed_exactly(
+    batch: BatchConfig,
+    parallel: ParallelConfig,
+    precision: PrecisionConfig,
+    world_size: int | None,
+) -> Iterator[Problem]:
+    """Many micro-batches' gradients are not added up in bf16."""
+    data_ranks = max(1, (world_size or 1) // (parallel.tensor * parallel.pipeline))
+    count = batch.global_batch_size // (batch.micro_batch_size * data_ranks)
+    is_in_bf16 = parallel.zero_stage >= 2 or (data_ranks == 1 and parallel.tensor == 1)
+    if precision.gradients == "bf16" and is_in_bf16 and count > 1:
+        where = f"at parallel.zero_stage = {parallel.zero_stage}" if data_ranks > 1 else "here"
+        yield Problem(
+            "precision.gradients",
+            f"{where} the {count} micro-batches of a step are added up in bf16, of whose 8 bits "
+            "small gradients lose some: raise batch.micro_batch_size, or on several data-parallel "
+            "processes use parallel.zero_stage 0 or 1",
+        )
+
+
+def optimizer_takes_dtypes(
+    optimizer: OptimizerConfig, parallel: ParallelConfig, precision: PrecisionConfig
+) -> Iterator[Problem]:
+    """torch's kernels update with fp32 gradients and moments only."""
+    if optimizer.implementation != "torch" or parallel.engine != "native":
+        return
+    for path, dtype in reduced_dtypes(optimizer, precision):
+        yield Problem(
+            "optimizer.implementation",
+            f'torch\'s kernels take no {dtype} here, as {path} says: use "auto" or "compiled"',
+        )
+
+
+def recipe_is_used(precision: PrecisionConfig) -> Iterator[Problem]:
+    """An fp8 recipe that was chosen does nothing in another precision."""
+    if precision.fp8_recipe != "tensorwise" and precision.compute != "fp8":
+        yield Problem(
+            "precision.fp8_recipe",
+            f'means nothing with precision.compute = "{precision.compute}": make that "fp8", or '
+            "leave this out",
+        )
+
+
+def reduced_dtypes(
+    optimizer: OptimizerConfig, precision: PrecisionConfig
+) -> Iterator[tuple[str, str]]:
+    """Config paths and dtypes of what the update reads in less than fp32."""
+    if precision.gradients != "fp32":
+        yield "precision.gradients", precision.gradients
+    if optimizer.state_dtype != "fp32":
+        yield "optimizer.state_dtype", optimizer.state_dtype
+
+
+def tensor_divides_model(
+    model: ModelConfig, data: DataConfig, parallel: ParallelConfig
+) -> Iterator[Problem]:
+    """Every process of the tensor axis gets equally many heads, features, rows and tokens."""
+    if parallel.async_tensor and not (parallel.tensor > 1 and parallel.compile):
+        yield Problem(
+            "parallel.async_tensor", "needs parallel.tensor above 1 and parallel.compile = true"
+        )
+    divided = {
+        "model.num_heads": model.num_heads,
+        "model.num_kv_heads": model.num_kv_heads,
+        "model.ffn_hidden_size": model.ffn_hidden_size,
+        "model.vocab_size": model.vocab_size,
+    }
+    if parallel.sequence_parallel:
+        divided["data.seq_len"] = data.seq_len
+    for path, value in divided.items():
+        if value % parallel.tensor:
+            yield Problem(path, _not_divided(path, value, parallel.tensor))
+
+
+_FLOAT8_UNIT = 16
+"""What the sizes of fp8 products are multiples of."""
+
+
+def float8_fits_shapes(
+    model: ModelConfig,
+    data: DataConfig,
+    batch: BatchConfig,
+    parallel: ParallelConfig,
+    precision: PrecisionConfig,
+) -> Iterator[Problem]:
+    """The matrices that fp8 multiplies have sizes that the hardware takes."""
+    if precision.compute != "fp8":
+        return
+    sizes = {
+        "model.hidden_size": model.hidden_size,
+        "model.num_heads": model.num_heads * model.head_dim // parallel.tensor,
+        "model.num_kv_heads": model.num_kv_heads * model.head_dim // parallel.tensor,
+        "model.ffn_hidden_size": model.ffn_hidden_size // parallel.tensor,
+        "batch.micro_batch_size": batch.micro_batch_size * data.seq_len,
+    }
+    whats = {
+        "model.num_heads": " x model.head_dim",
+        "model.num_kv_heads": " x model.head_dim",
+        "batch.micro_batch_size": " x data.seq_len",
+    }
+    for path, size in sizes.items():
+        if size % _FLOAT8_UNIT:
+            share = " / parallel.tensor" if parallel.tensor > 1 and path[0] == "m" else ""
+            yield Problem(
+                path,
+                f"{path}{whats.get(path, '')}{share} = {size} is not a multiple of "
+                f'{_FLOAT8_UNIT}, as precision.compute = "fp8" needs: change it, or use bf16',
+            )
+
+
+def _not_divided(path: str, value: int, tensor: int) -> str:
+    text = f"{value} is not a multiple of parallel.tensor = {tensor}"
+    if path == "model.vocab_size":
+        return f"{text}; {-(-value // tensor) * tensor} is (rows beyond the tokenizer's are unused)"
+    if path == "data.seq_len":
+        return f"{text}, which divides the tokens; or set parallel.sequence_parallel = false"
+    return text
+
+
+def stages_fit_layers(
+    model: ModelConfig, data: DataConfig, parallel: ParallelConfig
+) -> Iterator[Problem]:
+    """The layers can be divided over the pipeline's stages."""
+    if parallel.pipeline == 1:
+        if parallel.pipeline_split is not None:
+            yield Problem("parallel.pipeline_split", "needs parallel.pipeline above 1")
+        return
+    try:
+        split_layers(model, parallel, data.seq_len)
+    except UserError as error:
+        path, _, text = str(error).partition(": ")
+        yield Problem(path, text)
+
+
+def schedule_fits_batch(
+    batch: BatchConfig, parallel: ParallelConfig, world_size: int | None
+) -> Iterator[Problem]:
+    """The schedule can run the number of micro-batches of a step."""
+    model_ranks = parallel.tensor * parallel.pipeline
+    if parallel.pipeline == 1 or world_size is None or world_size % model_ranks:
+        return
+    unit = batch.micro_batch_size * (world_size // model_ranks)
+    if batch.global_batch_size % unit:
+        return
+    num_micro_batches = batch.global_batch_size // unit
+    problem = schedule_problem(parallel, num_micro_batches)
+    if problem is not None:
+        yield Problem(
+            "parallel.pipeline_schedule",
+            f"{problem}; there are {num_micro_batches} (batch.global_batch_size / "
+            f"micro_batch_size / data-parallel processes)",
+        )
+
+
+def recomputation_fits_schedule(parallel: ParallelConfig) -> Iterator[Problem]:
+    """What a backward pass in two halves can't be combined with."""
+    if parallel.pipeline == 1 or not SCHEDULES[parallel.pipeline_schedule].splits_backward:
+        return
+    installed = version("torch")
+    if tuple(int(part) for part in installed.split(".")[:2]) < SPLIT_BACKWARD_NEEDS_TORCH:
+        needed = ".".join(map(str, SPLIT_BACKWARD_NEEDS_TORCH))
+        yield Problem(
+            "parallel.pipeline_schedule",
+            f"{parallel.pipeline_schedule} needs torch {needed} to split the backward pass, "
+            f"{installed} is installed: use interleaved-1f1b",
+        )
+    if parallel.activation_checkpointing == "selective":
+        yield Problem(
+            "parallel.activation_checkpointing",
+            f"selective keeps its results for one backward pass, {parallel.pipeline_schedule} "
+            "makes it in two: use full or none, or interleaved-1f1b",
+        )
+    if parallel.compile:
+        yield Problem(
+            "parallel.compile",
+            f"a compiled block's backward pass can't be split as {parallel.pipeline_schedule} "
+            "does: use interleaved-1f1b, or set it to false",
+        )

@@ -1,0 +1,223 @@
+"""Checks across sections: what each section can't know of the others. Imports no torch.
+
+A check is a function whose parameters name the sections it needs, plus `world_size` (the number
+of processes, None where it isn't known) if it wants that. It yields problems, and is skipped
+when a section it needs isn't valid by itself.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from triax.checkpoint.config import CheckpointConfig
+from triax.checkpoint.folders import has_begun
+from triax.common.errors import UserError
+from triax.common.quantities import format_count
+from triax.common.section import Section
+from triax.data.config import DataConfig
+from triax.launcher.checks.data import (
+    budget_repeats_data,
+    exists,
+    inputs_are_there,
+    made_with_this_tokenizer,
+    named_tokens_are_there,
+    one_tokenizer,
+    preparation_goes_on,
+    shards_are_sane,
+    sources_differ,
+    tokenizer_fits,
+    tokens_per_step,
+    weights_fill_blocks,
+)
+from triax.launcher.checks.deepspeed import (
+    apex_is_nvidias,
+    deepspeed_flips_together,
+    deepspeed_is_installed,
+    deepspeed_recomputes,
+    deepspeed_runs_layout,
+    deepspeed_runs_precision,
+    deepspeed_runs_zero_stage,
+    offload_fits_engine,
+)
+from triax.launcher.checks.initial_weights import compare_settings, find_initial
+from triax.launcher.checks.parallel import (
+    batch_divides,
+    float8_fits_shapes,
+    gradients_are_summed_exactly,
+    optimizer_takes_dtypes,
+    recipe_is_used,
+    recomputation_fits_schedule,
+    schedule_fits_batch,
+    stages_fit_layers,
+    tensor_divides_model,
+    world_fits,
+)
+from triax.launcher.config.loading import load_config
+from triax.launcher.config.problems import Problem
+from triax.launcher.config.run_config import RunConfig, RunSection
+from triax.models.config import ModelConfig
+from triax.training.config import (
+    BatchConfig,
+    BudgetConfig,
+    MetricsConfig,
+    ScheduleConfig,
+)
+from triax.training.step.budget import resolve_budget
+from triax.training.step.schedule import warmup_tokens
+
+Check = Callable[..., Iterator[Problem]]
+
+
+def load_checked(
+    path: str | Path, overrides: Sequence[str] = (), world_size: int | None = None
+) -> RunConfig:
+    """Load a config and check its sections against each other, the files and `world_size`.
+
+    Raises:
+        ConfigError: with every problem there is.
+        UserError: the file can't be read or is no TOML.
+    """
+    return load_config(path, overrides, partial(find_problems, world_size=world_size))
+
+
+def find_problems(
+    sections: Mapping[str, Section], world_size: int | None = None
+) -> Iterator[Problem]:
+    """What would keep a run with these sections from starting."""
+    return _run(CHECKS, {**sections, "world_size": world_size})
+
+
+def find_step_problems(
+    sections: Mapping[str, Section], world_size: int | None = None
+) -> Iterator[Problem]:
+    """What would keep a training step from being taken, whatever the data, budget and folders."""
+    return _run(STEP_CHECKS, {**sections, "world_size": world_size})
+
+
+def find_warnings(config: RunConfig, world_size: int | None = None) -> list[Problem]:
+    """What a run can be started with, though it's likely not meant."""
+    sections = {name: getattr(config, name) for name in RunConfig.model_fields}
+    return list(_run(WARNINGS, {**sections, "world_size": world_size}))
+
+
+def _run(checks: Sequence[Check], available: Mapping[str, Any]) -> Iterator[Problem]:
+    for check in checks:
+        needed = inspect.signature(check).parameters
+        if all(name in available for name in needed):
+            yield from check(**{name: available[name] for name in needed})
+
+
+def budget_fits(
+    budget: BudgetConfig,
+    schedule: ScheduleConfig,
+    model: ModelConfig,
+    batch: BatchConfig,
+    data: DataConfig,
+) -> Iterator[Problem]:
+    """The budget has at least one step, and the warmup ends within it."""
+    per_step = tokens_per_step(batch, data)
+    try:
+        total = resolve_budget(budget, model, per_step).num_tokens
+    except UserError as error:
+        path, _, message = str(error).partition(": ")
+        yield Problem(path, message)
+        return
+    warmup = warmup_tokens(schedule, total, per_step)
+    if warmup > total:
+        yield Problem(
+            "schedule.warmup",
+            f"{schedule.warmup} is {format_count(warmup)} tokens, more than the whole run's "
+            f"{format_count(total)}; shorten it",
+        )
+
+
+def initial_weights_fit(
+    run: RunSection, checkpoint: CheckpointConfig, model: ModelConfig
+) -> Iterator[Problem]:
+    """The checkpoint whose weights a new run starts from is there, and of this model."""
+    if checkpoint.init_from is None or has_begun(Path(run.dir) / run.name):
+        return
+    path = Path(checkpoint.init_from)
+    if not exists(path):
+        yield Problem("checkpoint.init_from", f"{checkpoint.init_from}: no such checkpoint")
+        return
+    try:
+        compare_settings(find_initial(path), model, checkpoint)
+    except UserError as error:
+        yield Problem("checkpoint.init_from", str(error))
+
+
+def wandb_is_installed(metrics: MetricsConfig) -> Iterator[Problem]:
+    """What is asked for can be imported."""
+    if metrics.wandb_project is not None and importlib.util.find_spec("wandb") is None:
+        yield Problem(
+            "metrics.wandb_project",
+            'the wandb package is not installed; `pip install "triax[wandb]"` adds it',
+        )
+
+
+def run_dir_is_writable(run: RunSection) -> Iterator[Problem]:
+    """The run directory can be made, and written to."""
+    run_dir = Path(run.dir) / run.name
+    try:
+        nearest = next(folder for folder in (run_dir, *run_dir.parents) if folder.exists())
+    except (OSError, ValueError) as error:
+        yield Problem("run.dir", f"{shown_path(run_dir)}: {error}")
+        return
+    if not nearest.is_dir():
+        yield Problem("run.dir", f"{nearest} is a file; a folder is expected")
+    elif not os.access(nearest, os.W_OK | os.X_OK):
+        yield Problem("run.dir", f"{nearest} can't be written to by you; choose another folder")
+
+
+def shown_path(path: Path) -> str:
+    """The path, cut where it is too long to be one."""
+    text = str(path)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+STEP_CHECKS: tuple[Check, ...] = (
+    tensor_divides_model,
+    stages_fit_layers,
+    schedule_fits_batch,
+    recomputation_fits_schedule,
+    world_fits,
+    batch_divides,
+    float8_fits_shapes,
+    optimizer_takes_dtypes,
+    deepspeed_is_installed,
+    deepspeed_runs_zero_stage,
+    deepspeed_runs_layout,
+    deepspeed_runs_precision,
+    deepspeed_recomputes,
+    offload_fits_engine,
+    apex_is_nvidias,
+)
+CHECKS: tuple[Check, ...] = (
+    *STEP_CHECKS,
+    budget_fits,
+    one_tokenizer,
+    preparation_goes_on,
+    tokenizer_fits,
+    named_tokens_are_there,
+    shards_are_sane,
+    sources_differ,
+    weights_fill_blocks,
+    made_with_this_tokenizer,
+    initial_weights_fit,
+    deepspeed_flips_together,
+    wandb_is_installed,
+    run_dir_is_writable,
+)
+WARNINGS: tuple[Check, ...] = (
+    inputs_are_there,
+    budget_repeats_data,
+    gradients_are_summed_exactly,
+    recipe_is_used,
+)

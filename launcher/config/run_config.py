@@ -1,0 +1,67 @@
+"""RunConfig: the sections of run.toml, composed. Imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, PositiveInt, field_validator
+
+from triax.checkpoint.config import CheckpointConfig
+from triax.common.paths import PathField
+from triax.common.section import Section
+from triax.data.config import DataConfig
+from triax.models.config import ModelConfig
+from triax.parallel.config import ParallelConfig, PrecisionConfig
+from triax.training.config import (
+    BatchConfig,
+    BudgetConfig,
+    EvalConfig,
+    MetricsConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+)
+from triax.training.stability_config import FaultsConfig, StabilityConfig
+
+
+class RunSection(Section):
+    """`[run]`: the run's name, place and seed."""
+
+    name: str
+    dir: PathField = "runs"
+    seed: int = Field(0, ge=0, lt=2**63)
+    deterministic: bool = False
+    """Bitwise repeatable on a GPU too, at a cost in speed. A CPU run always is."""
+    collect_garbage_every: PositiveInt | None = 50
+    """Steps between Python's garbage collections, the same on all ranks; none lets Python choose,
+    in the middle of a step and on each rank at another time."""
+
+    @field_validator("name")
+    @classmethod
+    def _one_folder(cls, name: str) -> str:
+        if not name or name in (".", "..") or "/" in name or "\0" in name:
+            raise ValueError("run.name must be one folder's name, without slashes")
+        return name
+
+
+class RunConfig(Section):
+    """All that decides a run."""
+
+    run: RunSection
+    model: ModelConfig
+    data: DataConfig
+    budget: BudgetConfig = BudgetConfig()
+    batch: BatchConfig
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    precision: PrecisionConfig = PrecisionConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    eval: EvalConfig = EvalConfig()
+    metrics: MetricsConfig = MetricsConfig()
+    stability: StabilityConfig = StabilityConfig()
+    faults: FaultsConfig = FaultsConfig()
+
+    @property
+    def run_dir(self) -> Path:
+        """The folder of this run: `run.dir/run.name`."""
+        return Path(self.run.dir) / self.run.name

@@ -1,0 +1,128 @@
+"""How processes meet: who is missing, who is a stranger, and words that former ones have left."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+from ports import free_port
+
+from triax.common.errors import UserError
+from triax.launcher.cluster import rendezvous as meeting
+from triax.launcher.cluster.environment import Environment
+
+HERE = Environment(
+    rank=0, local_rank=0, world_size=2, local_world_size=2, node_rank=0, hostname="here",
+    launcher="mpirun", num_nodes=1, master_addr="127.0.0.1", master_port=1,
+)  # fmt: skip
+
+
+def ranks(environment: Environment) -> list[Environment]:
+    return [replace(environment, rank=rank) for rank in range(environment.world_size)]
+
+
+def all_meet(environments: list[Environment], seconds: float = 20) -> list[Any]:
+    with ThreadPoolExecutor(len(environments)) as pool:
+        return list(pool.map(lambda each: meeting.meet(each, seconds), environments))
+
+
+@pytest.mark.parametrize("by", ["file", "port"])
+def test_all_share_one_store(by: str, tmp_path: Path) -> None:
+    here = replace(HERE, world_size=3, local_world_size=3, master_port=free_port())
+    if by == "file":
+        here = replace(here, launcher="triax", meeting_file=str(tmp_path / "meeting"))
+    first, second, third = all_meet(ranks(here))
+    first.set("a", "b")
+    assert second.get("a") == third.get("a") == b"b"
+
+
+def test_the_missing_are_named() -> None:
+    here = replace(HERE, master_port=free_port(), world_size=4, local_world_size=4)
+    with pytest.raises(RuntimeError, match=r"rank 0 of 4 .* missing are ranks 1, 2, 3\. Did all"):
+        meeting.meet(here, 1.0)
+
+
+def test_words_of_former_processes_are_not_heard() -> None:
+    """torchrun's agent keeps its store when it starts the processes again."""
+    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
+    here = replace(HERE, launcher="torchrun", agent_listens=True, master_port=server.port)
+    # Rank 1 came and was killed, with all the others, before rank 0 had read out anything.
+    server.set("triax/here/1", "a former word")
+    meetings = []
+    for _ in range(3):
+        stores = all_meet(ranks(here))
+        assert not stores[0].check(["default_pg/0"])
+        stores[0].set("default_pg/0", "an address that is gone after the next start")
+        assert stores[1].get("default_pg/0").startswith(b"an address")
+        meetings.append(stores[0])
+    server.set_timeout(timedelta(seconds=1))
+
+
+def silent(connection: socket.socket) -> None:
+    connection.recv(1000)
+    time.sleep(10)
+
+
+def as_ssh(connection: socket.socket) -> None:
+    connection.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
+    time.sleep(10)
+
+
+def as_web(connection: socket.socket) -> None:
+    connection.recv(100)
+    connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+    connection.close()
+
+
+@contextlib.contextmanager
+def stranger(behaviour: Callable[[socket.socket], None]) -> Iterator[int]:
+    """Someone who listens; gives the port."""
+
+    def serve(connection: socket.socket) -> None:
+        with contextlib.suppress(OSError), connection:
+            behaviour(connection)
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=serve, args=(server.accept()[0],), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=accept, daemon=True).start()
+        yield server.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "words"),
+    [(silent, "it says nothing"), (as_ssh, "SSH-2.0-OpenSSH_9.2"), (as_web, "HTTP/1.1 400 Bad")],
+)
+def test_a_stranger_at_the_port_is_told(
+    behaviour: Callable[[socket.socket], None], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(meeting, "_ANSWER_SECONDS", 2.0)
+    with stranger(behaviour) as port:
+        there = replace(HERE, rank=1, local_rank=1, master_port=port)
+        with pytest.raises(UserError, match="something answers that is not rank 0") as caught:
+            meeting.meet(there, 30.0)
+        assert words in str(caught.value)
+        # Rank 0 finds the port taken; under srun the next start meets at another one.
+        with pytest.raises(UserError, match=r"rank 0 can't listen at .* set MASTER_PORT"):
+            meeting.meet(replace(HERE, master_port=port), 5.0)
+        with pytest.raises(RuntimeError, match="rank 0 can't listen"):
+            meeting.meet(replace(HERE, launcher="srun", master_port=port), 5.0)
+
+
+def test_nobody_at_the_port_is_told_in_time() -> None:
+    there = replace(HERE, rank=1, local_rank=1, master_port=free_port())
+    with pytest.raises(RuntimeError, match=r"could not meet the others at .*nobody listens there"):
+        meeting.meet(there, 1.0)

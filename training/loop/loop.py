@@ -1,0 +1,270 @@
+"""The training loop: batch, step, figures, and now and then a validation or a checkpoint."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+from triax.common.errors import ExitCode
+from triax.common.quantities import Duration
+from triax.data.read.loader import Batch, Loader
+from triax.training.loop.control import STEPS_TO_AGREE, ControlLine, Requests, StopSignal, Timer
+from triax.training.loop.garbage import GarbageControl
+from triax.training.loop.lookahead import Lookahead
+from triax.training.records.metrics_logger import MetricsLogger
+from triax.training.records.saving import Saver
+from triax.training.stability.monitor import Monitor
+from triax.training.stability.recovery import Ending
+from triax.training.step.evaluation import Evaluation, evaluate
+from triax.training.step.readback import Readback, StepFigures
+from triax.training.step.state import TrainState, crossed
+from triax.training.step.step import StepContext, train_step
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the loop does when; all of it known before the first step."""
+
+    num_steps: int
+    global_batch_size: int
+    seq_len: int
+    save_every: Duration | None
+    evaluate_every: Duration | None
+    log_every: int
+    collect_garbage_every: int | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run's loop ended."""
+
+    code: ExitCode
+    reason: str
+    state: TrainState
+    evaluation: Evaluation | None
+    """The last validation."""
+    tokens_per_second: float
+    """Median over the steps of this session."""
+    num_judged: int = 0
+    """Updates that the guard has judged in the whole run, those that were rolled back too."""
+    num_refused: int = 0
+    """Those of them that it refused."""
+
+
+class TrainLoop:
+    """Runs a job from a state to its budget's end, a stop signal, or the guard's last word.
+
+    Args:
+        plan: what is done when.
+        context: what a step works with.
+        loader: gives this process's micro-batches by sample number.
+        validation: this process's micro-batches of every validation; empty for none.
+        learning_rate: the rate of the step that brings the run to so many tokens.
+        saver: writes checkpoints.
+        control: agrees on requests between processes.
+        stop: notes signals.
+        monitor: what is done about steps, processes and machines that go wrong.
+        metrics_logger: where figures go.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        context: StepContext,
+        loader: Loader,
+        validation: Sequence[Batch],
+        learning_rate: Callable[[int], float],
+        saver: Saver,
+        control: ControlLine,
+        stop: StopSignal,
+        monitor: Monitor,
+        metrics_logger: MetricsLogger,
+    ) -> None:
+        self.plan = plan
+        self.context = context
+        self.loader = loader
+        self.validation = validation
+        self.learning_rate = learning_rate
+        self.saver = saver
+        self.control = control
+        self.stop = stop
+        self.monitor = monitor
+        self.metrics_logger = metrics_logger
+        self.readback = Readback()
+        self.garbage = GarbageControl(plan.collect_garbage_every)
+        self.save_timer = Timer(plan.save_every)
+        self.evaluate_timer = Timer(plan.evaluate_every)
+        self._seconds: list[float] = []
+        self._evaluation: Evaluation | None = None
+        self._evaluated_step: int | None = None
+        self._save_is_postponed = False
+        self._data_error: Exception | None = None
+
+    def run(self, state: TrainState) -> Outcome:
+        """Train from `state`; the last step reached is saved before this returns."""
+        with self.garbage:
+            return self._run(state)
+
+    def _run(self, state: TrainState) -> Outcome:
+        if state.step == 0:
+            self._evaluate(state)
+        ending: Ending | None = None
+        while ending is None and state.step < self.plan.num_steps:
+            state, ending = self._run_on(state)
+        outcome = self._finish(ending, state)
+        if outcome.code is ExitCode.BAD_INPUT:
+            self.control.raise_together(self._data_error)
+        return outcome
+
+    def _run_on(self, state: TrainState) -> tuple[TrainState, Ending | None]:
+        """Steps up to the budget's end, an ending, or a jump in the data."""
+        remaining = (self.plan.num_steps - state.step) * self.plan.global_batch_size
+        read = self.loader.iterate(state.cursor, state.cursor + remaining)
+        self.readback.restart_clock()
+        self.monitor.between_steps(state.step + 1)
+        with closing(read):
+            # One rank's data may fail: all know it a step before, and save what they have.
+            batches = Lookahead(read, STEPS_TO_AGREE + 1)
+            self.control.raise_together(batches.error)
+            for micro_batches in batches:
+                before, state = state, self._step(state, micro_batches)
+                self.garbage.after_step(state.step)
+                self._data_error = batches.error
+                requests = self._agree(before, state)
+                if any(requests):
+                    self._log(self.readback.drain())
+                if (action := self.monitor.escalation.due(state.step)) is not None:
+                    self._log(self.readback.drain())
+                    self.monitor.beat("recovering", state.step)
+                    return self.monitor.recovery.act(action, state)
+                if (ending := self._tend(requests, state)) is not None:
+                    return state, ending
+                self.monitor.between_steps(state.step + 1)
+        return state, None
+
+    def _step(self, state: TrainState, micro_batches: Sequence[Batch]) -> TrainState:
+        after = state.after(self.plan.global_batch_size, self.plan.seq_len)
+        self.monitor.before_step(after, self.plan.global_batch_size)
+        lr = self.learning_rate(after.tokens) * self.monitor.escalation.lr_factor(after.step)
+        result = train_step(self.context, micro_batches, lr)
+        self._log(self.readback.push(state.cursor, after, lr, result))
+        self.monitor.after_step(after)
+        return after
+
+    def _agree(self, before: TrainState, after: TrainState) -> Requests:
+        """What all processes do after this step: by the counters at once, by clock or signal as
+        soon as all know of it."""
+        wishes = Requests(
+            stop=self.stop.received is not None,
+            save=self.save_timer.is_due(),
+            evaluate=self.evaluate_timer.is_due(),
+            fail=self._data_error is not None,
+            give_up=self.saver.has_given_up,
+            retry=self.saver.wants_retry(),
+            hold=self.saver.waits_to_retry(),
+        )
+        agreed = self.control.exchange(wishes)
+        is_save_due = (
+            agreed.save or self._save_is_postponed or crossed(self.plan.save_every, before, after)
+        )
+        return agreed._replace(
+            save=agreed.retry or (is_save_due and not agreed.hold),
+            evaluate=agreed.evaluate or crossed(self.plan.evaluate_every, before, after),
+            retry=False,
+            hold=False,
+        )
+
+    def _tend(self, requests: Requests, state: TrainState) -> Ending | None:
+        """What is due between two steps."""
+        if (corruption := self.monitor.look_for_corruption(state)) is not None:
+            return self.monitor.recovery.stop(corruption, state)
+        if requests.evaluate:
+            self._evaluate(state)
+        # Saved now, a run in trouble would push out the checkpoints from before the trouble.
+        self._save_is_postponed = requests.save and self.monitor.escalation.is_refusing
+        if requests.stop or (requests.save and not self._save_is_postponed):
+            self._save(state)
+        if requests.stop:
+            return Ending(ExitCode.PREEMPTED, f"stopped by {self.stop.received or 'a peer'}")
+        if requests.fail:
+            return Ending(ExitCode.BAD_INPUT, "the data can't be read")
+        if requests.give_up:
+            return Ending(
+                ExitCode.FAILED, f"{self.saver.num_failures} checkpoints in a row were not saved"
+            )
+        self.saver.poll()
+        return None
+
+    def _log(self, figures: StepFigures | None) -> None:
+        if figures is None:
+            return
+        self._seconds.append(figures.seconds)
+        self.monitor.observe(figures)
+        if figures.state.step % self.plan.log_every == 0:
+            self.metrics_logger.step(figures)
+
+    def _evaluate(self, state: TrainState) -> None:
+        self.evaluate_timer.restart()
+        if not self.validation:
+            return
+        began = time.perf_counter()
+        self.monitor.beat("evaluating", state.step)
+        self._evaluation = evaluate(self.context.engine, self.validation)
+        self._evaluated_step = state.step
+        self.metrics_logger.evaluation(state.step, self._evaluation)
+        self._leave_out_since(began)
+
+    def _save(self, state: TrainState) -> None:
+        began = time.perf_counter()
+        self.save_timer.restart()
+        self.monitor.beat("saving", state.step)
+        self.saver.save(state)
+        self._leave_out_since(began)
+
+    def _leave_out_since(self, began: float) -> None:
+        """Leave what came between two steps out of their times."""
+        self.readback.restart_clock()
+        self.monitor.stragglers.leave_out(time.perf_counter() - began)
+
+    def _finish(self, ending: Ending | None, state: TrainState) -> Outcome:
+        """Log what is left, validate once more, save, and wait for the file system."""
+        self._log(self.readback.drain())
+        if ending is None and self.monitor.corruption is not None:
+            ending = self.monitor.recovery.stop(self.monitor.corruption, state)
+        if ending is None and self._evaluated_step != state.step:
+            self._evaluate(state)
+        self.monitor.beat("saving at last", state.step)
+        self.saver.wait()
+        final = ending or Ending(ExitCode.DONE, "the token budget is used up")
+        trouble = self.monitor.escalation.trouble_at_the_end if ending is None else None
+        if trouble is not None:
+            final = self.monitor.recovery.stop(f"{final.reason}, but {trouble.reason}", state)
+        is_wanted = final.code in (ExitCode.DONE, ExitCode.PREEMPTED, ExitCode.BAD_INPUT)
+        # Weights that give nothing finite may be useless, and would push out good ones.
+        is_wanted |= trouble is not None and not trouble.has_non_finite
+        if is_wanted and self.saver.saved_step != state.step:
+            final = self._save_last(final, state)
+        return Outcome(
+            final.code, final.reason, state, self._evaluation, self._rate(),
+            self.monitor.escalation.num_judged, self.monitor.escalation.num_skips,
+        )  # fmt: skip
+
+    def _save_last(self, final: Ending, state: TrainState) -> Ending:
+        """Save what was reached; returns the ending, or the one that it becomes by a failure."""
+        error = self.saver.save_at_last(state)
+        if error is None or final.code is ExitCode.BAD_INPUT:
+            return final
+        if self.saver.refused_step != state.step:
+            return Ending(ExitCode.FAILED, f"the last checkpoint could not be saved: {error}")
+        if final.code is ExitCode.DONE:
+            return self.monitor.recovery.stop(f"{final.reason}, but {error}", state)
+        return Ending(final.code, f"{final.reason}; its last step is not saved: {error}")
+
+    def _rate(self) -> float:
+        """Tokens per second in the median step."""
+        if not self._seconds:
+            return 0.0
+        median = sorted(self._seconds)[len(self._seconds) // 2]
+        return self.plan.global_batch_size * self.plan.seq_len / max(median, 1e-9)

@@ -1,0 +1,1 @@
+"""What a run leaves: its directory, figures, checkpoints and pictures."""

@@ -1,0 +1,173 @@
+"""Figures of a step, as rows for files and writers."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+from triax.training.step.evaluation import Evaluation
+from triax.training.step.readback import StepFigures
+
+log = logging.getLogger("triax.metrics")
+
+Row = dict[str, float | int | None]
+
+
+def metrics_row(
+    figures: StepFigures,
+    *,
+    tokens_per_step: int,
+    flops_per_token: int,
+    peak_flops: float | None,
+    memory_gib: float,
+    loss_scaled: bool,
+) -> Row:
+    """One line of metrics.jsonl.
+
+    Args:
+        figures: of the step.
+        tokens_per_step: sequences x seq_len.
+        flops_per_token: from `models.counts`.
+        peak_flops: FLOP/s of all devices together; None where unknown.
+        memory_gib: the most memory this process has used.
+        loss_scaled: whether the loss scale is worth telling.
+    """
+    rate = tokens_per_step / max(figures.seconds, 1e-9)
+    row: Row = {
+        "step": figures.state.step,
+        "tokens": figures.state.tokens,
+        "cursor": figures.state.cursor,
+        "loss": figures.loss if figures.num_targets else None,
+        "grad_norm": figures.grad_norm,
+        "lr": figures.lr,
+        "tokens_per_second": rate,
+        "mfu": None if peak_flops is None else rate * flops_per_token / peak_flops,
+        "memory_gib": memory_gib,
+        "num_targets": figures.num_targets,
+        "skipped": int(figures.skipped),
+        "loss_score": figures.loss_score,
+        "norm_score": figures.norm_score,
+    }
+    if loss_scaled:
+        row["loss_scale"] = figures.loss_scale
+    return row
+
+
+class MetricsWriter(Protocol):
+    """Somewhere that shows scalars while the run goes on."""
+
+    def log(self, step: int, scalars: dict[str, float]) -> None:
+        """Show scalars by name at a step."""
+
+    def rewind(self, next_step: int) -> None:
+        """What was shown of this step and later ones is given up: the run has gone back."""
+
+    def close(self) -> None:
+        """Write what is buffered."""
+
+
+class TensorBoard:
+    """TensorBoard event files.
+
+    Args:
+        folder: the run's `tensorboard/`.
+        next_step: what older files say of this step and later ones is hidden.
+    """
+
+    def __init__(self, folder: Path, next_step: int) -> None:
+        # Slow to import, and chosen by the config.
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._open = partial(SummaryWriter, str(folder))
+        self._writer: Any = self._open(purge_step=next_step)
+
+    def rewind(self, next_step: int) -> None:
+        self._writer.close()
+        self._writer = self._open(purge_step=next_step)
+
+    def log(self, step: int, scalars: dict[str, float]) -> None:
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """A Weights & Biases run that is gone on with under the same name.
+
+    Its own steps can't go back, as a run does that is resumed or rolled back: ours is a metric
+    beside the others, by which they are drawn.
+    """
+
+    def __init__(self, project: str, run_dir: Path, config: dict[str, Any]) -> None:
+        # Only there with the `wandb` extra.
+        import wandb
+
+        self._run: Any = wandb.init(
+            project=project, name=run_dir.name, id=run_dir.name, resume="allow",
+            dir=str(run_dir), config=config,
+        )  # fmt: skip
+        self._run.define_metric("*", step_metric="step")
+
+    def rewind(self, next_step: int) -> None:
+        """Nothing to do: what comes again is drawn at its step again."""
+
+    def log(self, step: int, scalars: dict[str, float]) -> None:
+        self._run.log({"step": step, **scalars})
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class MetricsWriters:
+    """All writers of a run as one; a context manager that closes them."""
+
+    def __init__(self, writers: list[MetricsWriter]) -> None:
+        self._writers = writers
+
+    def log_row(self, row: Row) -> None:
+        """Show a step's row."""
+        scalars = {
+            f"train/{name}": float(value)
+            for name, value in row.items()
+            if value is not None and name not in ("step", "cursor")
+        }
+        self._log(int(row["step"] or 0), scalars)
+
+    def log_evaluation(self, step: int, evaluation: Evaluation) -> None:
+        """Show a validation."""
+        if evaluation.num_targets == 0:
+            return
+        scalars = {
+            "validation/loss": evaluation.loss,
+            "validation/perplexity": evaluation.perplexity,
+        }
+        self._log(step, scalars)
+
+    def rewind(self, next_step: int) -> None:
+        """The run has gone back to before this step."""
+        for writer in self._writers:
+            writer.rewind(next_step)
+
+    def _log(self, step: int, scalars: dict[str, float]) -> None:
+        for writer in self._writers:
+            writer.log(step, scalars)
+
+    def __enter__(self) -> MetricsWriters:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for writer in self._writers:
+            try:
+                writer.close()
+            except Exception:  # whatever its package raises; the run has ended as it has
+                log.warning("a writer could not be closed", exc_info=True)

@@ -1,0 +1,113 @@
+"""Where a run's figures go. What can't be written is lost, and training goes on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from triax.common.files import replace_text
+from triax.training.records.console import Console
+from triax.training.records.metrics import MetricsWriters, Row
+from triax.training.records.run_directory import Cut, RunDirectory
+from triax.training.step.evaluation import Evaluation
+from triax.training.step.readback import StepFigures
+
+log = logging.getLogger("triax.metrics_logger")
+
+
+class MetricsLogger:
+    """Where the loop's figures go; on rank 0 only, the others' are silent."""
+
+    def __init__(
+        self,
+        is_main: bool,
+        directory: RunDirectory,
+        writers: MetricsWriters,
+        console: Console,
+        make_row: Callable[[StepFigures], Row],
+    ) -> None:
+        self.is_main = is_main
+        self.directory = directory
+        self.writers = writers
+        self.console = console
+        self.make_row = make_row
+        self._has_lost = False
+
+    def step(self, figures: StepFigures) -> None:
+        """Log one step."""
+        if self.is_main:
+            row = self.make_row(figures)
+            with self._losing_at_most_a_line():
+                self.directory.append_metrics(row)
+            with self._losing_at_most_a_line():
+                self.writers.log_row(row)
+            self.console.show(row)
+
+    def evaluation(self, step: int, evaluation: Evaluation) -> None:
+        """Log one validation."""
+        has_targets = evaluation.num_targets > 0
+        self.event(
+            "evaluation", step=step, loss=evaluation.loss if has_targets else None,
+            perplexity=evaluation.perplexity if has_targets else None,
+            num_targets=evaluation.num_targets,
+        )  # fmt: skip
+        if self.is_main:
+            with self._losing_at_most_a_line():
+                self.writers.log_evaluation(step, evaluation)
+        self.console.say(f"validation after step {step}: {evaluation.describe()}")
+
+    def event(self, name: str, **fields: Any) -> None:
+        """Add a line to events.jsonl."""
+        if self.is_main:
+            with self._losing_at_most_a_line():
+                self.directory.append_event(name, **fields)
+
+    def abandon(self, step: int) -> None:
+        """Move what was said of later steps out of the way."""
+        if self.is_main:
+            with self._losing_at_most_a_line():
+                self._tell_unreadable(self.directory.abandon_metrics(step))
+            with self._losing_at_most_a_line():
+                self.writers.rewind(step + 1)
+
+    def report(self, text: str) -> None:
+        """Write and show the report of a run that stops by itself."""
+        if self.is_main:
+            with self._losing_at_most_a_line():
+                replace_text(self.directory.stop_report, text)
+        self.console.say(text)
+
+    def started(self, step: int, layout: Mapping[str, int]) -> None:
+        """A session begins after this step: what was said of later ones in another is dropped."""
+        if not self.is_main:
+            return
+        cut = Cut(0, 0)
+        with self._losing_at_most_a_line():
+            cut = self.directory.cut_metrics(step)
+        self._tell_unreadable(cut)
+        num_lost = cut.num_later + cut.num_unreadable
+        self.event("start", step=step, layout=layout, num_steps_lost=num_lost)
+
+    def _tell_unreadable(self, cut: Cut) -> None:
+        if cut.num_unreadable:
+            self.console.say(
+                f"{self.directory.metrics}: lines that can't be read are left out: "
+                f"{cut.num_unreadable}"
+            )
+
+    def say(self, message: str) -> None:
+        """Print a line on rank 0."""
+        self.console.say(message)
+
+    @contextmanager
+    def _losing_at_most_a_line(self) -> Iterator[None]:
+        """A full disk or a writer that fails takes figures, but not the run."""
+        try:
+            yield
+        except Exception as error:  # a writer raises whatever its package does
+            log.warning("a line of figures is lost", exc_info=True)
+            if not self._has_lost:
+                self.console.say(f"figures can't be written ({error}); training goes on")
+            self._has_lost = True

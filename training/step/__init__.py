@@ -1,0 +1,1 @@
+"""One step: forward and backward pass, verdict, update; and what a step reads."""

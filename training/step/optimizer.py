@@ -1,0 +1,88 @@
+"""AdamW over named parameters."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.optim import AdamW, Optimizer
+
+from triax.parallel.config import PrecisionConfig
+from triax.parallel.dtypes import DTYPES
+from triax.parallel.engine import MakeOptimizer
+from triax.training.config import OptimizerConfig
+from triax.training.step.adamw import MixedAdamW
+from triax.training.step.apex import chosen, find_fused_adam
+
+
+def optimizer_maker(
+    config: OptimizerConfig, precision: PrecisionConfig, *, is_native: bool = False
+) -> MakeOptimizer:
+    """A function that builds AdamW (Loshchilov and Hutter 2019) over the engine's parameters.
+
+    Weight decay acts on matrices (the embedding among them) and not on norms. A fused kernel is
+    used: torch's is there on CPU and CUDA, and skips an update by a flag on the device; apex's
+    takes plain tensors only, which the deepspeed engine has; our own is for what they can't do.
+
+    Args:
+        config: the `[optimizer]` section.
+        precision: the `[precision]` section.
+        is_native: it is for the native engine, whose parameters may be DTensors or main params.
+    """
+
+    def make(parameters: Mapping[str, Tensor]) -> Optimizer:
+        matrices = [parameter for parameter in parameters.values() if parameter.ndim >= 2]
+        vectors = [parameter for parameter in parameters.values() if parameter.ndim < 2]
+        groups = [
+            {"params": matrices, "weight_decay": config.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
+        settings: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
+        if _wants_ours(config, precision, parameters, is_native=is_native):
+            by_block = [part for group in groups for part in _by_block(parameters, group)]
+            return MixedAdamW(by_block, state_dtype=DTYPES[config.state_dtype], **settings)
+        fused_adam = chosen(
+            config, find_fused_adam, can_take=not is_native, on_cuda=_on_cuda(parameters)
+        )
+        if fused_adam is not None:
+            return fused_adam(groups, **settings)
+        return AdamW(groups, fused=True, **settings)
+
+    return make
+
+
+def _wants_ours(
+    config: OptimizerConfig,
+    precision: PrecisionConfig,
+    parameters: Mapping[str, Tensor],
+    *,
+    is_native: bool,
+) -> bool:
+    """Whether `MixedAdamW` updates: on request; where moments or gradients are bf16, which the
+    others don't take; and by itself on CUDA over main params, whose copies it writes too."""
+    if config.implementation == "compiled" or "bf16" in (config.state_dtype, precision.gradients):
+        return True
+    are_plain = not any(isinstance(parameter, DTensor) for parameter in parameters.values())
+    are_masters = is_native and are_plain and precision.compute != "fp32"
+    return config.implementation == "auto" and are_masters and _on_cuda(parameters)
+
+
+def _on_cuda(parameters: Mapping[str, Tensor]) -> bool:
+    return all(parameter.is_cuda for parameter in parameters.values())
+
+
+def _by_block(
+    parameters: Mapping[str, Tensor], group: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """A group's parameters of each transformer block, and each other one, as groups."""
+    names = {parameter: name for name, parameter in parameters.items()}
+
+    def place(parameter: Tensor) -> str:
+        name = names[parameter]
+        return ".".join(name.split(".")[:2]) if name.startswith("blocks.") else name
+
+    for _, members in itertools.groupby(group["params"], key=place):
+        yield {**group, "params": list(members)}
