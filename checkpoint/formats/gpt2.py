@@ -47,7 +47,7 @@ def to_huggingface(
     *,
     dtype: str,
     seq_len: int,  # noqa: ARG001
-    special_tokens: Mapping[str, int],
+    special_tokens: Mapping[str, int | list[int]],
 ) -> dict[str, Any]:
     """The contents of `config.json`; see `formats.to_huggingface`. The longest sequence is that of
     the positions, whatever was trained on."""
