@@ -23,7 +23,7 @@ from triax.checkpoint.formats import tensor_table, to_huggingface
 from triax.common.errors import UserError
 from triax.launcher.config.run_config import RunConfig
 from triax.models.init import initialise_model
-from triax.models.transformer import Transformer
+from triax.models.layers.transformer import Transformer
 from triax.parallel.dtypes import DTYPES
 
 Loop = Callable[[Tensor, Tensor], Tensor]
@@ -114,7 +114,7 @@ def with_weights(config: RunConfig, device: torch.device) -> Transformer:
         model = Transformer(config.model)
     model.to_empty(device=device)
     model.tie()
-    initialise_model(model, config.run.seed)
+    initialise_model(model, model.description, config.run.seed)
     return model
 
 

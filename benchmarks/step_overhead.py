@@ -33,7 +33,7 @@ from triax.launcher.cluster.environment import discover
 from triax.launcher.config.run_config import RunConfig
 from triax.launcher.job import job
 from triax.models.init import initialise_model
-from triax.models.transformer import Transformer
+from triax.models.layers.transformer import Transformer
 from triax.parallel.config import PrecisionConfig
 from triax.training.records.run_directory import RunDirectory
 from triax.training.step.optimizer import optimizer_maker
@@ -71,7 +71,7 @@ class PlainLoop:
     def __init__(self, config: RunConfig, device: torch.device) -> None:
         self.device, self.config = device, config
         self.model = Transformer(config.model).to(device)
-        initialise_model(self.model, config.run.seed)
+        initialise_model(self.model, self.model.description, config.run.seed)
         make = optimizer_maker(
             config.optimizer, PrecisionConfig(), self.model.description.parameters
         )

@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from triax.checkpoint.storage import ShardReader
 from triax.common.errors import UserError
 from triax.models.config import ModelConfig
-from triax.models.transformer import Transformer
+from triax.models.layers.transformer import Transformer
 
 _NUM_SHOWN = 5
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from triax.models.transformer import Transformer
+from triax.models.layers.transformer import Transformer
 
 
 @torch.no_grad()

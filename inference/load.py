@@ -19,7 +19,7 @@ from triax.data.prepare.document_tokens import DocumentTokens
 from triax.data.prepare.tokenizer import load_tokenizer, vocabulary_size
 from triax.inference.export_tokens import recorded_tokens
 from triax.models.families import recorded_model
-from triax.models.transformer import Transformer
+from triax.models.layers.transformer import Transformer
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,9 @@ from triax.common.section import Section
 from triax.models.architecture import Architecture
 from triax.models.presets import PRESETS
 
+MOST_LAYERS = 10_000
+"""Far above any model, and few enough to list their parameters."""
+
 
 class ModelConfig(Section):
     """The shape of a decoder-only transformer; each family adds its own fields.
@@ -20,7 +23,7 @@ class ModelConfig(Section):
 
     family: str
     preset: str | None = None
-    num_layers: PositiveInt
+    num_layers: int = Field(ge=1, le=MOST_LAYERS)
     hidden_size: PositiveInt
     num_heads: PositiveInt
     vocab_size: PositiveInt

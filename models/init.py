@@ -11,10 +11,9 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from triax.models.description import Parameter
-from triax.models.transformer import Transformer
+from triax.models.description import Description, Parameter
 
 _CHUNK_ELEMENTS = 1 << 20
 
@@ -74,7 +73,7 @@ def initialise(shard: Tensor, parameter: Parameter, offset: Sequence[int], seed:
         shard[start:stop] = _normal(elements, key) * parameter.init_std
 
 
-def initialise_model(model: Transformer, seed: int) -> None:
+def initialise_model(model: nn.Module, description: Description, seed: int) -> None:
     """Fill a whole model on one device."""
     for name, weight in model.named_parameters():
-        initialise(weight, model.description.parameters[name], [0] * weight.ndim, seed)
+        initialise(weight, description.parameters[name], [0] * weight.ndim, seed)

@@ -29,7 +29,7 @@ from torch.distributed.tensor.placement_types import Placement
 
 from triax.common.errors import UserError
 from triax.models.description import Role
-from triax.models.transformer import Transformer
+from triax.models.layers.transformer import Transformer
 
 _SMALLEST_PEAK = 2.0**-100
 """Tensors with smaller values are scaled as if this were among them: the scale stays finite."""

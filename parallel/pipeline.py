@@ -26,7 +26,7 @@ from torch.distributed.pipelining import (
 
 from triax.models.config import ModelConfig
 from triax.models.layers.loss import LossSums
-from triax.models.transformer import Transformer
+from triax.models.layers.transformer import Transformer
 from triax.parallel.config import ParallelConfig
 from triax.parallel.schedule import Inputs, Part
 from triax.parallel.stages import SCHEDULES, num_stages, rank_of_stage, split_layers

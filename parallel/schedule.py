@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from triax.common.tokens import IGNORE_INDEX
 from triax.models.layers.loss import LossSums
-from triax.models.transformer import Transformer
+from triax.models.layers.transformer import Transformer
 from triax.parallel.engine import MicroBatch
 from triax.parallel.zero import free_gathered, set_micro_batch
 

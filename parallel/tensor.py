@@ -30,7 +30,7 @@ from triax.common.errors import UserError
 from triax.models.description import Role
 from triax.models.layers.head import Head
 from triax.models.layers.loss import LossSums, chunked_cross_entropy
-from triax.models.transformer import Transformer
+from triax.models.layers.transformer import Transformer
 
 _TOKENS, _HEADS = Shard(1), Shard(2)
 """What (B, T, D) and (B, T, H, K) activations are divided by."""

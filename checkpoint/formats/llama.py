@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from triax.checkpoint.formats.table import Theirs
 from triax.common.errors import UserError
-from triax.models.config import ModelConfig
+from triax.models.config import MOST_LAYERS, ModelConfig
 from triax.models.description import describe
 from triax.models.families.llama import LlamaConfig
 
@@ -48,8 +48,6 @@ _LLAMA3_KEYS = (
     "high_freq_factor",
     "original_max_position_embeddings",
 )
-_MOST_LAYERS = 10_000
-"""Far above any model, and few enough to list."""
 
 
 def to_huggingface(
@@ -149,9 +147,9 @@ def from_huggingface(config: Mapping[str, Any], *, is_tied: bool, where: str) ->
     kind = config["model_type"]
     try:
         heads, num_layers = config["num_attention_heads"], config["num_hidden_layers"]
-        if not isinstance(num_layers, int) or num_layers > _MOST_LAYERS:
+        if not isinstance(num_layers, int) or num_layers > MOST_LAYERS:
             raise UserError(
-                f"{where}: num_hidden_layers: expected a number up to {_MOST_LAYERS:,}, "
+                f"{where}: num_hidden_layers: expected a number up to {MOST_LAYERS:,}, "
                 f"got {str(num_layers)[:20]}"
             )
         fields = {

@@ -15,7 +15,7 @@ from triax.common.errors import UserError
 from triax.common.files import write_atomically
 from triax.common.paths import is_path
 from triax.common.section import Section
-from triax.launcher.config.overrides import NOTHING, accepts_nothing, section_class
+from triax.launcher.config.overrides import NOTHING, accepts_nothing, section_class, section_of
 from triax.launcher.config.run_config import RunConfig
 from triax.models.families import DEFAULT
 
@@ -116,7 +116,9 @@ def _in_each_table(
     """A section's table, and those in it and in lists in it, each changed."""
     changed = change(table, kind)
     for name, field in kind.model_fields.items():
-        value, inner = changed.get(name), _inner_section(field.annotation)
+        value = changed.get(name)
+        is_outer = kind is RunConfig
+        inner = section_of(name, value) if is_outer else _inner_section(field.annotation)
         if inner is not None and isinstance(value, Mapping):
             changed[name] = _in_each_table(value, inner, change)
         elif inner is not None and isinstance(value, list | tuple):

@@ -28,7 +28,7 @@ from triax.common.errors import UserError
 from triax.models.config import ModelConfig
 from triax.models.description import describe
 from triax.models.init import initialise
-from triax.models.transformer import Transformer
+from triax.models.layers.transformer import Transformer
 from triax.parallel.config import ParallelConfig, PrecisionConfig
 from triax.parallel.dtypes import DTYPES
 from triax.parallel.engine import (

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from triax.models.layers.loss import LossSums
-from triax.models.transformer import Transformer
+from triax.models.layers.transformer import Transformer
 from triax.parallel.schedule import Inputs
 from triax.parallel.tied import TiedHead
 

@@ -30,7 +30,7 @@ from triax.common.tokens import IGNORE_INDEX
 from triax.models.description import Parameter, Role
 from triax.models.layers.head import Head
 from triax.models.layers.loss import LossSums
-from triax.models.transformer import Transformer
+from triax.models.layers.transformer import Transformer
 from triax.parallel.engine import RMSNorm
 from triax.parallel.flat_shards import Block
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from triax.checkpoint.huggingface import export_huggingface, import_huggingface
 from triax.common.errors import UserError
-from triax.models.transformer import Transformer
+from triax.models.layers.transformer import Transformer
 
 transformers = pytest.importorskip("transformers")
 

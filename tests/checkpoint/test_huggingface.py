@@ -19,7 +19,7 @@ from triax.checkpoint.huggingface_tokenizer import TokenizerExport
 from triax.common.errors import UserError
 from triax.models.config import ModelConfig
 from triax.models.families import model_config
-from triax.models.transformer import Transformer
+from triax.models.layers.transformer import Transformer
 
 transformers = pytest.importorskip("transformers")
 

@@ -15,7 +15,7 @@ from triax.checkpoint.store import CheckpointStore
 from triax.common.errors import ExitCode
 from triax.launcher.cli import main
 from triax.models.families import model_config
-from triax.models.transformer import Transformer
+from triax.models.layers.transformer import Transformer
 
 MODEL = model_config(
     num_layers=2,

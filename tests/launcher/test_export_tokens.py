@@ -25,7 +25,7 @@ from triax.data.prepare.document_tokens import document_tokens
 from triax.inference.export_tokens import recorded_tokens
 from triax.launcher.cli import main
 from triax.models.families import recorded_model
-from triax.models.transformer import Transformer
+from triax.models.layers.transformer import Transformer
 
 transformers = pytest.importorskip("transformers")
 

@@ -16,7 +16,7 @@ from triax.common.errors import ExitCode, UserError
 from triax.launcher.cli import main
 from triax.launcher.job.resume import record_errors
 from triax.models.families import recorded_model
-from triax.models.transformer import Transformer
+from triax.models.layers.transformer import Transformer
 
 MODEL = {
     "num_layers": 1, "hidden_size": 8, "num_heads": 2, "ffn_hidden_size": 8, "vocab_size": 16,

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models
 from triax.common.errors import UserError
 from triax.inference.load import Loaded
 from triax.models.families import model_config
-from triax.models.transformer import Transformer
+from triax.models.layers.transformer import Transformer
 
 
 def test_a_tokenizer_with_ids_beyond_the_model_is_refused(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from triax.launcher.config.loading import load_config
 from triax.launcher.config.run_config import RunConfig
 from triax.launcher.job.resume import find_initial_weights
 from triax.models.families import recorded_model
-from triax.models.transformer import Transformer
+from triax.models.layers.transformer import Transformer
 
 MODEL = {
     "num_layers": 2, "hidden_size": 16, "num_heads": 4, "num_kv_heads": 2,

@@ -33,7 +33,7 @@ from triax.inference.load import load_checkpoint
 from triax.launcher.config.loading import load_config
 from triax.launcher.config.resolved import diff_with_record
 from triax.models.init import initialise_model
-from triax.models.transformer import Transformer
+from triax.models.layers.transformer import Transformer
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +195,7 @@ def test_a_run_is_a_plain_pytorch_loop(
         global_batch_size=8, micro_batch_size=8, dp_rank=0, dp_size=1, mask_documents=True,
     )  # fmt: skip
     model = Transformer(config.model)
-    initialise_model(model, 0)
+    initialise_model(model, model.description, 0)
     optimizer = torch.optim.AdamW(
         [
             {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": 0.1},

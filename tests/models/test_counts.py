@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from triax.models.counts import flops_per_token, num_non_embedding_parameters, num_parameters
 from triax.models.families import model_config
+from triax.models.layers.transformer import Transformer
 from triax.models.presets import PRESETS
-from triax.models.transformer import Transformer
 
 PUBLISHED = {
     "llama3.2-1b": 1_235_814_400,

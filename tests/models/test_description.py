@@ -15,8 +15,8 @@ from triax.models.description import Description, Role, describe
 from triax.models.families import FAMILIES, family_of, model_config, recorded_model
 from triax.models.families.llama import LlamaConfig
 from triax.models.init import initialise_model
+from triax.models.layers.transformer import Transformer
 from triax.models.presets import PRESETS
-from triax.models.transformer import Transformer
 
 GPT2 = {"family": "gpt2", "num_layers": 2, "hidden_size": 16, "num_heads": 2, "vocab_size": 30}
 
@@ -69,7 +69,7 @@ def test_gpt2s_table() -> None:
 
 def test_initial_values_follow_the_table() -> None:
     model = Transformer(model_config(**GPT2))
-    initialise_model(model, seed=0)
+    initialise_model(model, model.description, seed=0)
     for name, row in model.description.parameters.items():
         weight = model.get_parameter(name)
         if row.init_std == 0:
@@ -91,7 +91,7 @@ def test_layers_may_differ() -> None:
             return replace(model, layers=(local, replace(last, feed_forward=wide)))
 
     model = Transformer(Alternating.model_validate(fields))
-    initialise_model(model, seed=1)
+    initialise_model(model, model.description, seed=1)
     windows = []
     make_mask = Transformer.make_mask
     model.make_mask = lambda *args: windows.append(args[2]) or make_mask(*args)  # type: ignore[method-assign]

@@ -13,7 +13,7 @@ from triax.models.families import model_config
 from triax.models.init import initialise, initialise_model
 from triax.models.layers.masks import attention_mask
 from triax.models.layers.rotary import rotary_table, rotate
-from triax.models.transformer import Transformer
+from triax.models.layers.transformer import Transformer
 
 SHAPE = dict(
     num_layers=2, hidden_size=32, num_heads=4, num_kv_heads=2, ffn_hidden_size=64, vocab_size=50
@@ -23,7 +23,7 @@ SHAPE = dict(
 def make_model(**changes: object) -> Transformer:
     config = model_config(**SHAPE | changes)
     model = Transformer(config)
-    initialise_model(model, seed=1)
+    initialise_model(model, model.description, seed=1)
     return model
 
 

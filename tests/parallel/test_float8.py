@@ -22,7 +22,7 @@ from worlds import Case, Run, compiled_run, engine_run, merged
 from triax.common.errors import UserError
 from triax.models.families import model_config
 from triax.models.layers.rotary import rotary_table
-from triax.models.transformer import Transformer
+from triax.models.layers.transformer import Transformer
 from triax.parallel.float8 import (
     RECIPES,
     Recipe,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from triax.models.families import model_config
 from triax.models.layers.attention import project_apart
-from triax.models.transformer import Transformer
+from triax.models.layers.transformer import Transformer
 from triax.parallel.config import ParallelConfig
 from triax.parallel.float8 import RECIPES, Float8Linear
 from triax.parallel.fused_projections import project_as_one

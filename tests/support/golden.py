@@ -25,8 +25,8 @@ from triax.models.config import ModelConfig
 from triax.models.counts import flops_per_token, num_non_embedding_parameters, num_parameters
 from triax.models.families import model_config
 from triax.models.init import initialise_model
+from triax.models.layers.transformer import Transformer
 from triax.models.presets import PRESETS
-from triax.models.transformer import Transformer
 from triax.parallel.config import ParallelConfig
 from triax.parallel.stages import split_layers
 from triax.training.step.step import train_step
@@ -188,7 +188,7 @@ def initial_checksum() -> str:
     """Of the small model's initial weights."""
     config = model_config(**SMALL)
     model = Transformer(config)
-    initialise_model(model, SEED)
+    initialise_model(model, model.description, SEED)
     return checksum(dict(model.named_parameters()))
 
 

@@ -26,7 +26,7 @@ from triax.common.tokens import IGNORE_INDEX
 from triax.models.description import describe
 from triax.models.families import model_config
 from triax.models.init import initialise_model
-from triax.models.transformer import Transformer
+from triax.models.layers.transformer import Transformer
 from triax.parallel.config import ParallelConfig, PrecisionConfig
 from triax.parallel.engines import ENGINES
 from triax.parallel.engines.native import NativeEngine
@@ -107,7 +107,7 @@ def plain_run(case: Case) -> Run:
     """The reference: a plain model, a plain loop, its norm in fp64, torch's clipping and AdamW."""
     config = model_config(**case.model)
     model = Transformer(config)
-    initialise_model(model, SEED)
+    initialise_model(model, model.description, SEED)
     optimizer_config = OptimizerConfig(**case.optimizer)
     groups = [
         {"params": [p for p in model.parameters() if p.ndim >= 2]},

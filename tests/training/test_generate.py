@@ -7,7 +7,7 @@ import torch
 
 from triax.inference.generate import generate
 from triax.models.families import model_config
-from triax.models.transformer import Transformer
+from triax.models.layers.transformer import Transformer
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import torch
 
 from triax.models.counts import flops_per_token
 from triax.models.families import model_config
-from triax.models.transformer import Transformer
+from triax.models.layers.transformer import Transformer
 from triax.parallel.config import PrecisionConfig
 from triax.parallel.flat_shards import Block, Pieces
 from triax.training.bench import roofline as limit
