@@ -71,6 +71,7 @@ def to_huggingface(
         "torch_dtype": dtype,
         "bos_token_id": special_tokens.get("bos_token_id"),
         "eos_token_id": special_tokens.get("eos_token_id"),
+        "pad_token_id": special_tokens.get("pad_token_id"),
     }
 
 

@@ -11,7 +11,7 @@ from triax.models.counts import flops_per_token
 from triax.models.families import model_config
 from triax.models.layers.transformer import Transformer
 from triax.parallel.config import PrecisionConfig
-from triax.parallel.flat_shards import Block, Pieces
+from triax.parallel.flat_shards import Block, FlatShard
 from triax.training.bench import roofline as limit
 from triax.training.bench.roofline import Work, measure_roofline, optimizer_bytes, products
 
@@ -60,7 +60,7 @@ def test_an_update_moves_each_state_twice_and_gradients_once() -> None:
 
 
 def test_of_a_divided_state_only_the_part_that_is_here_counts() -> None:
-    quarter = Pieces(torch.zeros(16), 16, Block((0, 0), (8, 8), (8, 8)))
+    quarter = FlatShard(torch.zeros(16), 16, Block((0, 0), (8, 8), (8, 8)))
     assert optimizer_bytes({"model.weight": quarter}, PrecisionConfig()) == 16 * (2 * 4 + 4)
 
 
