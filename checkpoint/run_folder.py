@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from triax.checkpoint.folders import has_begun
+from triax.checkpoint.folders import has_begun, remove_whatever
 from triax.common.errors import UserError
 from triax.common.files import is_file, read_regular, write_errors
 from triax.common.paths import expand
@@ -75,19 +74,30 @@ def tokenizer_of(checkpoint: Path, config: Mapping[str, Any]) -> str | None:
 
 
 def keep_tokenizer(tokenizer: str | None, run_dir: Path) -> None:
-    """Copy a tokenizer's files into a run's folder, unless it has them.
+    """Copy a tokenizer's files into a run's folder, unless it has that tokenizer.
+
+    Another one there is from a start that has saved nothing, or whose checkpoints were removed.
+
+    Args:
+        tokenizer: its folder, or its `tokenizer.json`.
 
     Raises:
         UserError: they can't be read or written.
     """
-    if tokenizer is None or kept_tokenizer(run_dir) is not None:
+    if tokenizer is None:
         return
-    folder = run_dir / TOKENIZER_FOLDER
+    source, folder = Path(tokenizer), run_dir / TOKENIZER_FOLDER
+    file = source if is_file(source) else source / _TOKENIZER_FILE
     partial = folder.with_name(f"{TOKENIZER_FOLDER}.partial")
     with write_errors(folder):
-        shutil.rmtree(partial, ignore_errors=True)
+        content, kept = read_regular(file, _MOST_BYTES), kept_tokenizer(run_dir)
+        if kept is not None and read_regular(kept / _TOKENIZER_FILE, _MOST_BYTES) == content:
+            return
+        remove_whatever(partial)
         partial.mkdir()
         for pattern in _KEPT_PATTERNS:
-            for path in filter(is_file, Path(tokenizer).glob(pattern)):
+            for path in filter(is_file, file.parent.glob(pattern)):
                 (partial / path.name).write_bytes(read_regular(path, _MOST_BYTES))
+        (partial / _TOKENIZER_FILE).write_bytes(content)
+        remove_whatever(folder)
         partial.replace(folder)

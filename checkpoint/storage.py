@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path, PurePath
@@ -77,7 +77,8 @@ class ShardReader(FileSystemReader):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self.fs = _RegularFiles()
+        self._files = _RegularFiles()
+        self.fs = self._files
 
     def read_metadata(self, *_args: Any, **_kwargs: Any) -> Metadata:
         """Every tensor's name, shape, dtype, and where its chunks lie.
@@ -89,7 +90,7 @@ class ShardReader(FileSystemReader):
         try:
             with open_regular(path) as file:
                 metadata: Metadata = _Unpickler(file).load()
-            _check(metadata, Path(self.path))
+            self._files.least_bytes = _check(metadata)
         except OSError as error:
             where = error.filename or path
             raise UserError(f"{where}: cannot be read: {error.strerror}") from error
@@ -102,9 +103,19 @@ class ShardReader(FileSystemReader):
 
 
 class _RegularFiles(FileSystem):
+    """Opens what is read and nothing more: of thousands of shards a rank needs a few."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.least_bytes: Mapping[str, int] = {}
+        """Where the last tensor in each file ends."""
+
     @contextmanager
     def create_stream(self, path: str | os.PathLike[str], _mode: str) -> Iterator[io.IOBase]:
+        name = Path(path).name
         with open_regular(Path(path)) as file:
+            if os.fstat(file.fileno()).st_size < self.least_bytes.get(name, 0):
+                raise ValueError(f"a tensor lies outside of {name}")
             yield cast(io.IOBase, file)
 
 
@@ -116,15 +127,18 @@ class _Unpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def _check(metadata: Any, folder: Path) -> None:
+def _check(metadata: Any) -> dict[str, int]:
     """Raise ValueError, or what a half-built object raises, unless `metadata` is sound.
 
-    Every element of every tensor must lie in exactly one chunk, and every chunk in a file that is
-    long enough: what no chunk covers would be read as whatever the memory held.
+    Every element of every tensor must lie in exactly one chunk, and every chunk in enough bytes of
+    a file: what no chunk covers would be read as whatever the memory held.
+
+    Returns:
+        The bytes that each file must have at least.
     """
     if not isinstance(metadata, Metadata):
         raise ValueError("it holds no checkpoint metadata")
-    num_bytes: dict[str, int] = {}
+    least_bytes: dict[str, int] = {}
     for name, tensor in metadata.state_dict_metadata.items():
         if isinstance(tensor, BytesStorageMetadata):
             raise ValueError(f"{name} is a Python object, not a tensor")
@@ -136,8 +150,10 @@ def _check(metadata: Any, folder: Path) -> None:
         for chunk in tensor.chunks:
             place = metadata.storage_data[MetadataIndex(name, chunk.offsets)]
             _check_place(name, place)
-            least = prod(chunk.sizes) * tensor.properties.dtype.itemsize
-            _check_extent(name, place, least, folder, num_bytes)
+            _check_extent(name, place, prod(chunk.sizes) * tensor.properties.dtype.itemsize)
+            end = place.offset + place.length
+            least_bytes[place.relative_path] = max(end, least_bytes.get(place.relative_path, 0))
+    return least_bytes
 
 
 def _check_place(name: str, place: Any) -> None:
@@ -148,15 +164,10 @@ def _check_place(name: str, place: Any) -> None:
         raise ValueError(f"{name} is stored in an encoding of its own")
 
 
-def _check_extent(
-    name: str, place: Any, least: int, folder: Path, num_bytes: dict[str, int]
-) -> None:
-    """Refuse a place in a file that holds fewer bytes than the values have; sizes are kept."""
-    file = place.relative_path
-    if file not in num_bytes:
-        with open_regular(folder / file) as opened:
-            num_bytes[file] = os.fstat(opened.fileno()).st_size
-    if not 0 <= place.offset <= place.offset + place.length <= num_bytes[file]:
-        raise ValueError(f"{name} lies outside of {file}")
+def _check_extent(name: str, place: Any, least: int) -> None:
+    """Refuse a place that begins nowhere, or holds fewer bytes than the values have."""
+    if place.offset < 0 or place.length < 0:
+        raise ValueError(f"{name} lies outside of {place.relative_path}")
     if place.length < least:
+        file = place.relative_path
         raise ValueError(f"{name} has {least:,} bytes, and {place.length:,} of {file}")

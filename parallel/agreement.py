@@ -17,7 +17,13 @@ from typing import TypeVar, cast
 import torch.distributed as dist
 
 from triax.common.errors import UserError
-from triax.parallel.collectives import any_rank, gather_objects, group_rank, group_size
+from triax.parallel.collectives import (
+    any_rank,
+    broadcast_object,
+    gather_objects,
+    group_rank,
+    group_size,
+)
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -84,7 +90,12 @@ def on_first(step: Callable[[], T], group: dist.ProcessGroup | None) -> T:
     Raises:
         UserError, RankError: as in `agreed`.
     """
-    return cast(T, agreed(lambda: step() if group_rank(group) == 0 else None, group)[0])
+    # Sent once: gathered, a list of files would come from every rank to every rank.
+    attempt = broadcast_object(_attempt(step) if group_rank(group) == 0 else None, group)
+    failure = _failure_among([attempt] + [None] * (group_size(group) - 1))
+    if failure is not None:
+        raise failure.as_error()
+    return cast(T, attempt)
 
 
 def through_first(

@@ -87,8 +87,8 @@ class Loader:
             sources: by the names that the sampler uses.
             global_batch_size, micro_batch_size: in sequences.
             prefetch: global batches that `iterate` reads ahead in a thread; 0 means no thread.
-            before_batch: called before each global batch; what it raises ends the reading, as
-                data that can't be read does.
+            before_batch: called before each global batch of `iterate`; what it raises ends the
+                reading, as data that can't be read does.
 
         Raises:
             UserError: the global batch is not a whole number of micro-batches on each rank.
@@ -117,7 +117,6 @@ class Loader:
         Raises:
             UserError: the data holds a token outside the vocabulary.
         """
-        self._before_batch()
         first = cursor + self._first_sample
         return [
             self._micro_batch(range(start, start + self._micro_batch_size))
@@ -132,7 +131,11 @@ class Loader:
         """
         assert (stop_cursor - cursor) % self._global_batch_size == 0, (cursor, stop_cursor)
         cursors = range(cursor, stop_cursor, self._global_batch_size)
-        return prefetched(map(self.batch_at, cursors), self._prefetch)
+        return prefetched(map(self._next_batch, cursors), self._prefetch)
+
+    def _next_batch(self, cursor: int) -> list[Batch]:
+        self._before_batch()
+        return self.batch_at(cursor)
 
     def _micro_batch(self, samples: range) -> Batch:
         locations = [self._sampler.locate(sample) for sample in samples]

@@ -34,6 +34,8 @@ from triax.launcher.cluster.network import (
 _ANSWER_SECONDS = 60.0
 """How long rank 0 may take to answer once it is connected."""
 _POLL_SECONDS = 0.02
+_RANKS_PER_POLL = 128
+"""So many may ask that often. More ask less often, or rank 0 would wait behind their questions."""
 _MAX_NAMED = 8
 
 Store = Any
@@ -212,36 +214,44 @@ def _call_the_roll(environment: Environment, store: Store, end: float) -> str:
     """Wait until every rank knows that all are there; returns a name for this meeting.
 
     torchrun's agent keeps its store when it starts the processes again, with the words that the
-    former ones left there. So each rank brings a word of its own, and rank 0 reads them out until
-    each has heard its own: what a former one has left is heard by nobody.
+    former ones left there. So each rank brings a word of its own, and rank 0 calls each by its word
+    until all have heard it: what a former one has left is heard by nobody. What a rank reads
+    doesn't grow with their number.
 
     Raises:
         TimeoutError: some don't come until the end; rank 0 names them.
     """
     if environment.rank == 0:
-        return _read_out(environment.world_size, store, end)
+        return _call_all(environment.world_size, store, end)
     word = secrets.token_hex(8)
     store.set(f"triax/here/{environment.rank}", word)
+    pause, call = _pause(environment.world_size), f"triax/call/{environment.rank}"
     while True:
-        if store.check(["triax/roll"]):
-            name, words = json.loads(store.get("triax/roll"))
-            if words.get(str(environment.rank)) == word:
+        if store.check([call]):
+            name, called = json.loads(store.get(call))
+            if called == word:
                 store.set(f"triax/heard/{environment.rank}", name)
                 return str(name)
         if time.monotonic() >= end:
             raise TimeoutError("rank 0 didn't call")
-        time.sleep(_POLL_SECONDS)
+        time.sleep(pause)
 
 
-def _read_out(world_size: int, store: Store, end: float) -> str:
+def _pause(world_size: int) -> float:
+    """Seconds between two questions of a rank, which all go to one store."""
+    return _POLL_SECONDS * max(1.0, world_size / _RANKS_PER_POLL)
+
+
+def _call_all(world_size: int, store: Store, end: float) -> str:
     name, words = secrets.token_hex(8), dict[str, str]()
     missing = [str(rank) for rank in range(1, world_size)]
     while missing:
         came = [rank for rank in missing if store.check([f"triax/here/{rank}"])]
         new = {rank: store.get(f"triax/here/{rank}").decode() for rank in came}
-        if any(words.get(rank) != word for rank, word in new.items()):
-            words |= new
-            store.set("triax/roll", json.dumps([name, words]))
+        for rank, word in new.items():
+            if words.get(rank) != word:
+                store.set(f"triax/call/{rank}", json.dumps([name, word]))
+        words |= new
         missing = [
             rank
             for rank in missing

@@ -9,7 +9,7 @@ from functools import partial
 from triax.data.config import DataConfig
 from triax.data.prepare.ensure import ensure_prepared
 from triax.data.read.identity import Identity, identify_sources
-from triax.data.read.integrity import Verification, files_of, verify
+from triax.data.read.integrity import Verifiable, Verification, files_of, verify
 from triax.data.read.source import Source, open_sources
 from triax.launcher.cluster.preflight import data_facts, refuse_differences
 from triax.launcher.cluster.process_group import Processes
@@ -79,7 +79,10 @@ def verify_data(data: DataConfig, processes: Processes, say: Say) -> Verificatio
     if data.validation is not None:
         prefixes.append(data.validation)
     group, environment = processes.control_group, processes.environment
-    found = agreed(partial(files_of, prefixes), group)[environment.rank]
+    # Each rank keeps its list to itself: at thousands of ranks all lists would fill the memory.
+    opened: list[Verifiable] = []
+    agreed(lambda: opened.append(files_of(prefixes)), group)
+    found = opened[0]
     for prefix in found.without:
         say(f"data     {prefix} can't be verified: no data.json has its checksums")
     # The large .bin first, so that each process gets as many of these.

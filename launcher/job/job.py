@@ -337,6 +337,11 @@ class Job:
         except OSError as error:
             self.say(f"{self.directory.exit} can't be written: {error.strerror}")
 
+    def _write_down(self) -> None:
+        """What makes the run's folder whole: its config and its tokenizer."""
+        write_resolved_config(self.config, self.directory.config)
+        keep_tokenizer(self.config.data.tokenizer, self.directory.path)
+
     def _train(
         self, engine: Engine, loader: Loader, validation: list[Batch], resume_point: ResumePoint
     ) -> Outcome:
@@ -344,9 +349,7 @@ class Job:
         keeper = RecordKeeper(config, self.layout, engine.device, resume_point)
         if keeper.guard_news is not None:
             self.say(keeper.guard_news)
-        if is_main:
-            write_resolved_config(config, self.directory.config)
-            keep_tokenizer(config.data.tokenizer, self.directory.path)
+        on_first(self._write_down, self.processes.control_group)
         self.stop.listen()
         with (
             make_writers(

@@ -7,7 +7,7 @@ import importlib
 import os
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import torch
@@ -23,6 +23,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
+import triax.checkpoint.storage
 from triax.checkpoint.cover import check_cover
 from triax.checkpoint.folders import inspect, problems_of
 from triax.checkpoint.manifest import make_manifest, read_manifest, write_manifest
@@ -31,6 +32,7 @@ from triax.checkpoint.staging import whole
 from triax.checkpoint.storage import ShardReader
 from triax.checkpoint.writing import write_checkpoint
 from triax.common.errors import UserError
+from triax.common.files import open_regular
 
 DTYPES = [
     torch.float64,
@@ -253,6 +255,21 @@ def test_a_place_holds_what_it_must(folder: Path, change: dict[str, int], words:
     (folder / ".metadata").write_bytes(pickle.dumps(metadata))
     with pytest.raises(UserError, match=words):
         read_tensors(folder)
+
+
+def test_no_file_is_opened_that_is_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of thousands of ranks would open each of thousands of files."""
+    opened: list[str] = []
+
+    def open_counted(path: Path) -> BinaryIO:
+        opened.append(path.name)
+        return open_regular(path)
+
+    monkeypatch.setattr(triax.checkpoint.storage, "open_regular", open_counted)
+    read_into(folder, {})
+    assert opened == [".metadata"]
+    assert list(read_tensors(folder)) == ["model.a"]
+    assert opened.count("__0_0.distcp") == 1
 
 
 def test_a_shape_beyond_all_memory_is_refused_before_it_is_made(folder: Path) -> None:

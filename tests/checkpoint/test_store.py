@@ -25,6 +25,7 @@ from triax.checkpoint.folders import inspect, problems_of, resolve_checkpoint
 from triax.checkpoint.reading import read_tensors
 from triax.checkpoint.store import CheckpointStore, SaveOutcome
 from triax.common.errors import UserError
+from triax.parallel import agreement
 
 POINTS = (
     "save-staged",
@@ -622,6 +623,25 @@ def test_a_failure_on_one_rank_is_told_on_all(tmp_path: Path, run_ranks: Any, wh
     assert first is None and third is None
     assert second.startswith(f"rank {failed_rank}: OSError") and "No space left" in second
     assert sorted(path.name for path in directory.iterdir()) == ["step-00000010", "step-00000030"]
+
+
+def ask_first(group: dist.ProcessGroup, fails: bool) -> list[Any] | str:
+    def step() -> list[Any]:
+        if fails:
+            raise UserError("no room")
+        return ["of rank", dist.get_rank(group)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delattr(agreement, "gather_objects")  # every rank would be sent every rank's
+        try:
+            return agreement.on_first(step, group)
+        except UserError as error:
+            return str(error)
+
+
+def test_what_the_first_rank_says_is_sent_once(run_ranks: Any) -> None:
+    assert run_ranks(ask_first, 3, False) == [["of rank", 0]] * 3
+    assert run_ranks(ask_first, 3, True) == ["rank 0: no room"] * 3
 
 
 def stuck_on_one(group: dist.ProcessGroup, directory: Path) -> tuple[str, str, int]:

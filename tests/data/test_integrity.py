@@ -9,9 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import xxhash
 
+import triax.launcher.job.data
 from triax.common.errors import ExitCode, UserError
+from triax.data.config import DataConfig, SourceConfig
 from triax.data.prepare.corpus import prepare
 from triax.data.prepare.tokenizer import train_tokenizer
 from triax.data.read.integrity import KnownFile, Verification, files_of, known_files, verify
@@ -21,6 +24,9 @@ from triax.data.read.shards import ShardWriter
 from triax.data.read.source import Source
 from triax.data.record import load_prepared
 from triax.launcher.cli import main
+from triax.launcher.cluster.environment import Environment
+from triax.launcher.cluster.process_group import Processes
+from triax.launcher.job.data import verify_data
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +127,25 @@ def test_damage_found_beside_the_steps_ends_the_reading(data: Path) -> None:
         verification.wait()
         with pytest.raises(UserError, match=r"train-00001\.bin: damaged"):
             list(loader.iterate(0, 10))
+        # Ranks read a single batch together, to find what isn't finite: none may stay away.
+        assert len(loader.batch_at(0)) == 1
+
+
+def test_ranks_keep_their_lists_of_files_to_themselves(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[object] = []
+
+    def agreed(step: Callable[[], object], _group: object) -> list[object]:
+        sent.append(step())
+        return sent
+
+    monkeypatch.setattr(triax.launcher.job.data, "agreed", agreed)
+    config = DataConfig(sources=(SourceConfig(path=str(made / "train")),), seq_len=16)
+    here = Environment(0, 0, 1, 1, 0, "here", "single")
+    found = verify_data(config, Processes(here, torch.device("cpu"), None, None), print)
+    assert sent == [None]
+    assert len(found._files) == len(known_files(str(made / "train"))[0])
 
 
 def test_verification_ends_when_the_run_does(made: Path) -> None:

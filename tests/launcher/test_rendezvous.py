@@ -68,6 +68,37 @@ def test_words_of_former_processes_are_not_heard() -> None:
     server.set_timeout(timedelta(seconds=1))
 
 
+class CountingStore:
+    """A store in memory that knows the longest value that was read."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, str] = {}
+        self.most_bytes = 0
+
+    def set(self, key: str, value: str) -> None:
+        self.values[key] = value
+
+    def check(self, keys: list[str]) -> bool:
+        return all(key in self.values for key in keys)
+
+    def get(self, key: str) -> bytes:
+        value = self.values[key].encode()
+        self.most_bytes = max(self.most_bytes, len(value))
+        return value
+
+
+def test_what_a_rank_reads_and_asks_does_not_grow_with_their_number() -> None:
+    store, num_ranks = CountingStore(), 40
+    environments = ranks(replace(HERE, world_size=num_ranks, local_world_size=num_ranks))
+    end = time.monotonic() + 20
+    with ThreadPoolExecutor(num_ranks) as pool:
+        names = pool.map(lambda each: meeting._call_the_roll(each, store, end), environments)
+    assert len(set(names)) == 1
+    assert store.most_bytes < 64
+    for world_size in (256, 1024, 8192):
+        assert world_size / meeting._pause(world_size) == 128 / meeting._pause(2)
+
+
 def silent(connection: socket.socket) -> None:
     connection.recv(1000)
     time.sleep(10)

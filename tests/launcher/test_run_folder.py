@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from jobs import curve, make_job, train
 
+from triax.checkpoint.run_folder import keep_tokenizer, kept_tokenizer
 from triax.common.errors import ExitCode
 from triax.launcher.checks.sections import load_checked
 from triax.launcher.cli import main
@@ -104,6 +105,36 @@ def test_the_tokenizer_is_known_by_its_contents(job_folder: Path) -> None:
     refused = train(job_folder, "--budget.tokens=1536", renamed, "--data.validation=null")
     assert refused.code == ExitCode.BAD_INPUT
     assert "renamed isn't the tokenizer that this run began with" in refused.error
+
+
+def test_a_run_keeps_the_tokenizer_that_it_is_trained_with(tmp_path: Path) -> None:
+    """A first start may have saved nothing, and the next one may read other data."""
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    for number, name in enumerate(("first", "second", "third/tokenizer.json", "first")):
+        folder = tmp_path / name.partition("/")[0]
+        folder.mkdir(exist_ok=True)
+        (folder / "tokenizer.json").write_text(f"{name} {number}")
+        (folder / "tokenizer_config.json").write_text(name)
+        for _ in range(2):
+            keep_tokenizer(str(tmp_path / name), run_dir)
+            kept = kept_tokenizer(run_dir)
+            assert kept is not None
+            assert (kept / "tokenizer.json").read_text() == f"{name} {number}"
+            assert (kept / "tokenizer_config.json").read_text() == name
+    keep_tokenizer(str(kept), run_dir)
+    assert sorted(path.name for path in run_dir.iterdir()) == ["tokenizer"]
+
+
+def test_what_rank_0_cannot_write_ends_all_ranks_in_words(corpus: Path, tmp_path: Path) -> None:
+    folder = make_job(corpus, tmp_path)
+    (folder / "runs/job/config.toml").mkdir(parents=True)
+    ended = train(folder, num_processes=2)
+    assert ended.code == ExitCode.BAD_INPUT
+    assert "config.toml: cannot be written" in ended.error
+    assert "Traceback" not in ended.text
+    assert "the job ends with an error" in (folder / "runs/job/logs/rank-1.log").read_text()
+    assert "UserError: rank 0: " in (folder / "runs/job/logs/rank-1.log").read_text()
 
 
 def test_one_rule_for_every_path(
