@@ -270,7 +270,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
         ("optimizer.clip_norm=none", "optimizer.clip_norm", None),
         ("eval.every=none", "eval.every", None),
         ("data.tokenizer=none", "data.tokenizer", None),
-        ("data.tokenizer=./none", "data.tokenizer", "none"),
+        ("data.tokenizer=./none", "data.tokenizer", "./none"),
         ("parallel.activation_checkpointing=none", "parallel.activation_checkpointing", "none"),
         ("checkpoint.every=10 min", "checkpoint.every", Duration(600, Unit.SECONDS)),
         ("model.rope_scaling.factor=8", "model.rope_scaling.factor", 8.0),
@@ -525,4 +525,4 @@ def test_optional_texts_are_turned_off_by_none(tmp_path: Path) -> None:
     assert (config.data.validation, config.data.tokenizer) == (None, None)
     assert config.checkpoint.init_from is None
     kept = load_config(write(tmp_path, GOOD), ["data.validation=./none"])
-    assert kept.data.validation == "none"
+    assert kept.data.validation == "./none"
