@@ -1,4 +1,4 @@
-"""Standard output and error of a process that must outlive whoever reads them."""
+"""Standard output and error that never fail: for letters they lack, or whoever reads them."""
 
 from __future__ import annotations
 
@@ -31,6 +31,12 @@ def lossy_output() -> Iterator[None]:
             if stream is not None:
                 stream.flush()
         sys.stdout, sys.stderr = former
+
+
+def show_all_text() -> None:
+    """Let stdout show letters that its encoding lacks as escapes (`\\u6f22`) instead of failing."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def tell_at_once(message: str) -> None:

@@ -44,10 +44,23 @@ class SplitCounts(Section):
     """End-of-text tokens included."""
 
 
+class SplitPlan(Section):
+    """Which documents are for validation, told by the hashes of their numbers, and by one cut."""
+
+    below: int
+    """Documents whose hash is smaller go to validation as a whole, the others to training."""
+    cut: int | None = None
+    """The number of the document that is cut in two, counted from 0."""
+    cut_share: float = 0.0
+    """The part of it, its end, that is for validation."""
+
+
 class Progress(Section):
     """What is finished when a preparation ends early. Documents are counted over both splits."""
 
     settings: Settings
+    split: SplitPlan | None = None
+    """None: begun by an earlier version, which split by the numbers alone."""
     documents: int = 0
     train: SplitCounts = SplitCounts()
     validation: SplitCounts = SplitCounts()
@@ -62,8 +75,12 @@ class PreparedData(Section):
     vocab_size: int
     end_of_text_id: int
     dtype: str
+    split: SplitPlan | None = None
+    """None: made by an earlier version."""
     train: SplitCounts
     validation: SplitCounts
+    num_shared: int | None = None
+    """Documents of validation that stand in the training split too; None where nobody counted."""
     checksums: dict[str, str] = Field(default_factory=dict)
     """As in `Progress`."""
 

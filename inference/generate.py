@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from triax.common.errors import UserError
 from triax.models.layers.transformer import Transformer
 
 
@@ -33,8 +34,11 @@ def generate(
         context: the model sees so many tokens at most, the last ones.
         temperature: of the softmax; 0 takes the likeliest token.
         top_k: only so many of the likeliest tokens may be drawn; None for all.
-        seed: of the draws.
+        seed: of the draws, at least 0 and below 2^64.
         stop_token: ends the text, and is not yielded.
+
+    Raises:
+        UserError: the model gives nothing finite.
     """
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
@@ -42,6 +46,11 @@ def generate(
     for _ in range(max_new_tokens):
         tokens_1T = torch.tensor([tokens[-context:]], device=device)
         logits_V = model.logits(tokens_1T)[0, -1].cpu()
+        if not bool(logits_V.isfinite().all()):
+            raise UserError(
+                "the model's logits aren't finite: its weights are of no use, perhaps those of a "
+                "run that diverged; try an earlier checkpoint"
+            )
         token = _draw(logits_V, temperature, top_k, generator)
         if token == stop_token:
             return
@@ -57,4 +66,7 @@ def _draw(
     if top_k is not None and top_k < logits_V.numel():
         smallest = logits_V.topk(top_k).values[-1]
         logits_V = logits_V.masked_fill(logits_V < smallest, float("-inf"))
-    return int(torch.multinomial((logits_V / temperature).softmax(0), 1, generator=generator))
+    # Nothing overflows upwards, and fp64 holds every temperature that Python can name.
+    below_best_V = logits_V.double() - logits_V.max()
+    probabilities_V = (below_best_V / temperature).softmax(0)
+    return int(torch.multinomial(probabilities_V, 1, generator=generator))

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Protocol, cast
 
 from triax.common.errors import ExitCode, UserError
+from triax.common.output import show_all_text
 from triax.launcher.cluster.exits import run_to_exit_code
 from triax.launcher.config.overrides import parse_arguments
 
@@ -54,6 +55,7 @@ class Command(Protocol):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; see `ExitCode` for what they mean."""
+    show_all_text()
     return run_to_exit_code(partial(_dispatch, list(sys.argv[1:] if argv is None else argv)))
 
 

@@ -1,7 +1,7 @@
 """Text to shards: `train-00000.bin`, `validation-00000.bin`, ... and `data.json` in one folder.
 
-The documents' numbers decide everything: which split a document goes to, and where shards
-end. So the files depend neither on the number of workers nor on where a run was interrupted.
+The documents decide everything, by their numbers and lengths: which split one goes to, and where
+shards end. So the files depend neither on the number of workers nor on where a run was interrupted.
 A set of shards, one of each split, is finished together; `progress.json` counts the finished
 ones, and a later call goes on behind them.
 """
@@ -20,7 +20,8 @@ from triax.common.files import exclusive, make_folder
 from triax.data.prepare.document_tokens import document_tokens
 from triax.data.prepare.encode import encode_documents, num_cores
 from triax.data.prepare.inputs import inputs_fingerprint
-from triax.data.prepare.split import TRAIN, VALIDATION, assign_splits
+from triax.data.prepare.overlap import count_shared
+from triax.data.prepare.split import TRAIN, VALIDATION, assign_splits, plan_split
 from triax.data.prepare.text import iter_documents
 from triax.data.prepare.tokenizer import (
     load_tokenizer,
@@ -33,6 +34,7 @@ from triax.data.record import (
     Progress,
     Settings,
     SplitCounts,
+    SplitPlan,
     check_same,
     load_prepared,
     load_progress,
@@ -66,9 +68,8 @@ def prepare(
 ) -> PreparedData:
     """Tokenise documents into a training and a validation split.
 
-    A document goes to validation by a hash of its number. With two or more documents each
-    split gets one at least; a single document is cut, and validation gets its end. Every
-    document ends with the end-of-text token (`document_tokens` says which). A finished
+    `plan_split` says which documents go to validation; where they are few one of them is cut.
+    Every document ends with the end-of-text token (`document_tokens` says which). A finished
     preparation returns at once, an interrupted one goes on; other settings or inputs than before
     are refused.
 
@@ -77,7 +78,8 @@ def prepare(
         tokenizer: its folder or `tokenizer.json`.
         output: the folder of the shards, made if need be.
         num_workers: tokenizing processes; none means one a core. It changes no byte.
-        validation_fraction: share of the documents, at least 0 and below 1; 0 means no split.
+        validation_fraction: share of the documents, where they are few of the text; at least 0 and
+            below 1; 0 means no split.
         tokens_per_shard: a set of shards ends with the document that reaches this many tokens.
         end_of_text: the token that ends a document; none means the tokenizer's own.
         begin_of_text: the token that begins a document; none means that none does.
@@ -117,8 +119,12 @@ def prepare(
             vocab_size=vocabulary_size(encoder),
             end_of_text_id=tokens.end.id,
             dtype=dtype.name,
+            split=done.split,
             train=done.train,
             validation=done.validation,
+            num_shared=count_shared(
+                _prefixes(output, VALIDATION, done), _prefixes(output, TRAIN, done)
+            ),
             checksums=done.checksums,
         )
         save_prepared(output, data)
@@ -142,7 +148,7 @@ def _begin_or_go_on(output: Path, settings: Settings) -> Progress:
     done = load_progress(output)
     if done is not None:
         check_same(output, done.settings, settings)
-        return done
+        return _planned(done)
     strangers = sorted(
         path.name for split in (TRAIN, VALIDATION) for path in output.glob(f"{split}*.idx")
     )
@@ -151,9 +157,22 @@ def _begin_or_go_on(output: Path, settings: Settings) -> Progress:
             f"{output}: holds {strangers[0]}, but neither data.json nor progress.json says how "
             "it was made; use another output folder, or delete this one"
         )
-    begun = Progress(settings=settings)
+    begun = _planned(Progress(settings=settings))
     save_progress(output, begun)
     return begun
+
+
+def _planned(done: Progress) -> Progress:
+    """With the plan of the split; one that an earlier version has begun goes on by its rule."""
+    if done.split is not None:
+        return done
+    settings = done.settings
+    if done.documents:
+        plan = SplitPlan(below=int(settings.validation_fraction * 2**64))
+    else:
+        texts = iter_documents(settings.inputs, settings.text_field)
+        plan = plan_split(map(len, texts), settings.validation_fraction)
+    return done.model_copy(update={"split": plan})
 
 
 def _behind(documents: Iterator[str], done: Progress) -> Iterator[str]:
@@ -175,19 +194,23 @@ def _write_shards(
     progress: ProgressCallback,
 ) -> Progress:
     """Write set after set of shards; returns the counts of all."""
-    assigned = assign_splits(
-        documents,
-        done.settings.validation_fraction,
-        {TRAIN: done.train.documents, VALIDATION: done.validation.documents},
-    )
+    assert done.split is not None
+    num_begin = 0 if done.settings.begin_of_text_id is None else 1
+    assigned = assign_splits(documents, done.split, done.documents, num_begin)
     while True:
         advanced = _write_shard_set(assigned, done, output, dtype, progress)
         if advanced == done:
             break
         save_progress(output, advanced)
         done = advanced
+    title = ", ".join(done.settings.inputs)
+    if done.documents == 0:
+        raise UserError(f"{title}: no documents, the inputs hold no text")
     if done.train.documents == 0:
-        raise UserError(f"{', '.join(done.settings.inputs)}: no documents, the inputs hold no text")
+        raise UserError(
+            f"{title}: too few documents: all are for validation; give more text, or "
+            "another output folder and a smaller validation fraction"
+        )
     return done
 
 
@@ -217,12 +240,17 @@ def _write_shard_set(
                 break
     return Progress(
         settings=done.settings,
+        split=done.split,
         documents=num_documents,
         train=_add(done.train, writers.get(TRAIN)),
         validation=_add(done.validation, writers.get(VALIDATION)),
         checksums=done.checksums
         | {name: sum_ for writer in writers.values() for name, sum_ in writer.checksums.items()},
     )
+
+
+def _prefixes(output: Path, split: str, done: Progress) -> list[Path]:
+    return [shard_prefix(output / split, number) for number in range(_counts(done, split).shards)]
 
 
 def _counts(done: Progress, split: str) -> SplitCounts:

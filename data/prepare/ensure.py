@@ -15,6 +15,7 @@ from triax.common.paths import expand
 from triax.data.config import PrepareConfig
 from triax.data.prepare.corpus import prepare
 from triax.data.prepare.document_tokens import document_tokens
+from triax.data.prepare.findings import findings
 from triax.data.prepare.inputs import inputs_fingerprint
 from triax.data.prepare.tokenizer import (
     load_tokenizer,
@@ -66,7 +67,7 @@ def ensure_prepared(
         return data
     _ensure_tokenizer(config, report)
     report(f"tokenizing {', '.join(config.inputs)} into {output}")
-    return prepare(
+    data = prepare(
         config.inputs,
         made_tokenizer(config),
         output,
@@ -75,6 +76,9 @@ def ensure_prepared(
         end_of_text=end_of_text,
         begin_of_text=begin_of_text,
     )
+    for finding in findings(data):
+        report(f"warning: {finding}")
+    return data
 
 
 def _refuse_other_ends(

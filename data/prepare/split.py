@@ -1,73 +1,107 @@
-"""Which documents are kept for validation: decided by their numbers alone."""
+"""Which documents are kept for validation: planned before any of them is encoded.
+
+Of many documents each goes its way by a hash of its number alone. Of few ones that is a draw in
+which a single long document decides, so their lengths are looked at first.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 
 from triax.common.errors import UserError
 from triax.data.read.shards import Array
+from triax.data.record import SplitPlan
 
 TRAIN, VALIDATION = "train", "validation"
+_FEWEST_EXPECTED = 10
+"""Documents that the smaller split can expect where their number decides."""
+_MOST_PLANNED = 100_000
+"""Documents whose lengths are read, twice, at the most."""
+
+
+def plan_split(lengths: Iterator[int], validation_fraction: float) -> SplitPlan:
+    """Decide which documents are for validation, and whether one is cut in two.
+
+    With ten expected in the smaller split each document goes by the hash of its number. Fewer
+    ones go to validation in the order of their hashes until that has its share of the text; the
+    one in which that is reached is cut, and validation gets its end.
+
+    Args:
+        lengths: of the documents in order, in characters; of many ones only the first are read.
+        validation_fraction: at least 0 and below 1; 0 means that all is for training.
+    """
+    if validation_fraction == 0:
+        return SplitPlan(below=0)
+    below = int(validation_fraction * 2**64)
+    enough = _FEWEST_EXPECTED / min(validation_fraction, 1 - validation_fraction)
+    num_read = int(min(enough, _MOST_PLANNED))
+    found = list(islice(lengths, num_read))
+    hashes = [_hash(number) for number in range(len(found))]
+    if len(found) == num_read:
+        # Both splits get one at least.
+        return SplitPlan(below=min(max(below, min(hashes) + 1), max(hashes)))
+    return _plan_few(found, hashes, validation_fraction) if found else SplitPlan(below=below)
+
+
+def _plan_few(
+    lengths: Sequence[int], hashes: Sequence[int], validation_fraction: float
+) -> SplitPlan:
+    missing = validation_fraction * sum(lengths)
+    for number in sorted(range(len(lengths)), key=hashes.__getitem__):
+        if missing <= lengths[number]:
+            break
+        missing -= lengths[number]
+    share = min(1.0, missing / lengths[number])
+    is_only = len(lengths) == 1
+    return SplitPlan(below=0 if is_only else hashes[number], cut=number, cut_share=share)
 
 
 def assign_splits(
-    documents: Iterator[Array], validation_fraction: float, num_done: Mapping[str, int]
+    documents: Iterator[Array], plan: SplitPlan, first: int = 0, num_begin: int = 0
 ) -> Iterator[dict[str, Array]]:
-    """Give each document its split, by a hash of its number.
-
-    With two or more documents both splits get one: the last goes where there is none yet. A
-    single document is cut in two. With a fraction of 0 all is for training.
+    """Give each document its split.
 
     Args:
-        documents: [num_tokens] each, the end-of-text token last; the first `num_done` of all
-            are left out already.
-        num_done: documents of each split before these.
+        documents: [num_tokens] each, the end-of-text token last.
+        first: the number of the first of them.
+        num_begin: tokens that begin each document, 0 or 1; both parts of one that is cut do so.
 
     Yields:
-        For each document its tokens by split, mostly one entry.
+        For each document its tokens by split: one entry, or two where it is cut.
 
     Raises:
         UserError: there is one document, too short to be cut.
     """
-    written = dict(num_done)
-    number = sum(written.values())
-    held = next(documents, None)
-    if held is None:
-        return
-    for following in documents:
-        split = _split_of(number, validation_fraction)
-        yield {split: held}
-        written[split] += 1
-        number += 1
-        held = following
-    if validation_fraction == 0:
-        yield {TRAIN: held}
-    elif number == 0:
-        yield _cut(held, validation_fraction)
-    elif 0 in written.values():
-        yield {min(written, key=lambda split: written[split]): held}
-    else:
-        yield {_split_of(number, validation_fraction): held}
+    for number, tokens in enumerate(documents, first):
+        if number == plan.cut:
+            yield _cut(tokens, plan, num_begin)
+        else:
+            yield {VALIDATION if _hash(number) < plan.below else TRAIN: tokens}
 
 
-def _split_of(number: int, validation_fraction: float) -> str:
+def _hash(number: int) -> int:
     digest = hashlib.blake2b(number.to_bytes(8, "little"), digest_size=8).digest()
-    is_validation = int.from_bytes(digest, "little") < validation_fraction * 2**64
-    return VALIDATION if is_validation else TRAIN
+    return int.from_bytes(digest, "little")
 
 
-def _cut(tokens: Array, validation_fraction: float) -> dict[str, Array]:
-    """Beginning and end of the only document, each with the end-of-text token."""
-    num_train = int((len(tokens) - 1) * (1 - validation_fraction))
-    if num_train < 1:
+def _cut(tokens: Array, plan: SplitPlan, num_begin: int) -> dict[str, Array]:
+    """Beginning and end of a document, each a document of its own."""
+    begin, end = tokens[:num_begin], tokens[-1:]
+    num_inner = len(tokens) - num_begin - 1
+    if num_inner >= 2:
+        num_train = min(max(1, int(num_inner * (1 - plan.cut_share))), num_inner - 1)
+        middle = num_begin + num_train
+        return {
+            TRAIN: np.concatenate((tokens[:middle], end)),
+            VALIDATION: np.concatenate((begin, tokens[middle:])),
+        }
+    if plan.below == 0:  # it is the only one
         raise UserError(
             "too few documents: one of a single token cannot be split; give more text, "
             "or a validation fraction of 0"
         )
-    return {
-        TRAIN: np.append(tokens[:num_train], tokens[-1]),
-        VALIDATION: tokens[num_train:],
-    }
+    return {VALIDATION: tokens}

@@ -49,14 +49,17 @@ def identify_sources(configs: Sequence[SourceConfig], sources: Sequence[Source])
     Raises:
         UserError: a shard can't be read.
     """
-    return [
-        Identity(
-            config.path,
-            source.num_windows,
-            tuple(shard_digest(prefix) for prefix in source.prefixes),
-        )
-        for config, source in zip(configs, sources, strict=True)
-    ]
+    return [identify(config.path, source) for config, source in zip(configs, sources, strict=True)]
+
+
+def identify(path: str, source: Source) -> Identity:
+    """The identity of one dataset that lies at a prefix.
+
+    Raises:
+        UserError: a shard can't be read.
+    """
+    digests = tuple(shard_digest(prefix) for prefix in source.prefixes)
+    return Identity(path, source.num_windows, digests)
 
 
 def shard_digest(prefix: Path) -> str:

@@ -126,6 +126,11 @@ class Verification:
         self._ending.set()
         self._thread.join(_JOIN_SECONDS)
 
+    @property
+    def damage(self) -> str | None:
+        """What was found so far, in words; None if nothing was."""
+        return None if self._error is None else str(self._error)
+
     def check(self) -> None:
         """Say what was found so far; costs nothing.
 

@@ -13,6 +13,7 @@ from triax.common.paths import expand, same_path
 from triax.data.config import DataConfig, PrepareConfig
 from triax.data.prepare.document_tokens import document_tokens
 from triax.data.prepare.ensure import made_tokenizer, preparation_problems
+from triax.data.prepare.findings import findings
 from triax.data.prepare.inputs import resolve, resolve_all
 from triax.data.prepare.tokenizer import load_tokenizer, tokenizer_fingerprint, vocabulary_size
 from triax.data.read.identity import shard_digest
@@ -233,6 +234,18 @@ def _other_document_tokens(
             f"{prefix} was made with {there} at a document's {where}, this run takes {here} for "
             f"it; {remedy}, or prepare the data anew",
         )
+
+
+def validation_is_as_wanted(data: DataConfig) -> Iterator[Problem]:
+    """The validation data is about the share of the text that was asked for, and unseen."""
+    if data.validation is None:
+        return
+    try:
+        prepared = load_prepared(Path(data.validation).parent)
+    except UserError:
+        return  # `made_with_this_tokenizer` says it
+    for finding in [] if prepared is None else findings(prepared):
+        yield Problem("data.validation", finding)
 
 
 def budget_repeats_data(

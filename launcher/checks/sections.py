@@ -33,6 +33,7 @@ from triax.launcher.checks.data import (
     sources_differ,
     tokenizer_fits,
     tokens_per_step,
+    validation_is_as_wanted,
     weights_fill_blocks,
 )
 from triax.launcher.checks.deepspeed import (
@@ -221,6 +222,7 @@ CHECKS: tuple[Check, ...] = (
 )
 WARNINGS: tuple[Check, ...] = (
     inputs_are_there,
+    validation_is_as_wanted,
     budget_repeats_data,
     gradients_are_summed_exactly,
     recipe_is_used,

@@ -28,7 +28,8 @@ def run_to_exit_code(
     """
     try:
         code = action()
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it is where a shell has closed it (`>&-`)
+            sys.stdout.flush()
     except UserError as error:
         report(error)
         return ExitCode.BAD_INPUT

@@ -56,9 +56,9 @@ def common_facts(config: RunConfig) -> Facts:
     }
 
 
-def data_facts(sources: Sequence[Identity], tokenizer: str | None) -> Facts:
-    """What each source and the tokenizer are, by their contents."""
-    facts = {f"the data {source.path}": source.key[:12] for source in sources}
+def data_facts(datasets: Sequence[Identity], tokenizer: str | None) -> Facts:
+    """What each dataset and the tokenizer are, by their contents."""
+    facts = {f"the data {dataset.path}": dataset.key[:12] for dataset in datasets}
     if tokenizer is not None:
         facts[f"the tokenizer {tokenizer}"] = _digest_or_problem(tokenizer)
     return facts

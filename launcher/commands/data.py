@@ -16,12 +16,14 @@ from rich.table import Table
 from triax.common.errors import ExitCode, UserError
 from triax.common.quantities import format_count, parse_count
 from triax.data.prepare.corpus import TOKENS_PER_SHARD, ProgressCallback, prepare
+from triax.data.prepare.findings import findings
 from triax.data.prepare.tokenizer import load_tokenizer, vocabulary_size
 from triax.data.read.integrity import KnownFile, known_files, verify
 from triax.data.read.shards import Shard, find_shards
 from triax.data.record import SplitCounts, load_prepared
 from triax.launcher.job.samples import RunSamples
-from triax.launcher.terminal.arguments import as_path, as_path_text, positive_int
+from triax.launcher.terminal.arguments import as_path, as_path_text, positive_int, utf8
+from triax.launcher.terminal.messages import print_warning
 
 _EXAMPLE = """\
 examples:
@@ -82,16 +84,30 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=as_path, required=True, metavar="DIR")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (one a core)")
     parser.add_argument(
-        "--validation-fraction", type=float, default=0.01, metavar="F", help="of documents (0.01)"
+        "--validation-fraction",
+        type=float,
+        default=0.01,
+        metavar="F",
+        help="of documents, of few ones' text (0.01)",
     )
     parser.add_argument(
-        "--text-field", default="text", metavar="F", help="field of JSON lines and rows (text)"
+        "--text-field",
+        type=utf8,
+        default="text",
+        metavar="F",
+        help="field of JSON lines and rows (text)",
     )
     parser.add_argument(
-        "--end-of-text", metavar="TOKEN", help="ends each document (the tokenizer's eos_token)"
+        "--end-of-text",
+        type=utf8,
+        metavar="TOKEN",
+        help="ends each document (the tokenizer's eos_token)",
     )
     parser.add_argument(
-        "--begin-of-text", metavar="TOKEN", help="begins each document (by default none does)"
+        "--begin-of-text",
+        type=utf8,
+        metavar="TOKEN",
+        help="begins each document (by default none does)",
     )
     parser.add_argument(
         "--tokens-per-shard",
@@ -154,6 +170,13 @@ def _prepare(args: argparse.Namespace, console: Console) -> None:
     for name, counts in (("train", data.train), ("validation", data.validation)):
         if counts.shards:
             console.print(f"{args.output / name}: {_counted(counts)}", markup=False)
+    if data.split is not None and data.split.cut is not None:
+        console.print(
+            f"document {data.split.cut} is cut in two: its last {data.split.cut_share:.2%} is for "
+            "validation"
+        )
+    for finding in findings(data):
+        print_warning(finding)
     console.print(f"{time.monotonic() - began:.1f} s")
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Iterator, Sequence
+
+from tokenizers import Tokenizer
 
 from triax.common.errors import UserError
 from triax.inference.generate import generate
 from triax.inference.load import load_checkpoint
-from triax.launcher.terminal.arguments import as_path_text, count, positive_int
+from triax.launcher.terminal.arguments import as_path_text, count, positive_int, torch_seed, utf8
+from triax.launcher.terminal.messages import print_note
 
 _DEFAULT_CONTEXT = 2048
 
@@ -21,13 +25,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="CHECKPOINT",
         help="a run's or a checkpoint's folder",
     )
-    parser.add_argument("--prompt", default="", metavar="TEXT", help="what the text begins with")
+    parser.add_argument(
+        "--prompt", type=utf8, default="", metavar="TEXT", help="what the text begins with"
+    )
     parser.add_argument(
         "--max-tokens", type=positive_int, default=200, metavar="N", help="at most so many"
     )
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest")
     parser.add_argument("--top-k", type=count, default=50, metavar="K", help="0 allows all tokens")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws")
+    parser.add_argument("--seed", type=torch_seed, default=0, help="of the draws")
     parser.add_argument(
         "--tokenizer",
         type=as_path_text,
@@ -52,24 +58,38 @@ def run(args: argparse.Namespace) -> int:
     # As in training: what begins a document, else the end of the one before.
     begin = tokens.begin or (tokens.end if not written else None)
     prompt = written if begin is None else [begin.id, *written]
+    context = loaded.context(_DEFAULT_CONTEXT)
+    if len(prompt) > context:
+        print_note(
+            f"--prompt has {len(prompt):,} tokens, of which the model sees the last {context:,}: "
+            "it was trained on no longer context"
+        )
     new_tokens = generate(
         loaded.model,
         prompt,
         max_new_tokens=args.max_tokens,
-        context=loaded.context(_DEFAULT_CONTEXT),
+        context=context,
         temperature=args.temperature,
         top_k=args.top_k or None,
         seed=args.seed,
         stop_token=tokens.end.id,
     )
     print(args.prompt, end="", flush=True)
-    shown = tokenizer.decode(written)
-    for token in new_tokens:
-        written.append(token)
-        text = tokenizer.decode(written)
-        # A character may be split over tokens: it is shown once it is whole.
-        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
-            print(text[len(shown) :], end="", flush=True)
-            shown = text
+    for piece in _texts(tokenizer, written, new_tokens):
+        print(piece, end="", flush=True)
     print()
     return 0
+
+
+def _texts(tokenizer: Tokenizer, written: Sequence[int], new: Iterator[int]) -> Iterator[str]:
+    """What the new tokens add to the text of those written before, piece after piece."""
+    tokens = list(written)
+    shown = text = tokenizer.decode(tokens)
+    for token in new:
+        tokens.append(token)
+        text = tokenizer.decode(tokens)
+        # A character may be split over tokens: it is shown once it is whole, or at the end.
+        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            yield text[len(shown) :]
+            shown = text
+    yield text[len(shown) :]

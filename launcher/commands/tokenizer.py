@@ -7,7 +7,7 @@ import time
 
 from triax.common.errors import ExitCode
 from triax.data.prepare.tokenizer import load_tokenizer, train_tokenizer, vocabulary_size
-from triax.launcher.terminal.arguments import as_path
+from triax.launcher.terminal.arguments import as_path, utf8
 
 _EXAMPLE = """\
 INPUT is a file (text, .jsonl or .parquet, plain or compressed), a folder, a
@@ -35,7 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output", type=as_path, required=True, metavar="DIR", help="folder to write"
     )
     train.add_argument(
-        "--text-field", default="text", metavar="F", help="field of JSON lines and rows (text)"
+        "--text-field",
+        type=utf8,
+        default="text",
+        metavar="F",
+        help="field of JSON lines and rows (text)",
     )
 
 

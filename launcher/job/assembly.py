@@ -60,15 +60,16 @@ def make_loader(
     )
 
 
-def make_validation(config: RunConfig, layout: Layout, processes: Processes) -> list[Batch]:
-    """This process's part of every validation; empty if there is none.
+def make_validation(
+    config: RunConfig, layout: Layout, processes: Processes, source: Source | None
+) -> list[Batch]:
+    """This process's part of every validation; empty if there is no data for it.
 
     Raises:
-        UserError: a shard is missing or damaged.
+        UserError: it holds a token outside the vocabulary.
     """
-    if config.data.validation is None:
+    if source is None:
         return []
-    source = Source.open(config.data.validation, config.data.seq_len, config.model.vocab_size)
     batches = validation_batches(
         source,
         config.eval.batches * config.batch.global_batch_size,

@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from triax.data.config import DataConfig
 from triax.data.prepare.ensure import ensure_prepared
-from triax.data.read.identity import Identity, identify_sources
+from triax.data.read.identity import Identity, identify, identify_sources
 from triax.data.read.integrity import Verifiable, Verification, files_of, verify
 from triax.data.read.source import Source, open_sources
 from triax.launcher.cluster.preflight import data_facts, refuse_differences
 from triax.launcher.cluster.process_group import Processes
 from triax.launcher.config.run_config import RunConfig
 from triax.parallel.agreement import agreed, agreed_however_long
-from triax.parallel.collectives import on_first_however_long
+from triax.parallel.collectives import gather_objects, on_first_however_long
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class RunData:
-    """The training data, in the config's order, alike on every rank."""
+    """Training data, in the config's order, and validation data, alike on every rank."""
 
     sources: list[Source]
     identities: list[Identity]
     weights: list[float]
+    validation: Source | None = None
+    validation_identity: Identity | None = None
+
+    @property
+    def all_identities(self) -> list[Identity]:
+        """Of all that is read."""
+        validation = self.validation_identity
+        return [*self.identities, *([] if validation is None else [validation])]
 
 
 def prepare_data(data: DataConfig, processes: Processes, say: Say) -> None:
@@ -47,7 +55,7 @@ def prepare_data(data: DataConfig, processes: Processes, say: Say) -> None:
 
 
 def open_data(config: RunConfig, processes: Processes) -> RunData:
-    """Open the sources, and compare between the ranks what they and the tokenizer are. Collective.
+    """Open all data, and compare between the ranks what it and the tokenizer are. Collective.
 
     Raises:
         UserError: a shard is missing or damaged on a rank, or ranks have other data.
@@ -57,11 +65,16 @@ def open_data(config: RunConfig, processes: Processes) -> RunData:
     def open_here() -> RunData:
         sources = open_sources(data, config.model.vocab_size)
         weights = [source.weight for source in data.sources]
-        return RunData(sources, identify_sources(data.sources, sources), weights)
+        read = RunData(sources, identify_sources(data.sources, sources), weights)
+        if data.validation is None:
+            return read
+        validation = Source.open(data.validation, data.seq_len, config.model.vocab_size)
+        identity = identify(data.validation, validation)
+        return replace(read, validation=validation, validation_identity=identity)
 
     opened: list[RunData] = []
     agreed(lambda: opened.append(open_here()), processes.control_group)
-    refuse_differences(data_facts(opened[0].identities, data.tokenizer), processes, config)
+    refuse_differences(data_facts(opened[0].all_identities, data.tokenizer), processes, config)
     return opened[0]
 
 
@@ -92,3 +105,11 @@ def verify_data(data: DataConfig, processes: Processes, say: Say) -> Verificatio
         return Verification(share)
     agreed_however_long(partial(verify, share), group)
     return Verification(())
+
+
+def late_damage(verification: Verification, processes: Processes) -> list[str]:
+    """What any rank has found damaged by now, for the run's end: after the last batch is read
+    nothing else asks. Collective.
+    """
+    found = gather_objects(verification.damage, processes.control_group)
+    return sorted({damage for damage in found if damage is not None})

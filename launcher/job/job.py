@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from functools import partial
@@ -34,7 +34,7 @@ from triax.launcher.job.assembly import (
     make_writers,
     row_maker,
 )
-from triax.launcher.job.data import open_data, prepare_data, verify_data
+from triax.launcher.job.data import late_damage, open_data, prepare_data, verify_data
 from triax.launcher.job.resume import (
     RecordKeeper,
     ResumePoint,
@@ -194,6 +194,7 @@ class Job:
         self.former = former
         self.processes = processes
         self.directory = directory
+        self.find_damage: Callable[[], list[str]] = list
         self.layout = Layout.of(config.parallel, processes.environment.world_size)
         self.budget = resolve_budget(
             config.budget, config.model, config.batch.global_batch_size * config.data.seq_len
@@ -243,13 +244,15 @@ class Job:
         found = self.store.newest_good()
         initial = None
         if found is None or found.manifest is None:
-            resume_point = ResumePoint.new(data.identities, data.weights)
+            resume_point = ResumePoint.new(data.identities, data.weights, data.validation_identity)
             initial = find_initial_weights(
                 self.store, self.config, self.processes.control_group, self.say
             )
         else:
             self._compare_with(found.manifest.record)
-            resume_point = ResumePoint.of(found.manifest.record, data.identities, data.weights)
+            resume_point = ResumePoint.of(
+                found.manifest.record, data.identities, data.weights, data.validation_identity
+            )
         self.say(opening_summary(self.config, self.budget, self.layout, self.processes.device))
         if self.processes.environment.world_size > 1:
             per_node = self.processes.environment.local_world_size
@@ -258,13 +261,14 @@ class Job:
             if self._was_told(resume_point.state):
                 return self._already_finished(resume_point)
             self.say("the run was stopped after its last step: what its end owes is done now")
-        for note in resume_point.blend.notes:
+        for note in resume_point.notes:
             self.say(f"data     {note}")
         validation = self._together(
-            partial(make_validation, self.config, self.layout, self.processes)
+            partial(make_validation, self.config, self.layout, self.processes, data.validation)
         )
         self.watchdog.beat("verifying the data", resume_point.state.step)
         verification = verify_data(self.config.data, self.processes, self.say)
+        self.find_damage = partial(late_damage, verification, self.processes)
         loader = make_loader(
             self.config, self.layout, self.processes, data.sources, resume_point, verification.check
         )
@@ -287,7 +291,7 @@ class Job:
         """
         self.stop.end()
         self.watchdog.beat(_TELLING, outcome.state.step)
-        on_first(partial(self._tell, outcome), self.processes.control_group)
+        on_first(partial(self._tell, outcome, self.find_damage()), self.processes.control_group)
 
     def _together(self, step: Callable[[], T]) -> T:
         """Do it on every rank; what fails on one fails on all, with the same words."""
@@ -324,10 +328,13 @@ class Job:
 
         return on_first(look, self.processes.control_group)
 
-    def _tell(self, outcome: Outcome) -> None:
+    def _tell(self, outcome: Outcome, damage: Sequence[str]) -> None:
         """The summary, then exit.json: if this is cut off, the next start does it again."""
         environment = self.processes.environment
         try:
+            for reason in damage:
+                self.say(f"warning: the run has read on beside damaged data: {reason}")
+                self.directory.append_event("damaged_data", step=outcome.state.step, reason=reason)
             if not outcome.reason.startswith(_ALREADY_FINISHED):
                 self.say(closing_summary(self.config, self.directory, outcome, environment))
         except (Exception, KeyboardInterrupt):

@@ -71,6 +71,10 @@ class ResumePoint:
     blend: Blend
     record: Mapping[str, Any] | None
     """Of the checkpoint; None at the beginning."""
+    validation: Identity | None = None
+    """What the run validates on now."""
+    notes: tuple[str, ...] = ()
+    """What of the data goes on as what, and what has changed, in lines for the user."""
 
     @property
     def has_new_blend(self) -> bool:
@@ -78,14 +82,19 @@ class ResumePoint:
         return self.blend.is_new
 
     @staticmethod
-    def new(sources: Sequence[Identity], weights: Sequence[float]) -> ResumePoint:
+    def new(
+        sources: Sequence[Identity], weights: Sequence[float], validation: Identity | None = None
+    ) -> ResumePoint:
         """The beginning of a run."""
-        return ResumePoint(TrainState(), Blend.begin(sources, weights), None)
+        return ResumePoint(TrainState(), Blend.begin(sources, weights), None, validation)
 
     @staticmethod
     @record_errors()
     def of(
-        record: Mapping[str, Any], sources: Sequence[Identity], weights: Sequence[float]
+        record: Mapping[str, Any],
+        sources: Sequence[Identity],
+        weights: Sequence[float],
+        validation: Identity | None = None,
     ) -> ResumePoint:
         """The point that a checkpoint was made at.
 
@@ -93,7 +102,9 @@ class ResumePoint:
             UserError: as `Blend.resume`.
         """
         state = _state_of(record)
-        return ResumePoint(state, Blend.resume(record, state.cursor, sources, weights), record)
+        blend = Blend.resume(record, state.cursor, sources, weights)
+        notes = (*blend.notes, *_swapped(recorded_validation(record), validation))
+        return ResumePoint(state, blend, record, validation, notes)
 
     def trouble(self, config: StabilityConfig) -> Trouble | None:
         """What was wrong with the run if this is where its budget ended it."""
@@ -109,7 +120,27 @@ class ResumePoint:
             "tokens": state.tokens,
             "cursor": state.cursor,
             **self.blend.to_json(),
+            "validation": None if self.validation is None else self.validation.to_json(),
         }
+
+
+def recorded_validation(record: Mapping[str, Any]) -> Identity | None:
+    """What a run validated on; None where there was nothing, or an earlier version ran.
+
+    Raises:
+        UserError: the record is damaged.
+    """
+    found = record.get("validation")
+    with record_errors():
+        return None if found is None else Identity.from_json(found)
+
+
+def _swapped(known: Identity | None, given: Identity | None) -> Iterator[str]:
+    if known is not None and given is not None and known.shards != given.shards:
+        yield (
+            f"{given.path} holds other text than the run has validated on: validation losses from "
+            "here on can't be compared with those before"
+        )
 
 
 def refuse_other_tokenizer(record: Mapping[str, Any], data: DataConfig) -> None:

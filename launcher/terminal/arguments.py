@@ -16,6 +16,25 @@ def positive_int(text: str) -> int:
     return int(text)
 
 
+def utf8(text: str) -> str:
+    """Text as it is, for argparse's `type`. Bytes that are no UTF-8 come as lone surrogates, which
+    nothing but a path can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError("expected text in UTF-8, got other bytes") from None
+    return text
+
+
+def torch_seed(text: str) -> int:
+    """A whole number of at least 0 and below 2^64, as torch's generators take it."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 20 and int(text) < 2**64):
+        raise argparse.ArgumentTypeError(
+            f"expected a whole number of at least 0 and below 2^64, got {text[:40]!r}"
+        )
+    return int(text)
+
+
 def as_path(text: str) -> Path:
     """A path by the rule of `expand`, for argparse's `type`."""
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,7 +21,8 @@ from hypothesis import strategies as st
 from triax.common.errors import UserError
 from triax.common.files import exclusive
 from triax.data.prepare.corpus import prepare
-from triax.data.prepare.split import TRAIN, VALIDATION, assign_splits
+from triax.data.prepare.findings import findings
+from triax.data.prepare.split import TRAIN, VALIDATION, _hash, assign_splits, plan_split
 from triax.data.prepare.tokenizer import (
     END_OF_TEXT,
     load_tokenizer,
@@ -107,6 +109,7 @@ def test_workers_change_no_byte(corpus, tokenizer, prepared, tmp_path, monkeypat
 
 KILLED = """
 import multiprocessing, os, pathlib, signal, sys
+from triax.data.prepare.findings import findings
 from triax.data.prepare.corpus import prepare
 
 corpus, tokenizer, folder, renames = sys.argv[1:]
@@ -263,13 +266,10 @@ def test_inputs_that_shrank_below_what_is_done(corpus, tokenizer, tmp_path, monk
 
 
 def assigned(num_documents: int, fraction: float, num_done: int = 0) -> list[dict[str, list[int]]]:
-    """Splits of documents [1, 2, 3, 0] * n; the first `num_done` are assigned by a call before."""
+    """Splits of documents [1, 2, 3, 0] * n, without the first `num_done`."""
     everything = [np.array([n + 1, 2, 3, 0]) for n in range(num_documents)]
-    done = {TRAIN: 0, VALIDATION: 0}
-    for pieces in list(assign_splits(iter(everything), fraction, done))[:num_done]:
-        for split in pieces:
-            done[split] += 1
-    rest = assign_splits(iter(everything[num_done:]), fraction, done)
+    plan = plan_split((len(tokens) - 1 for tokens in everything), fraction)
+    rest = assign_splits(iter(everything[num_done:]), plan, num_done)
     return [{split: tokens.tolist() for split, tokens in pieces.items()} for pieces in rest]
 
 
@@ -286,11 +286,112 @@ def test_both_splits_have_a_document_and_resuming_changes_none(num_documents, fr
 def test_share_of_validation():
     pieces = assigned(4000, 0.1)
     assert 320 < sum(VALIDATION in piece for piece in pieces) < 480
+    assert all(len(piece) == 1 for piece in pieces)
     assert all(TRAIN in piece for piece in assigned(50, 0.0))
+
+
+def test_many_documents_go_by_their_numbers_alone():
+    """Of a second corpus with as many documents the same ones, as long as they may be."""
+    lengths = np.random.default_rng(0).integers(1, 10**6, 1000).tolist()
+    assert plan_split(iter(lengths), 0.01) == plan_split(iter([1] * 5000), 0.01)
+    assert plan_split(iter(lengths), 0.01).cut is None
+    assert plan_split(iter([1] * 100_000), 5e-324).cut is None
+    assert plan_split(iter([1] * 9), 5e-324).cut is not None
+
+
+@settings(deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 10**7), min_size=1, max_size=60),
+    fraction=st.floats(0.02, 0.8),
+)
+def test_few_documents_give_validation_its_share_of_the_text(lengths, fraction):
+    plan = plan_split(iter(lengths), fraction)
+    if len(lengths) >= 10 / min(fraction, 1 - fraction):
+        assert plan.cut is None
+        return
+    whole = [
+        length
+        for number, length in enumerate(lengths)
+        if number != plan.cut and _hash(number) < plan.below
+    ]
+    share = (sum(whole) + plan.cut_share * lengths[plan.cut]) / sum(lengths)
+    assert share == pytest.approx(fraction)
 
 
 def test_single_document_is_cut():
     assert assigned(1, 0.34) == [{TRAIN: [1, 0], VALIDATION: [2, 3, 0]}]
     assert assigned(1, 0.0) == [{TRAIN: [1, 2, 3, 0]}]
     with pytest.raises(UserError, match="too few documents"):
-        list(assign_splits(iter([np.array([1, 0])]), 0.1, {TRAIN: 0, VALIDATION: 0}))
+        list(assign_splits(iter([np.array([1, 0])]), plan_split(iter([1]), 0.1)))
+
+
+def test_both_parts_of_a_cut_document_begin_as_documents_do():
+    plan = plan_split(iter([4]), 0.5)
+    [pieces] = assign_splits(iter([np.array([9, 1, 2, 3, 4, 0])]), plan, num_begin=1)
+    assert pieces[TRAIN].tolist() == [9, 1, 2, 0]
+    assert pieces[VALIDATION].tolist() == [9, 3, 4, 0]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_a_small_and_a_large_document_neither_is_all_of_a_split(tokenizer, tmp_path, order):
+    texts = ["few words", " ".join(map(str, range(5000)))][::order]
+    file = tmp_path / "two.jsonl"
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    data = run(str(file), tokenizer, tmp_path / "out", validation_fraction=0.02)
+    total = data.train.tokens + data.validation.tokens
+    assert 0.015 < data.validation.tokens / total < 0.03
+    assert data.split is not None and texts[data.split.cut] != "few words"
+    assert load_prepared(tmp_path / "out") == data and findings(data) == []
+
+
+def test_a_preparation_that_an_earlier_version_began_goes_on_by_its_rule(
+    corpus, tokenizer, prepared, tmp_path
+):
+    def stop(num_documents: int, _num_tokens: int) -> None:
+        if num_documents == 60:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(corpus, tokenizer, tmp_path, progress=stop)
+    record = json.loads((tmp_path / "progress.json").read_text())
+    del record["split"]
+    (tmp_path / "progress.json").write_text(json.dumps(record))
+    run(corpus, tokenizer, tmp_path)
+    for name in load_prepared(prepared).checksums:
+        assert (tmp_path / name).read_bytes() == (prepared / name).read_bytes()
+
+
+def test_one_that_an_earlier_version_finished_is_taken_as_it_is(corpus, tokenizer, prepared):
+    record = json.loads((prepared / "data.json").read_text())
+    before = dict(record)
+    del record["split"], record["num_shared"]
+    (prepared / "data.json").write_text(json.dumps(record))
+    assert run(corpus, tokenizer, prepared).split is None
+    (prepared / "data.json").write_text(json.dumps(before, indent=2))
+
+
+def test_a_share_far_from_the_fraction_is_found(prepared):
+    data = load_prepared(prepared)
+    assert data is not None and findings(data) == []
+    swapped = data.model_copy(update={"train": data.validation, "validation": data.train})
+    [finding] = findings(swapped)
+    assert re.match(r"validation has 8\d\.\d+% .*10\.00% was asked for", finding)
+
+
+def test_validation_documents_that_are_trained_on_are_counted(tokenizer, tmp_path):
+    """Many documents: which of them are equal is known, and where they go, too."""
+    numbers = range(200)
+    below = plan_split(iter([1] * 200), 0.1).below
+    held = [number for number in numbers if _hash(number) < below]
+    trained = [number for number in numbers if number not in held]
+    texts = [f"document {number}" for number in numbers]
+    for source, copy in ((trained[0], held[0]), (trained[-1], held[1]), (held[1], held[2])):
+        texts[copy] = texts[source]
+    texts[held[4]] = texts[held[3]]  # equal to one another alone
+    file = tmp_path / "x.jsonl"
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    data = run(str(file), tokenizer, tmp_path / "out")
+    assert data.num_shared == 3
+    [finding] = findings(data)
+    assert f"3 of {len(held)} validation documents stand in the training split too" in finding
+    assert load_prepared(tmp_path / "out").num_shared == 3

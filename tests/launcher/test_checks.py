@@ -20,6 +20,7 @@ from triax.data.prepare.corpus import prepare
 from triax.data.prepare.ensure import ensure_prepared
 from triax.data.prepare.tokenizer import train_tokenizer
 from triax.data.read.shards import ShardWriter, token_dtype
+from triax.data.record import save_prepared
 from triax.launcher.checks.sections import batch_divides, find_warnings, load_checked, world_fits
 from triax.launcher.config.problems import ConfigError, Problem
 from triax.parallel.config import ParallelConfig
@@ -233,6 +234,30 @@ def test_much_repeated_data_is_a_warning(tmp_path: Path, config: dict[str, Any])
     (warning,) = find_warnings(many)
     assert warning.path == "data.sources.0"
     assert "4.1 times" in warning.message
+
+
+def test_validation_that_is_not_as_wanted_is_a_warning(
+    tmp_path: Path, config: dict[str, Any]
+) -> None:
+    folder = Path(tokenizer(tmp_path / "mine", "one text about cats\n" * 40))
+    text = str(folder / "text.txt")
+    made = prepare([text], folder, tmp_path / "made", num_workers=1, validation_fraction=0.4)
+    config["data"] |= {
+        "sources": [{"path": str(tmp_path / "made/train")}],
+        "validation": str(tmp_path / "made/validation"),
+        "seq_len": 8,
+    }
+    config["budget"]["tokens"] = 64
+    (tmp_path / "run.toml").write_text(tomli_w.dumps(config))
+    assert find_warnings(load_checked(tmp_path / "run.toml")) == []
+    settings = made.settings.model_copy(update={"validation_fraction": 0.01})
+    save_prepared(
+        tmp_path / "made", made.model_copy(update={"settings": settings, "num_shared": 1})
+    )
+    share, shared = find_warnings(load_checked(tmp_path / "run.toml"))
+    assert (share.path, shared.path) == ("data.validation", "data.validation")
+    assert "though 1.00% was asked for" in share.message
+    assert "1 of 1 validation documents stand in the training split too" in shared.message
 
 
 def test_texts_that_are_not_here_are_a_warning(tmp_path: Path, config: dict[str, Any]) -> None:

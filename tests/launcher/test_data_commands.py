@@ -39,6 +39,20 @@ def test_inspect_shows_a_table_that_fits_and_a_document(folder, capsys):
     assert "text [bold] " in capsys.readouterr().out
 
 
+def test_prepare_says_what_it_cut_and_what_both_splits_have(folder, tmp_path, capsys):
+    (tmp_path / "one.txt").write_text("one text for both splits " * 20)
+    tokenizer, out = str(folder / "tok"), str(tmp_path / "one")
+    prepare = ["data", "prepare", "--tokenizer", tokenizer, "--workers", "1"]
+    assert main([*prepare, str(tmp_path / "one.txt"), "--output", out]) == 0
+    shown = capsys.readouterr()
+    assert "document 0 is cut in two: its last 1.00% is for validation" in shown.out
+    (tmp_path / "same.jsonl").write_text('{"text": "the same"}\n' * 40)
+    out = str(tmp_path / "same")
+    command = [*prepare, str(tmp_path / "same.jsonl"), "--output", out]
+    assert main([*command, "--validation-fraction", "0.3"]) == 0
+    assert "validation documents stand in the training split too" in capsys.readouterr().err
+
+
 def test_tokens_beyond_the_vocabulary_are_found(folder, capsys):
     with ShardWriter(folder / "other", token_dtype(1000)) as writer:
         writer.add_document(np.array([1, 999]))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -67,3 +69,28 @@ def test_an_ending_that_cannot_be_forgotten_is_said(job: Path, name: str) -> Non
     ended = train(job)
     assert ended.code == 2, ended.text
     assert f"{name}: cannot be written" in ended.error
+
+
+_TOO_LATE = """
+import sys
+from triax.data.read.integrity import Verification
+from triax.launcher.train import main
+
+end = Verification.__exit__
+Verification.check = lambda self: None
+Verification.__exit__ = lambda self, *error: (self.wait(), end(self, *error))
+sys.exit(main(["run.toml", "--budget.tokens=256", "--metrics.tensorboard=false"]))
+"""
+
+
+def test_damage_that_is_found_behind_the_last_batch_is_told_at_the_end(job: Path) -> None:
+    shard = job / "data/train-00000.bin"
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    python = [sys.executable, "-c", _TOO_LATE]
+    ended = subprocess.run(python, cwd=job, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert "warning: the run has read on beside damaged data: data/train-00000" in ended.stdout
+    [event] = read_events(job / "runs/job", "damaged_data")
+    assert event["step"] == 1 and "train-00000.bin: damaged" in event["reason"]

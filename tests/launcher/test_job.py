@@ -30,6 +30,7 @@ from triax.data.read.loader import Loader
 from triax.data.read.sampler import Sampler
 from triax.data.read.source import Source
 from triax.inference.load import load_checkpoint
+from triax.launcher.cli import main
 from triax.launcher.config.loading import load_config
 from triax.launcher.config.resolved import diff_with_record
 from triax.models.init import initialise_model
@@ -157,6 +158,31 @@ def test_what_can_be_done_with_a_run(copied: Path) -> None:
     loss = re.search(r"^loss +([\d.]+) nats", evaluated.out, re.MULTILINE)
     last = read_events(copied / "runs/job", "evaluation")[-1]
     assert loss is not None and float(loss[1]) == pytest.approx(last["loss"], rel=1e-6)
+    assert "run's own    the same sequences\n" in evaluated.out
+
+
+def test_eval_is_like_the_run_and_says_what_the_run_s_own_figure_is(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(copied)
+    overrides = ("--run.name=seen", "--data.mask_documents=false", "--budget.tokens=512")
+    trained = train(copied, *overrides)
+    assert trained.code == 0, trained.text
+    Path("data").rename("moved")  # known by its contents
+    for name, mask in (("job", "masked"), ("seen", "not masked")):
+        last = read_events(copied / "runs" / name, "evaluation")[-1]["loss"]
+        assert main(["eval", f"runs/{name}", "--data", "moved/validation"]) == 0
+        shown = capsys.readouterr().out
+        assert f"sequences of 32 tokens, documents {mask}\n" in shown
+        own = re.search(
+            r"^run's own    the first 16 sequences: loss ([\d.]+)$", shown, re.MULTILINE
+        )
+        assert own is not None and float(own[1]) == pytest.approx(last, rel=1e-6)
+    assert main(["eval", "runs/seen", "--data", "moved/validation", "--document-mask"]) == 0
+    shown = capsys.readouterr().out
+    assert "documents masked" in shown and "run's own" not in shown
+    assert main(["eval", "runs/seen", "--data", "moved/train", "--sequences", "8"]) == 0
+    assert "run's own" not in capsys.readouterr().out
 
 
 def test_a_model_goes_to_transformers_and_back_into_a_run(copied: Path) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,6 +17,10 @@ from triax.data.config import DataConfig, SourceConfig
 from triax.data.prepare.tokenizer import tokenizer_fingerprint
 from triax.data.read.identity import Identity
 from triax.data.read.shards import ShardWriter
+from triax.launcher.cluster.preflight import Facts
+from triax.launcher.cluster.process_group import Processes
+from triax.launcher.config.loading import load_config
+from triax.launcher.job import data as run_data
 from triax.launcher.job.resume import ResumePoint, refuse_other_tokenizer
 
 
@@ -110,3 +115,36 @@ def test_a_run_goes_on_with_its_source_moved_and_another_added(job: Path) -> Non
     more = train(job, sources, "--data.tokenizer=tok", "--budget.tokens=7680", num_processes=2)
     assert more.code == 0, more.text
     assert "data     all sources are as before" in more.out
+
+
+def write_validation(job: Path, offset: int) -> None:
+    for old in (job / "data").glob("validation*"):
+        old.unlink()
+    with ShardWriter(job / "data/validation-00000", np.dtype("<u2")) as writer:
+        writer.add_document((np.arange(600) * 7 + offset) % 300)
+
+
+def test_validation_data_swapped_at_its_path_is_noticed(job: Path) -> None:
+    stopped = train(job, "--budget.tokens=1024")
+    assert stopped.code == 0, stopped.text
+    again = train(job, "--budget.tokens=1536")
+    assert "validat" in again.out and "can't be compared" not in again.out
+    write_validation(job, 0)
+    swapped = train(job, "--budget.tokens=2048", "--data.verify=never")
+    assert swapped.code == 0, swapped.text
+    assert "data/validation holds other text than the run has validated on" in swapped.out
+
+
+def test_ranks_must_validate_on_the_same_data(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal training data, and another validation set: a rank's facts are others."""
+    monkeypatch.chdir(job)
+    found: list[Facts] = []
+    monkeypatch.setattr(run_data, "refuse_differences", lambda facts, *_: found.append(facts))
+    alone = cast(Processes, SimpleNamespace(control_group=None))
+    for offset in (0, 0, 1):
+        write_validation(job, offset)
+        run_data.open_data(load_config("run.toml"), alone)
+    assert found[0] == found[1] != found[2]
+    assert {name for name in found[0] if found[0][name] != found[2][name]} == {
+        "the data data/validation"
+    }

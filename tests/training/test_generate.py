@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from triax.common.errors import UserError
 from triax.inference.generate import generate
 from triax.models.families import model_config
 from triax.models.layers.transformer import Transformer
@@ -45,3 +46,23 @@ def test_a_stop_token_ends_the_text_and_is_not_part_of_it(model: Transformer) ->
     text = write(model)
     stopped = write(model, stop_token=text[5])
     assert stopped == text[: text.index(text[5])]
+
+
+@pytest.mark.parametrize("temperature", [1e-45, 5e-324, 1e-300])
+def test_the_lowest_temperatures_take_the_likeliest(model: Transformer, temperature: float) -> None:
+    assert write(model, temperature=temperature) == write(model, temperature=0)
+
+
+def test_the_highest_temperature_and_the_largest_seed_draw(model: Transformer) -> None:
+    assert len(write(model, temperature=1.7e308, seed=2**64 - 1)) == 12
+
+
+@pytest.mark.parametrize("temperature", [0, 0.8])
+def test_logits_that_are_not_finite_are_told(temperature: float) -> None:
+    broken = Transformer(
+        model_config(num_layers=1, hidden_size=16, num_heads=2, ffn_hidden_size=16, vocab_size=20)
+    )
+    for weight in broken.parameters():
+        weight.data.fill_(float("nan"))
+    with pytest.raises(UserError, match="logits aren't finite"):
+        write(broken, temperature=temperature)

@@ -1,0 +1,107 @@
+"""`triax generate` answers whatever it is given, and shows all of it wherever it is shown."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from triax.checkpoint.staging import whole
+from triax.checkpoint.writing import write_checkpoint
+from triax.common.errors import ExitCode
+from triax.data.prepare.tokenizer import train_tokenizer
+from triax.launcher.cli import main
+from triax.models.config import ModelConfig
+from triax.models.transformer import Transformer
+
+MODEL = {"num_layers": 1, "hidden_size": 16, "num_heads": 2, "ffn_hidden_size": 16}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One with a context of 8 tokens, and its tokenizer of bytes."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "text").write_text("a")
+    train_tokenizer([str(folder / "text")], 257, folder / "tokenizer")
+    torch.manual_seed(0)
+    model = Transformer(ModelConfig.model_validate(MODEL | {"vocab_size": 257}))
+    shards = {f"model.{name}": whole(p.detach()) for name, p in model.named_parameters()}
+    data = {"seq_len": 8, "tokenizer": str(folder / "tokenizer")}
+    record = {"config": {"model": MODEL | {"vocab_size": 257}, "data": data}}
+    path = folder / "checkpoints/step-00000001"
+    path.parent.mkdir()
+    write_checkpoint(path, shards, record, step=1)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--seed", "1" + "0" * 30], "--seed: expected a whole number of at least 0 and below"),
+        (["--seed", "18446744073709551616"], "below 2^64"),
+        (["--seed", "-1"], "below 2^64"),
+        (["--prompt", b"\xff\xfe".decode(errors="surrogateescape")], "--prompt: expected text in"),
+        (["--temperature", "nan"], "--temperature: expected a number of at least 0"),
+    ],
+)
+def test_what_makes_no_sense_is_told(
+    checkpoint: str, arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["generate", checkpoint, *arguments]) == ExitCode.BAD_INPUT
+    assert words in capsys.readouterr().err
+
+
+def test_a_prompt_beyond_the_context_is_told(
+    checkpoint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["generate", checkpoint, "--max-tokens", "2", "--prompt"]
+    assert main([*command, "8 bytes."]) == 0
+    assert capsys.readouterr().err == ""
+    assert main([*command, "9 bytes.."]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.startswith("9 bytes..")
+    assert "--prompt has 9 tokens, of which the model sees the last 8" in shown.err
+
+
+def test_all_that_is_drawn_is_shown(checkpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Bytes that are no character, too: they stand at the end, or before another character."""
+    command = ["generate", checkpoint, "--prompt", "<|endoftext|>x", "--max-tokens"]
+    texts = []
+    for num_tokens in ("1", "12", "40"):
+        assert main([*command, num_tokens, "--temperature", "5"]) == 0
+        texts.append(capsys.readouterr().out.removesuffix("\n"))
+    assert all(text.startswith("<|endoftext|>x") for text in texts)
+    # A byte each, of which at most four make a character.
+    for text, num_tokens in zip(texts, (1, 12, 40), strict=True):
+        added = text.removeprefix("<|endoftext|>x")
+        assert num_tokens / 4 <= len(added) <= num_tokens
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_stdout_that_is_not_utf8_gets_escapes(
+    checkpoint: str, encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding))
+    assert main(["generate", checkpoint, "--prompt", "漢", "--max-tokens", "12"]) == 0
+    assert raw.getvalue().startswith(b"\\u6f22")
+
+
+def test_a_closed_stdout_is_no_error(checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main(["generate", checkpoint, "--max-tokens", "2"]) == 0
+
+
+def test_other_options_take_text_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = b"\xff".decode(errors="surrogateescape")
+    out = ["--output", str(tmp_path / "out")]
+    for command in (
+        ["data", "prepare", "x", "--tokenizer", "t", *out, "--end-of-text", other],
+        ["data", "prepare", "x", "--tokenizer", "t", *out, "--text-field", other],
+        ["tokenizer", "train", "x", "--vocab-size", "300", *out, "--text-field", other],
+    ):
+        assert main(command) == ExitCode.BAD_INPUT
+        assert "expected text in UTF-8" in capsys.readouterr().err
