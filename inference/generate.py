@@ -57,4 +57,6 @@ def _draw(
     if top_k is not None and top_k < logits_V.numel():
         smallest = logits_V.topk(top_k).values[-1]
         logits_V = logits_V.masked_fill(logits_V < smallest, float("-inf"))
-    return int(torch.multinomial((logits_V / temperature).softmax(0), 1, generator=generator))
+    # In fp64 and below 0, so that no temperature makes a quotient that isn't finite or very small.
+    scaled_V = (logits_V.double() - logits_V.max()) / temperature
+    return int(torch.multinomial(scaled_V.softmax(0), 1, generator=generator))

@@ -11,6 +11,7 @@ from triax.inference.load import load_checkpoint
 from triax.launcher.terminal.arguments import as_path_text, count, positive_int
 
 _DEFAULT_CONTEXT = 2048
+_SEEDS = 2**63
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,11 +24,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--prompt", default="", metavar="TEXT", help="what the text begins with")
     parser.add_argument(
-        "--max-tokens", type=positive_int, default=200, metavar="N", help="at most so many"
+        "--max-tokens", type=positive_int, default=200, metavar="N", help="at most so many (200)"
     )
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest")
-    parser.add_argument("--top-k", type=count, default=50, metavar="K", help="0 allows all tokens")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws")
+    parser.add_argument(
+        "--temperature", type=float, default=0.8, metavar="T", help="0 takes the likeliest (0.8)"
+    )
+    parser.add_argument("--top-k", type=count, default=50, metavar="K", help="0 allows all (50)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws (0)")
     parser.add_argument(
         "--tokenizer",
         type=as_path_text,
@@ -45,6 +48,8 @@ def run(args: argparse.Namespace) -> int:
     """
     if not 0 <= args.temperature < math.inf:
         raise UserError(f"--temperature: expected a number of at least 0, got {args.temperature}")
+    if not 0 <= args.seed < _SEEDS:
+        raise UserError(f"--seed: expected a whole number from 0 to 2^63 - 1, got {args.seed}")
     loaded = load_checkpoint(args.checkpoint)
     tokenizer = loaded.tokenizer(args.tokenizer)
     tokens = loaded.document_tokens(args.tokenizer)
