@@ -72,6 +72,20 @@ def document_tokens(
     return DocumentTokens(end, _named(tokenizer, file, "begin_of_text", begin_of_text))
 
 
+def named_token(path: Path | str, role: str, name: str) -> Token:
+    """The token that a setting names.
+
+    Args:
+        path: the tokenizer's folder or its `tokenizer.json`.
+        role: the setting, as the error calls it.
+        name: the token's.
+
+    Raises:
+        UserError: the tokenizer is of no use, or lacks it.
+    """
+    return _named(load_tokenizer(path), tokenizer_file(path), role, name)
+
+
 def tokens_of_run(data: DataConfig) -> DocumentTokens | None:
     """Those of a run; None where it has no tokenizer that says, as with shards made elsewhere."""
     if data.tokenizer is None:
