@@ -164,7 +164,7 @@ def _short(value: Any) -> str:
     """A setting as a config has it; of a long list the first few."""
     if isinstance(value, tuple) and len(value) > _NUM_SHOWN:
         return f"{json.dumps(value[:_NUM_SHOWN])[:-1]}, ...] ({len(value):,} of them)"
-    return json.dumps(value, ensure_ascii=False)
+    return "nothing" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def _load(path: Path, kind: type[_Record]) -> _Record | None:
