@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -16,6 +17,7 @@ RECORD = "data.json"
 PROGRESS = "progress.json"
 TOKENIZER_ORIGIN = "made-from.json"
 _MOST_BYTES = 1 << 28
+_NUM_SHOWN = 3
 
 
 class Settings(Section):
@@ -167,10 +169,19 @@ def check_same(folder: Path, found: Section, wanted: Section) -> None:
         if name.endswith("_fingerprint"):
             change = f"{name.removesuffix('_fingerprint')} changed since its data was prepared"
         else:
-            change = f"its data was prepared with {name} = {old[name]!r}, not {new[name]!r}"
+            change = (
+                f"its data was prepared with {name} = {_short(old[name])}, not {_short(new[name])}"
+            )
         raise UserError(
             f"{folder}: {change}; use another output folder, or delete this one to prepare anew"
         )
+
+
+def _short(value: Any) -> str:
+    """A setting as a config has it; of a long list the first few."""
+    if isinstance(value, tuple) and len(value) > _NUM_SHOWN:
+        return f"{json.dumps(value[:_NUM_SHOWN])[:-1]}, ...] ({len(value):,} of them)"
+    return "nothing" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def _load(path: Path, kind: type[_Record]) -> _Record | None:

@@ -11,6 +11,7 @@ from triax.data.prepare.document_tokens import (
     DocumentTokens,
     added_by_tokenizer,
     document_tokens,
+    end_of_version_0_1,
     special_tokens,
 )
 
@@ -19,14 +20,18 @@ def recorded_tokens(record: Mapping[str, Any], path: Path | str) -> DocumentToke
     """What stands where documents end and begin, as a checkpoint's record names it.
 
     Args:
-        record: older ones and imported models name nothing, and the tokenizer says.
+        record: imported models name nothing, and the tokenizer says; runs of version 0.1 name
+            nothing either, and ended documents by a fixed list.
         path: the tokenizer's folder or its `tokenizer.json`.
 
     Raises:
         UserError: the tokenizer is of no use, or lacks what is named.
     """
     names = record.get("document_tokens") or (record.get("config") or {}).get("data") or {}
-    return document_tokens(path, names.get("end_of_text"), names.get("begin_of_text"))
+    end = names.get("end_of_text")
+    if "layout" in record and "document_tokens" not in record:
+        end = end_of_version_0_1(path)
+    return document_tokens(path, end, names.get("begin_of_text"))
 
 
 def tokenizer_export(path: Path, tokens: DocumentTokens) -> TokenizerExport:

@@ -72,6 +72,31 @@ def document_tokens(
     return DocumentTokens(end, _named(tokenizer, file, "begin_of_text", begin_of_text))
 
 
+def named_token(path: Path | str, role: str, name: str) -> Token:
+    """The token that a setting names.
+
+    Args:
+        path: the tokenizer's folder or its `tokenizer.json`.
+        role: the setting, as the error calls it.
+        name: the token's.
+
+    Raises:
+        UserError: the tokenizer is of no use, or lacks it.
+    """
+    return _named(load_tokenizer(path), tokenizer_file(path), role, name)
+
+
+def end_of_version_0_1(path: Path | str) -> str | None:
+    """The token that version 0.1 ended documents with, and recorded nowhere: the first known name
+    in the vocabulary, whatever the tokenizer's own files say.
+
+    Raises:
+        UserError: the tokenizer is of no use.
+    """
+    tokenizer = load_tokenizer(path)
+    return next((name for name in _KNOWN_ENDS if tokenizer.token_to_id(name) is not None), None)
+
+
 def tokens_of_run(data: DataConfig) -> DocumentTokens | None:
     """Those of a run; None where it has no tokenizer that says, as with shards made elsewhere."""
     if data.tokenizer is None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from triax.common.errors import UserError
 from triax.common.paths import expand, same_path
 from triax.data.config import DataConfig, PrepareConfig
-from triax.data.prepare.document_tokens import document_tokens
+from triax.data.prepare.document_tokens import document_tokens, named_token
 from triax.data.prepare.ensure import made_tokenizer, preparation_problems
 from triax.data.prepare.findings import findings
 from triax.data.prepare.inputs import resolve, resolve_all
@@ -105,10 +105,19 @@ def named_tokens_are_there(data: DataConfig) -> Iterator[Problem]:
     except UserError:
         return  # not there yet, or said already
     try:
-        document_tokens(data.tokenizer, data.end_of_text, data.begin_of_text)
+        document_tokens(data.tokenizer, data.end_of_text)
     except UserError as error:
-        role, _, message = str(error).partition(": ")
-        yield Problem(f"data.{role}" if role in DataConfig.model_fields else "data", message)
+        named = data.end_of_text is not None
+        yield Problem("data.end_of_text" if named else "data", _without_role(error))
+    try:
+        if data.begin_of_text is not None:
+            named_token(data.tokenizer, "begin_of_text", data.begin_of_text)
+    except UserError as error:
+        yield Problem("data.begin_of_text", _without_role(error))
+
+
+def _without_role(error: UserError) -> str:
+    return str(error).removeprefix("end_of_text: ").removeprefix("begin_of_text: ")
 
 
 def inputs_are_there(data: DataConfig) -> Iterator[Problem]:
@@ -263,7 +272,7 @@ def budget_repeats_data(
         if epochs > MAX_USEFUL_EPOCHS:
             yield Problem(
                 f"data.sources.{number}",
-                f"the budget repeats {source.path} {epochs:.1f} times; beyond about "
+                f"the budget repeats {source.path} {epochs:,.1f} times; beyond about "
                 f"{MAX_USEFUL_EPOCHS} epochs repeated data is worth much less than new data "
                 "(Muennighoff et al. 2023)",
             )

@@ -127,9 +127,7 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokenizer", type=as_path, metavar="DIR", help="shows text, checks its size"
     )
-    parser.add_argument(
-        "--document", type=int, default=0, metavar="N", help="the one to show, from 0 (0)"
-    )
+    parser.add_argument("--document", type=int, metavar="N", help="the one to show, from 0 (0)")
     parser.add_argument(
         "--sample", type=int, metavar="N", help="show the text of a run's sample N, as in events"
     )
@@ -230,11 +228,13 @@ def _progress_line(num_documents: int, num_tokens: int, began: float) -> str:
 
 
 def _inspect(args: argparse.Namespace, console: Console) -> None:
+    if args.document is not None and args.tokenizer is None:
+        raise UserError(f"--document: {args.document} can't be shown as text; give its --tokenizer")
     shards = [Shard.open(prefix) for prefix in find_shards(args.prefix)]
     console.print(_table(args.prefix, shards))
     _check_tokens(shards, _vocab_size(args), console)
     if args.tokenizer is not None:
-        _show_document(shards, args.document, args.tokenizer, console)
+        _show_document(shards, args.document or 0, args.tokenizer, console)
 
 
 def _verify(prefixes: list[str], console: Console) -> int:

@@ -29,11 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prompt", type=utf8, default="", metavar="TEXT", help="what the text begins with"
     )
     parser.add_argument(
-        "--max-tokens", type=positive_int, default=200, metavar="N", help="at most so many"
+        "--max-tokens", type=positive_int, default=200, metavar="N", help="at most so many (200)"
     )
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest")
-    parser.add_argument("--top-k", type=count, default=50, metavar="K", help="0 allows all tokens")
-    parser.add_argument("--seed", type=torch_seed, default=0, help="of the draws")
+    parser.add_argument(
+        "--temperature", type=float, default=0.8, metavar="T", help="0 takes the likeliest (0.8)"
+    )
+    parser.add_argument("--top-k", type=count, default=50, metavar="K", help="0 allows all (50)")
+    parser.add_argument("--seed", type=torch_seed, default=0, metavar="N", help="of the draws (0)")
     parser.add_argument(
         "--tokenizer",
         type=as_path_text,

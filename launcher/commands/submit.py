@@ -134,6 +134,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--gpus-per-node 0 needs --processes-per-node")
     if num_gpus and per_node > num_gpus:
         raise UserError(f"--processes-per-node {per_node} is more than --gpus-per-node {num_gpus}")
+    if args.container_mounts and not args.container:
+        raise UserError("--container-mounts is of use with --container IMAGE alone; give both")
     for time in _time_limits(args):
         refuse_hopeless_time(time, args.grace)
     world_size = args.nodes * per_node
@@ -159,7 +161,7 @@ def run(args: argparse.Namespace) -> int:
         qos=args.qos,
         cpus_per_task=args.cpus_per_task or (CPUS_PER_GPU if num_gpus else None),
         container=args.container,
-        container_mounts=args.container_mounts or ",".join(_mounts(args.config, config)),
+        container_mounts=_mounts(args, config),
         setup=tuple(args.setup),
         extra_sbatch=tuple(args.extra_sbatch),
         extra_srun=tuple(args.extra_srun),
@@ -182,14 +184,17 @@ def _gpus(text: str) -> tuple[str, int]:
     return match[1] or "", int(match[2])
 
 
-def _mounts(config_file: str, config: RunConfig) -> list[str]:
-    """What the ranks read and write, where it is outside: folders, each mounted at its own place.
+def _mounts(args: argparse.Namespace, config: RunConfig) -> str | None:
+    """What a container mounts: what is asked for, else what the ranks read and write, where it is
+    outside: folders, each mounted at its own place.
 
     Raises:
         UserError: a path can't stand in pyxis's list.
     """
+    if args.container is None or args.container_mounts:
+        return args.container_mounts or None
     data, prepare = config.data, config.data.prepare
-    paths = [config_file, *(source.path for source in data.sources), data.validation]
+    paths = [args.config, *(source.path for source in data.sources), data.validation]
     paths += [data.tokenizer, config.checkpoint.init_from, config.parallel.offload_path]
     if prepare is not None:
         paths += [prepare.output, *(item for item in prepare.inputs if "/" in item)]
@@ -200,7 +205,7 @@ def _mounts(config_file: str, config: RunConfig) -> list[str]:
     for root in roots:
         if {":", ","} & set(str(root)) or root == Path("/"):
             raise UserError(f"{root} can't be mounted into the container: give --container-mounts")
-    return [f"{root}:{root}" for root in roots]
+    return ",".join(f"{root}:{root}" for root in roots)
 
 
 def _folder_of(path: Path) -> Path:

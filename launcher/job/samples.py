@@ -59,6 +59,11 @@ class RunSamples:
         Raises:
             UserError: the config or the data can't be read.
         """
+        if not path.exists():
+            raise UserError(
+                f"{path}: --sample shows what a run read, so a run's folder or its "
+                "config is expected here, and this is neither"
+            )
         near = RunDirectory(path if path.is_dir() else path.parent)
         config = load_config(near.config if path.is_dir() else path)
         # A run may have been moved from where its config says; a config may lie outside its run.

@@ -97,7 +97,7 @@ def test_documents_are_enclosed_and_recorded(tmp_path):
     data = load_prepared(tmp_path / "d" / "out")
     assert data is not None
     assert (data.end_of_text_id, data.settings.begin_of_text_id) == (end, begin)
-    with pytest.raises(UserError, match=f"begin_of_text_id = {begin}, not None"):
+    with pytest.raises(UserError, match=f"begin_of_text_id = {begin}, not nothing"):
         prepared(tmp_path / "d", folder, ["ab", "c"])
 
 

@@ -188,6 +188,9 @@ def test_a_run_and_its_data_agree_on_where_documents_end(
     (problem,) = problems(tmp_path, config, *named, "data.end_of_text=absent")
     assert problem.path == "data.end_of_text"
     assert "'absent' is no token of" in problem.message
+    both = problems(tmp_path, config, "data.end_of_text=absent", "data.begin_of_text=gone")
+    assert [problem.path for problem in both] == ["data.begin_of_text", "data.end_of_text"]
+    assert "'gone' is no token of" in both[0].message
 
 
 @pytest.mark.parametrize(

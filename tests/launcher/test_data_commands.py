@@ -67,6 +67,7 @@ def test_tokens_beyond_the_vocabulary_are_found(folder, capsys):
     "arguments",
     [
         ["data", "inspect", "absent"],
+        ["data", "inspect", "out/train", "--document", "1"],
         ["data", "inspect", "out/train", "--tokenizer", "tok", "--document", "99"],
         ["data", "inspect", "out/train", "--tokenizer", "tok", "--document", "-1"],
         ["data", "prepare", "text", "--tokenizer", "absent", "--output", "new"],
@@ -84,6 +85,25 @@ def test_mistakes_end_with_2_and_a_message(folder, arguments, monkeypatch, capsy
     assert main(arguments) == ExitCode.BAD_INPUT
     message = capsys.readouterr().err
     assert "error" in message and "Traceback" not in message
+
+
+def test_other_inputs_than_those_of_the_data_are_told_in_short(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    texts = [f"text/{number:02d}.txt" for number in range(30)]
+    options = ["--tokenizer", "tok", "--workers", "1", "--output"]
+    assert main(["data", "prepare", *texts, *options, "many"]) == 0
+    for inputs, output in ((["text"], "many"), (texts, "out")):
+        capsys.readouterr()
+        assert main(["data", "prepare", *inputs, *options, output]) == ExitCode.BAD_INPUT
+        message = capsys.readouterr().err
+        assert '["text/00.txt", "text/01.txt", "text/02.txt", ...] (30 of them)' in message
+        assert "text/03.txt" not in message
+
+
+def test_a_sample_is_looked_for_in_a_run(folder, capsys):
+    prefix = str(folder / "out" / "train")
+    assert main(["data", "inspect", prefix, "--sample", "3"]) == ExitCode.BAD_INPUT
+    assert f"{prefix}: --sample shows what a run read" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", [["data"], ["data", "prepare"], ["tokenizer", "train"]])

@@ -133,11 +133,18 @@ def test_what_else_the_folder_holds_survives(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("record", [{}, {"document_tokens": None}])
-def test_older_checkpoints_ask_the_tokenizer(tmp_path: Path, record: dict[str, Any]) -> None:
+def test_a_checkpoint_that_names_no_tokens_asks_the_tokenizer(
+    tmp_path: Path, record: dict[str, Any]
+) -> None:
     tokenizer = qwen(tmp_path / "t")
     assert recorded_tokens(record, tokenizer).end.name == QWEN[2]
     named = {**record, "config": {"data": {"end_of_text": QWEN[0]}}}
     assert recorded_tokens(named, tokenizer).end.name == QWEN[0]
+
+
+def test_a_run_of_version_0_1_ended_documents_by_its_list(tmp_path: Path) -> None:
+    record = {"layout": {}, "config": {"data": {"tokenizer": "t"}}}
+    assert recorded_tokens(record, qwen(tmp_path / "t")).end.name == "<|endoftext|>" == QWEN[0]
 
 
 def test_a_tokenizer_saved_with_padding_and_truncation_spoils_no_prompt(

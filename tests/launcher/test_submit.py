@@ -100,6 +100,7 @@ def test_the_script_is_bash(capsys: pytest.CaptureFixture[str]) -> None:
         (("--job-name", "a\nb"), "one line of printable text"),
         (("--batch.global_batch_size=12",), "not a multiple of micro_batch_size 1 x 8"),
         (("--processes-per-node", "5"), "--processes-per-node 5 is more than --gpus-per-node 4"),
+        (("--container-mounts", "/a:/b"), "--container-mounts is of use with --container"),
         (("--template", "none.sh"), "the template none.sh can't be read"),
         (("--template", "own.sh"), "the template has {{nodes}}, which is nothing that is filled"),
     ],
@@ -145,6 +146,7 @@ def test_a_container_gets_all_that_the_run_reads_and_writes(
     argv[-2] = f"--run.dir={elsewhere}/a,b"
     assert main(argv) == 2
     assert "give --container-mounts" in capsys.readouterr().err
+    assert main([*argv[:-4], *argv[-2:]]) == 0, "nothing is mounted where there is no container"
 
 
 def test_a_cpu_cluster_needs_a_number_of_processes(

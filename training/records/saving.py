@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch.distributed as dist
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from triax.checkpoint.store import CheckpointStore, SaveOutcome
 from triax.common.quantities import format_seconds
-from triax.parallel.collectives import gather_objects
+from triax.parallel.agreement import agreed
 from triax.parallel.engine import Engine
 from triax.parallel.nonfinite import first_non_finite
 from triax.training.records.metrics_logger import MetricsLogger
@@ -131,7 +132,7 @@ class Saver:
     def _refusal(self, tensors: Mapping[str, Tensor]) -> str | None:
         """The same on every rank."""
         weights = {name: t for name, t in tensors.items() if name.startswith("model.")}
-        found = gather_objects(first_non_finite(weights), self._group)
+        found = agreed(partial(first_non_finite, weights), self._group)
         broken = [(rank, name) for rank, name in enumerate(found) if name is not None]
         if not broken:
             return None
