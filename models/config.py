@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, PositiveInt, model_validator
 
-from triax.common.section import Section
+from triax.common.section import LARGEST_FP32, NonNegativeFp32, PositiveFp32, Section
 from triax.models.presets import PRESETS
+
+Size = Annotated[int, Field(gt=0, lt=1 << 31)]
+"""Of a matrix: those that multiply matrices take 32 bits."""
 
 
 class RopeScaling(Section):
@@ -16,9 +19,9 @@ class RopeScaling(Section):
     Source: `rope_type = "llama3"` as published with Llama 3.1.
     """
 
-    factor: float = Field(gt=1)
-    low_freq_factor: float = Field(1.0, gt=0)
-    high_freq_factor: float = Field(4.0, gt=0)
+    factor: float = Field(gt=1, le=LARGEST_FP32)
+    low_freq_factor: PositiveFp32 = 1.0
+    high_freq_factor: PositiveFp32 = 4.0
     original_seq_len: PositiveInt = 8192
 
     @model_validator(mode="after")
@@ -35,28 +38,28 @@ class ModelConfig(Section):
     """
 
     preset: str | None = None
-    num_layers: PositiveInt
-    hidden_size: PositiveInt
-    num_heads: PositiveInt
-    num_kv_heads: PositiveInt
+    num_layers: int = Field(gt=0, le=10_000)
+    hidden_size: Size
+    num_heads: Size
+    num_kv_heads: Size
     """Grouped-query attention when below `num_heads`; the same by default."""
-    head_dim: PositiveInt
+    head_dim: Size
     """`hidden_size / num_heads` by default."""
-    ffn_hidden_size: PositiveInt
-    vocab_size: PositiveInt
+    ffn_hidden_size: Size
+    vocab_size: Size
     tie_embeddings: bool = False
     qk_norm: bool = False
     """RMSNorm over each query's and key's head dimension, before RoPE."""
-    rope_theta: float = Field(10_000.0, gt=0)
+    rope_theta: PositiveFp32 = 10_000.0
     rope_scaling: RopeScaling | None = None
-    norm_eps: float = Field(1e-5, gt=0)
+    norm_eps: PositiveFp32 = 1e-5
     sliding_window: PositiveInt | None = None
     """A token sees itself and the `sliding_window - 1` tokens before it."""
-    logit_softcap: float | None = Field(None, gt=0)
+    logit_softcap: PositiveFp32 | None = None
     """Logits become `cap * tanh(logits / cap)`."""
-    z_loss: float = Field(0.0, ge=0)
+    z_loss: NonNegativeFp32 = 0.0
     """Weight of the mean squared log-normaliser (PaLM, section 5; 1e-4 there)."""
-    init_std: float = Field(0.02, gt=0)
+    init_std: PositiveFp32 = 0.02
 
     @model_validator(mode="before")
     @classmethod

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 
 from triax.common.errors import UserError
+from triax.common.showing import text_for
+from triax.data.prepare.tokenizer import decode, library_errors
 from triax.inference.generate import generate
 from triax.inference.load import load_checkpoint
 from triax.launcher.terminal.arguments import as_path_text, count, positive_int
@@ -48,7 +51,8 @@ def run(args: argparse.Namespace) -> int:
     loaded = load_checkpoint(args.checkpoint)
     tokenizer = loaded.tokenizer(args.tokenizer)
     tokens = loaded.document_tokens(args.tokenizer)
-    written = list(tokenizer.encode(args.prompt, add_special_tokens=False).ids)
+    with library_errors("the tokenizer"):
+        written = list(tokenizer.encode(args.prompt, add_special_tokens=False).ids)
     # As in training: what begins a document, else the end of the one before.
     begin = tokens.begin or (tokens.end if not written else None)
     prompt = written if begin is None else [begin.id, *written]
@@ -63,13 +67,13 @@ def run(args: argparse.Namespace) -> int:
         stop_token=tokens.end.id,
     )
     print(args.prompt, end="", flush=True)
-    shown = tokenizer.decode(written)
+    shown = decode(tokenizer, written)
     for token in new_tokens:
         written.append(token)
-        text = tokenizer.decode(written)
+        text = decode(tokenizer, written)
         # A character may be split over tokens: it is shown once it is whole.
         if not text.endswith("\N{REPLACEMENT CHARACTER}"):
-            print(text[len(shown) :], end="", flush=True)
+            print(text_for(sys.stdout, text[len(shown) :]), end="", flush=True)
             shown = text
     print()
     return 0
