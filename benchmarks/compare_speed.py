@@ -80,7 +80,9 @@ def measure_rival(
     """Build a rival, measure it, and leave nothing of it."""
     environment = discover()
     release_memory()
-    with joined(environment, timeout_seconds=600, save_seconds=600) as processes:
+    with joined(
+        environment, timeout_seconds=600, save_seconds=600, run_dir=config.run_dir
+    ) as processes:
         device = processes.device
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import PositiveInt
 
 from triax.common.paths import PathField
-from triax.common.quantities import Duration, DurationField, TimeField, Unit
+from triax.common.quantities import Duration, DurationField, PatienceField, TimeField, Unit
 from triax.common.section import Section
 
 
@@ -18,7 +18,7 @@ class CheckpointConfig(Section):
     """The newest so many stay; the newest good one is never removed."""
     asynchronous: bool = True
     """Write in the background while training goes on."""
-    deadline: TimeField = Duration(1800, Unit.SECONDS)
+    deadline: PatienceField = Duration(1800, Unit.SECONDS)
     """A save that takes longer counts as failed."""
     retry: TimeField = Duration(30, Unit.SECONDS)
     """After a failed save the next attempt comes so soon, then after twice as long each time."""

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
-from math import prod
+from itertools import chain, product, repeat
 
 Rectangle = tuple[Sequence[int], Sequence[int]]
 """Where it begins in each dimension, and its extent there."""
+_MOST_DIMENSIONS = 8
+"""Of a model's tensors; a rectangle has 256 corners then."""
 
 
 def check_cover(name: str, size: Sequence[int], rectangles: Sequence[Rectangle]) -> None:
     """Let through rectangles that lie within a tensor, apart from each other, and leave no gap.
 
-    Costs a sort, and a comparison of those that meet in one dimension: of the shards of a mesh
-    these are few.
+    A rectangle is known by its corners, counted up and down by turns: those are the differences,
+    along all dimensions, of the function that is one inside of it and zero outside. So rectangles
+    cover the tensor once just where all their corners cancel out but the tensor's own. The cost
+    grows with their number only, however they lie.
 
     Args:
         name: the tensor's, for messages.
@@ -22,36 +27,27 @@ def check_cover(name: str, size: Sequence[int], rectangles: Sequence[Rectangle])
     Raises:
         ValueError: they aren't such rectangles.
     """
+    _require_integers(name, size)
+    if len(size) > _MOST_DIMENSIONS:
+        raise ValueError(f"{name} has {len(size)} dimensions")
     for offsets, extents in rectangles:
         if not len(offsets) == len(extents) == len(size):
             raise ValueError(f"{name} has parts of another number of dimensions")
+        _require_integers(name, [*offsets, *extents])
         for offset, extent, whole in zip(offsets, extents, size, strict=True):
             if offset < 0 or extent < 0 or offset + extent > whole:
                 raise ValueError(f"{name} has a part that reaches outside of it")
-    if min(size, default=0) < 0 or sum(prod(e) for _, e in rectangles) != prod(size):
+    corners: defaultdict[tuple[int, ...], int] = defaultdict(int)
+    turns = [(ends, 1 - 2 * (sum(ends) % 2)) for ends in product((0, 1), repeat=len(size))]
+    whole_one = ([0] * len(size), size)
+    for sign, (offsets, extents) in chain(zip(repeat(1), rectangles), [(-1, whole_one)]):
+        for ends, turn in turns:
+            corner = tuple(o + e * end for o, e, end in zip(offsets, extents, ends, strict=True))
+            corners[corner] += sign * turn
+    if min(size, default=0) < 0 or any(corners.values()):
         raise ValueError(f"{name} has parts missing, or parts that overlap")
-    filled = [(tuple(o), tuple(e)) for o, e in rectangles if prod(e) > 0]
-    # With the volumes right, two that overlap also mean a gap.
-    if _overlap(filled, len(size)):
-        raise ValueError(f"{name} has parts that overlap")
 
 
-def _overlap(filled: list[tuple[tuple[int, ...], tuple[int, ...]]], num_dims: int) -> bool:
-    """Whether any two of them, none empty, have an element in common."""
-    if len(filled) < 2:
-        return False
-    # Sweep along the dimension that parts them most, against those that are still open there.
-    along = max(range(num_dims), key=lambda dim: len({offsets[dim] for offsets, _ in filled}))
-    filled.sort(key=lambda rectangle: rectangle[0][along])
-    still_open: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
-    for offsets, extents in filled:
-        still_open = [(o, e) for o, e in still_open if o[along] + e[along] > offsets[along]]
-        for others, their_extents in still_open:
-            if all(
-                others[dim] < offsets[dim] + extents[dim]
-                and offsets[dim] < others[dim] + their_extents[dim]
-                for dim in range(num_dims)
-            ):
-                return True
-        still_open.append((offsets, extents))
-    return False
+def _require_integers(name: str, numbers: Sequence[int]) -> None:
+    if not all(type(number) is int for number in numbers):
+        raise ValueError(f"{name} has a size that is no whole number")

@@ -32,10 +32,13 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from triax.checkpoint.cover import check_cover
+from triax.checkpoint.unpickling import PlainUnpickler
 from triax.common.errors import UserError
-from triax.common.files import open_regular
+from triax.common.files import open_regular, read_regular
 
 METADATA_FILE = ".metadata"
+_MOST_BYTES = 1 << 28
+"""Of `.metadata`: some two million parts of tensors."""
 
 _ALLOWED = {
     ("torch", "Size"),
@@ -88,8 +91,7 @@ class ShardReader(FileSystemReader):
         """
         path = Path(self.path) / METADATA_FILE
         try:
-            with open_regular(path) as file:
-                metadata: Metadata = _Unpickler(file).load()
+            metadata: Metadata = _Unpickler(read_regular(path, _MOST_BYTES)).load()
             self._files.least_bytes = _check(metadata)
         except OSError as error:
             where = error.filename or path
@@ -119,7 +121,7 @@ class _RegularFiles(FileSystem):
             yield cast(io.IOBase, file)
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(PlainUnpickler):
     def find_class(self, module: str, name: str) -> Any:
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if not is_dtype and (module, name) not in _ALLOWED:
@@ -140,10 +142,12 @@ def _check(metadata: Any) -> dict[str, int]:
         raise ValueError("it holds no checkpoint metadata")
     least_bytes: dict[str, int] = {}
     for name, tensor in metadata.state_dict_metadata.items():
+        if not isinstance(name, str):
+            raise ValueError(f"a tensor's name is a {type(name).__name__}")
         if isinstance(tensor, BytesStorageMetadata):
             raise ValueError(f"{name} is a Python object, not a tensor")
-        if not isinstance(name, str) or not isinstance(tensor, TensorStorageMetadata):
-            raise ValueError(f"{name!r} is no named tensor")
+        if not isinstance(tensor, TensorStorageMetadata):
+            raise ValueError(f"{name!r} is no tensor")
         if not name.isprintable() or not isinstance(tensor.properties.dtype, torch.dtype):
             raise ValueError(f"{name!r} is no tensor's name, or has no dtype")
         check_cover(name, tensor.size, [(c.offsets, c.sizes) for c in tensor.chunks])
@@ -159,7 +163,8 @@ def _check(metadata: Any) -> dict[str, int]:
 def _check_place(name: str, place: Any) -> None:
     file = place.relative_path
     if not isinstance(file, str) or file != PurePath(file).name or file in ("", "..", "."):
-        raise ValueError(f"{name} lies in {file!r}, which is no file of this folder")
+        shown = repr(file) if isinstance(file, str) else f"a {type(file).__name__}"
+        raise ValueError(f"{name} lies in {shown}, which is no file of this folder")
     if getattr(place, "transform_descriptors", None):
         raise ValueError(f"{name} is stored in an encoding of its own")
 

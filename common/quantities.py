@@ -12,6 +12,8 @@ from pydantic import AfterValidator, BeforeValidator, PlainSerializer
 _MULTIPLIERS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 MAX_COUNT = 10**18
 """More tokens than anyone has; keeps all arithmetic within 64 bits."""
+MAX_SECONDS = 10 * 365 * 86400
+"""Longer than anything here lasts; threads, sockets and `timedelta` can't wait for much more."""
 
 _DURATION = re.compile(r"(.*\d\s*[KMBT]?)\s+([a-z]+)|([\d.]+)\s*([a-z]+)", re.IGNORECASE)
 _ZERO = re.compile(r"\s*0\s*(?:steps?|tokens?)?\s*", re.IGNORECASE)
@@ -119,6 +121,8 @@ class Duration:
             raise ValueError(f"{expected}, got {shorten(text)}") from None
         if duration.amount <= 0:
             raise ValueError(f"expected a duration above zero, got {shorten(text)}")
+        if duration.unit is Unit.SECONDS and duration.amount > MAX_SECONDS:
+            raise ValueError(f"expected a time of at most 10 years, got {shorten(text)}")
         return duration
 
     def __str__(self) -> str:
@@ -139,6 +143,12 @@ def _timed(duration: Duration) -> Duration:
     return duration
 
 
+def _patient(duration: Duration) -> Duration:
+    if duration.amount < 1:
+        raise ValueError(f'expected at least 1 s, which a busy machine may need, got "{duration}"')
+    return duration
+
+
 def _counted(duration: Duration) -> Duration:
     if duration.unit is Unit.SECONDS:
         raise ValueError(f'expected steps or tokens, such as "500 steps", got "{duration}"')
@@ -154,6 +164,9 @@ def _parse_or_zero(value: object) -> Duration:
 
 TimeField = Annotated[DurationField, AfterValidator(_timed)]
 """A duration in time only."""
+
+PatienceField = Annotated[TimeField, AfterValidator(_patient)]
+"""How long something may take before it counts as failed."""
 
 CountedField = Annotated[DurationField, AfterValidator(_counted)]
 """A duration in steps or tokens only."""

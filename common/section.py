@@ -2,7 +2,25 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+SMALLEST_FP32, LARGEST_FP32 = 1.2e-38, 3.4e38
+"""About the ends of fp32's normal numbers."""
+
+
+def _normal(value: float) -> float:
+    if value < SMALLEST_FP32:
+        raise ValueError(
+            f"expected at least {SMALLEST_FP32}, for fp32 takes less for 0, got {value}"
+        )
+    return value
+
+
+PositiveFp32 = Annotated[float, Field(gt=0, le=LARGEST_FP32), AfterValidator(_normal)]
+"""A number that is neither zero nor infinite in fp32, in which it is computed with."""
+NonNegativeFp32 = Annotated[float, Field(ge=0, le=LARGEST_FP32)]
 
 
 class Section(BaseModel):

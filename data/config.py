@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from typing import Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from triax.common.paths import PathField
-from triax.common.section import Section
+from triax.common.section import PositiveFp32, Section
 
 SMALLEST_VOCABULARY = 257
 """The 256 bytes and the end-of-text token."""
@@ -19,7 +19,7 @@ class SourceConfig(Section):
 
     path: PathField
     """A prefix: `PATH.bin` and `PATH.idx`, or all of `PATH-00000.bin`, `PATH-00001.bin`, ..."""
-    weight: float = Field(1.0, gt=0)
+    weight: PositiveFp32 = 1.0
     """This source's share of the samples, relative to the other weights."""
 
 
@@ -49,14 +49,14 @@ class DataConfig(Section):
     `<|endoftext|>`, `<|end_of_text|>`, `</s>` or `<|eot_id|>`."""
     begin_of_text: str | None = Field(None, min_length=1)
     """A token that each document begins with; by default none does."""
-    seq_len: PositiveInt
+    seq_len: int = Field(gt=0, lt=1 << 31)
     mask_documents: bool = True
     """Tokens attend only within their own document, and no loss is taken across documents."""
     prepare: PrepareConfig | None = None
     verify: Literal["start", "background", "never"] = "background"
     """When the shards' bytes are compared with the checksums in `data.json`: before the first step,
     at leisure beside the steps, or not at all. Shards without checksums are named and passed."""
-    prefetch: int = Field(2, ge=0)
+    prefetch: int = Field(2, ge=0, le=1000)
     """Batches read ahead by a thread."""
 
     @model_validator(mode="after")

@@ -11,7 +11,7 @@ from enum import StrEnum
 
 from pydantic import Field, PositiveInt, model_validator
 
-from triax.common.section import Section
+from triax.common.section import LARGEST_FP32, PositiveFp32, Section
 
 
 class RopeScaling(Section):
@@ -20,9 +20,9 @@ class RopeScaling(Section):
     Source: `rope_type = "llama3"` as published with Llama 3.1.
     """
 
-    factor: float = Field(gt=1)
-    low_freq_factor: float = Field(1.0, gt=0)
-    high_freq_factor: float = Field(4.0, gt=0)
+    factor: float = Field(gt=1, le=LARGEST_FP32)
+    low_freq_factor: PositiveFp32 = 1.0
+    high_freq_factor: PositiveFp32 = 4.0
     original_seq_len: PositiveInt = 8192
 
     @model_validator(mode="after")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
-from triax.common.section import Section
+from triax.common.section import NonNegativeFp32, PositiveFp32, Section
 from triax.models.architecture import Architecture
 from triax.models.presets import PRESETS
 
 MOST_LAYERS = 10_000
 """Far above any model, and few enough to list their parameters."""
+Size = Annotated[int, Field(gt=0, lt=1 << 31)]
+"""Of a matrix: those that multiply matrices take 32 bits."""
 
 
 class ModelConfig(Section):
@@ -23,15 +25,15 @@ class ModelConfig(Section):
 
     family: str
     preset: str | None = None
-    num_layers: int = Field(ge=1, le=MOST_LAYERS)
-    hidden_size: PositiveInt
-    num_heads: PositiveInt
-    vocab_size: PositiveInt
+    num_layers: int = Field(gt=0, le=MOST_LAYERS)
+    hidden_size: Size
+    num_heads: Size
+    vocab_size: Size
     tie_embeddings: bool = False
-    norm_eps: float = Field(1e-5, gt=0)
-    z_loss: float = Field(0.0, ge=0)
+    norm_eps: PositiveFp32 = 1e-5
+    z_loss: NonNegativeFp32 = 0.0
     """Weight of the mean squared log-normaliser (PaLM, section 5; 1e-4 there)."""
-    init_std: float = Field(0.02, gt=0)
+    init_std: PositiveFp32 = 0.02
 
     @abstractmethod
     def architecture(self) -> Architecture:

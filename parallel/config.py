@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt
 
 from triax.common.paths import PathField
-from triax.common.quantities import Duration, TimeField, Unit
-from triax.common.section import Section
+from triax.common.quantities import Duration, PatienceField, Unit
+from triax.common.section import LARGEST_FP32, Section
 
 AttentionKernel = Literal["cudnn", "flash", "efficient", "math"]
 
@@ -53,7 +53,7 @@ class ParallelConfig(Section):
     `nvme` optimizer state on a drive."""
     offload_path: PathField | None = None
     """With `nvme`: a folder on a local drive of every machine."""
-    timeout: TimeField = Duration(600, Unit.SECONDS)
+    timeout: PatienceField = Duration(600, Unit.SECONDS)
     """How long a collective may take before the job is ended."""
 
 
@@ -68,6 +68,6 @@ class PrecisionConfig(Section):
     """What reduced gradients are kept in until the update. From `parallel.zero_stage` 2 on, and
     on a single data-parallel process without `parallel.tensor`, they are summed over
     micro-batches in it too."""
-    initial_loss_scale: float = Field(65536.0, ge=1)
+    initial_loss_scale: float = Field(65536.0, ge=1, le=LARGEST_FP32)
     """fp16 only; halved at each overflow, doubled after `loss_scale_window` clean steps."""
     loss_scale_window: PositiveInt = 1000

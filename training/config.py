@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, PositiveInt
 
 from triax.common.quantities import CountedOrZeroField, Duration, DurationField, Unit, parse_count
-from triax.common.section import Section
+from triax.common.section import NonNegativeFp32, PositiveFp32, Section
 from triax.models.description import Role
 
 
@@ -48,20 +48,20 @@ class OptimizerConfig(Section):
     (native engine only), which writes the bf16 weights of a single data-parallel process too.
     `auto` is the deepspeed engine's apex on CUDA where it is installed, our own for bf16 moments or
     gradients and for a single data-parallel process on CUDA, and else torch's."""
-    lr: float = Field(3e-4, gt=0)
+    lr: PositiveFp32 = 3e-4
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
         0.9,
         0.95,
     )
-    eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.1, ge=0)
+    eps: PositiveFp32 = 1e-8
+    weight_decay: NonNegativeFp32 = 0.1
     state_dtype: Literal["fp32", "bf16"] = "fp32"
     """Of the moments. bf16 ones take half the memory and are rounded stochastically."""
     lr_scales: dict[Annotated[Role, Field(strict=False)], Annotated[float, Field(gt=0)]] = Field(
         default_factory=dict
     )
     """What the rate of a role's parameters is, of the schedule's: `{ vocabulary = 0.1 }`."""
-    clip_norm: float | None = Field(1.0, gt=0)
+    clip_norm: PositiveFp32 | None = 1.0
     """The global gradient norm is scaled down to this; none clips nothing."""
 
 

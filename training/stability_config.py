@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from triax.common.quantities import Duration, TimeField, Unit
-from triax.common.section import Section
+from triax.common.quantities import MAX_SECONDS, Duration, PatienceField, Unit
+from triax.common.section import PositiveFp32, Section
 
 
 class StabilityConfig(Section):
@@ -19,9 +19,10 @@ class StabilityConfig(Section):
     spike_guard: bool = True
     """Refuse updates whose loss or gradient norm is far above the recent ones. Those that are
     not finite are refused always."""
-    window: int = Field(128, ge=16)
-    """Accepted steps that the guard compares with; a quarter of them before its first word."""
-    threshold: float = Field(8.0, gt=0)
+    window: int = Field(128, ge=16, le=1 << 16)
+    """Accepted steps that the guard compares with; a quarter of them before its first word. They
+    are sorted at each step."""
+    threshold: PositiveFp32 = 8.0
     """How many robust standard deviations above the median are too far."""
     max_consecutive_skips: PositiveInt = 20
     """So many skipped updates within twice as many steps lead to a rollback."""
@@ -46,11 +47,11 @@ class StabilityConfig(Section):
     straggler_factor: float = Field(1.5, gt=1)
     """A process that makes the step so many times as long as without it is named."""
 
-    hang_after: TimeField = Duration(120, Unit.SECONDS)
+    hang_after: PatienceField = Duration(120, Unit.SECONDS)
     """The watchdog never calls less than this a hang."""
     hang_factor: float = Field(10.0, gt=1)
     """A hang is so many times the longest of the recent steps (or evaluations, or saves)."""
-    hang_after_first: TimeField = Duration(1800, Unit.SECONDS)
+    hang_after_first: PatienceField = Duration(1800, Unit.SECONDS)
     """The limit for what this session does for the first time: start, compile, load."""
 
 
@@ -81,7 +82,7 @@ class Fault(Section):
     """None means every rank."""
     point: POINTS | None = None
     """None means where that kind usually strikes."""
-    seconds: float = Field(1.0, gt=0)
+    seconds: float = Field(1.0, gt=0, le=MAX_SECONDS)
     """`slow`: how long each time."""
 
     @property

@@ -123,7 +123,7 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
 
 
 @contextmanager
-def library_errors(file: Path) -> Iterator[None]:
+def library_errors(file: Path | str) -> Iterator[None]:
     """Turn what `tokenizers` raises over a tokenizer into a UserError.
 
     It raises bare Exception, and where its Rust code panics a `PanicException`, which is no
@@ -141,6 +141,16 @@ def library_errors(file: Path) -> Iterator[None]:
             f"{file}: no tokenizer that `tokenizers` can load: {error}; fetch it again, or make "
             "another with `triax tokenizer train`"
         ) from None
+
+
+def decode(tokenizer: Tokenizer, tokens: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+    """The text of tokens.
+
+    Raises:
+        UserError: the library fails over them.
+    """
+    with library_errors("the tokenizer"):
+        return str(tokenizer.decode(tokens, skip_special_tokens=skip_special_tokens))
 
 
 def vocabulary_size(tokenizer: Tokenizer) -> int:

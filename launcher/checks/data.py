@@ -148,6 +148,24 @@ def shards_are_sane(model: ModelConfig, data: DataConfig) -> Iterator[Problem]:
                 yield Problem(path, str(error))
 
 
+def vocabulary_holds_data(model: ModelConfig, data: DataConfig) -> Iterator[Problem]:
+    """The model has an embedding for every token that `data.json` says the shards may hold."""
+    if data.tokenizer is not None:
+        return  # `tokenizer_fits` compares it, and `made_with_this_tokenizer` the data with it
+    for _, prefix, _ in _datasets(data):
+        try:
+            prepared = load_prepared(Path(prefix).parent)
+        except UserError:
+            continue  # `made_with_this_tokenizer` says it
+        if prepared is not None and prepared.vocab_size > model.vocab_size:
+            yield Problem(
+                "model.vocab_size",
+                f"{model.vocab_size:,} is less than the {prepared.vocab_size:,} tokens of the "
+                f"tokenizer that made {prefix}; use at least {prepared.vocab_size}",
+            )
+            return
+
+
 def sources_differ(data: DataConfig) -> Iterator[Problem]:
     """No shard is read through two sources, whatever their paths are."""
     if len(data.sources) == 1:

@@ -34,6 +34,7 @@ from triax.launcher.checks.data import (
     tokenizer_fits,
     tokens_per_step,
     validation_is_as_wanted,
+    vocabulary_holds_data,
     weights_fill_blocks,
 )
 from triax.launcher.checks.deepspeed import (
@@ -65,6 +66,7 @@ from triax.launcher.config.loading import load_config
 from triax.launcher.config.problems import Problem
 from triax.launcher.config.run_config import RunConfig, RunSection
 from triax.models.config import ModelConfig
+from triax.models.counts import num_parameters
 from triax.training.config import (
     BatchConfig,
     BudgetConfig,
@@ -75,6 +77,9 @@ from triax.training.step.budget import resolve_budget
 from triax.training.step.schedule import warmup_tokens
 
 Check = Callable[..., Iterator[Problem]]
+
+MAX_PARAMETERS = 10**15
+"""A thousand times the largest models' number."""
 
 
 def load_checked(
@@ -114,6 +119,17 @@ def _run(checks: Sequence[Check], available: Mapping[str, Any]) -> Iterator[Prob
         needed = inspect.signature(check).parameters
         if all(name in available for name in needed):
             yield from check(**{name: available[name] for name in needed})
+
+
+def model_is_possible(model: ModelConfig) -> Iterator[Problem]:
+    """The sizes make a model that some machines could hold, with all arithmetic within 64 bits."""
+    num_weights = num_parameters(model)
+    if num_weights > MAX_PARAMETERS:
+        yield Problem(
+            "model",
+            f"these sizes make {num_weights:.3g} parameters, and no model has more than "
+            f"{MAX_PARAMETERS:.0e}; look for one that is too large",
+        )
 
 
 def budget_fits(
@@ -186,6 +202,7 @@ def shown_path(path: Path) -> str:
 
 
 STEP_CHECKS: tuple[Check, ...] = (
+    model_is_possible,
     tensor_divides_model,
     sequence_has_positions,
     stages_fit_layers,
@@ -212,6 +229,7 @@ CHECKS: tuple[Check, ...] = (
     tokenizer_fits,
     named_tokens_are_there,
     shards_are_sane,
+    vocabulary_holds_data,
     sources_differ,
     weights_fill_blocks,
     made_with_this_tokenizer,

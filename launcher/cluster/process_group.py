@@ -20,7 +20,7 @@ import torch.distributed as dist
 from triax.common.errors import UserError
 from triax.common.files import open_own, write_errors
 from triax.launcher.cluster.environment import Environment
-from triax.launcher.cluster.rendezvous import meet
+from triax.launcher.cluster.rendezvous import Job, meet
 
 _PR_SET_PDEATHSIG = 1
 
@@ -46,7 +46,7 @@ class Processes:
 
 @contextmanager
 def joined(
-    environment: Environment, *, timeout_seconds: float, save_seconds: float
+    environment: Environment, *, timeout_seconds: float, save_seconds: float, run_dir: Path
 ) -> Iterator[Processes]:
     """Initialise torch.distributed, for one process too, and leave it at the end.
 
@@ -54,9 +54,11 @@ def joined(
         environment: which process this is.
         timeout_seconds: how long a collective may take.
         save_seconds: how long a checkpoint may take.
+        run_dir: by which the processes know that they are of one job.
 
     Raises:
-        UserError: this machine has fewer GPUs than processes, or there is no way to rank 0.
+        UserError: this machine has fewer GPUs than processes, or there is no way to rank 0, or
+            it is another job's.
         RuntimeError: some processes didn't come in time.
     """
     device = _choose_device(environment)
@@ -65,7 +67,7 @@ def joined(
     save_timeout = timedelta(seconds=max(timeout_seconds, save_seconds))
     dist.init_process_group(
         backend,
-        store=meet(environment, timeout_seconds),
+        store=meet(environment, timeout_seconds, Job.of(run_dir)),
         rank=environment.rank,
         world_size=environment.world_size,
         timeout=timeout,

@@ -15,6 +15,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -42,11 +43,43 @@ Store = Any
 """torch.distributed's `Store`, which has no types."""
 
 
-def meet(environment: Environment, timeout_seconds: float) -> Store:
+@dataclass(frozen=True)
+class Job:
+    """What tells one job from another that meets at the same place.
+
+    Machines may see one folder by several paths; its number on the file system they share is one.
+    """
+
+    folder: str
+    """The run directory's absolute path, or what the job is instead of a run."""
+    number: int | None
+    """Of the folder, where there is one."""
+
+    @staticmethod
+    def of(run_dir: Path) -> Job:
+        """The job that trains in a run directory."""
+        return Job(os.path.abspath(run_dir), _number_of(run_dir))  # noqa: PTH100
+
+    def is_same(self, other: Job) -> bool:
+        """Whether the other is this job, told of itself perhaps on another machine."""
+        return self.folder == other.folder or (
+            self.number is not None and self.number == other.number
+        )
+
+
+def _number_of(folder: Path) -> int | None:
+    try:
+        return folder.stat().st_ino
+    except OSError:
+        return None
+
+
+def meet(environment: Environment, timeout_seconds: float, job: Job) -> Store:
     """A store that all of the job's processes share and nobody has written to; waits for all.
 
     Raises:
-        UserError: there is no way to rank 0, the port is taken, or a stranger answers at it.
+        UserError: there is no way to rank 0, the port is taken, or a stranger or another job
+            answers at it.
         RuntimeError: some processes didn't come in time, or were lost on the way.
     """
     if environment.launcher == "single":
@@ -63,7 +96,7 @@ def meet(environment: Environment, timeout_seconds: float) -> Store:
     try:
         store = _open(environment, end)
         store.set_timeout(timedelta(seconds=timeout_seconds))
-        return dist.PrefixStore(_call_the_roll(environment, store, end), store)  # type: ignore[attr-defined]
+        return dist.PrefixStore(_call_the_roll(environment, store, end, job), store)  # type: ignore[attr-defined]
     except (dist.DistError, TimeoutError) as error:
         if is_lonely:
             raise loopback_error(environment) from error
@@ -210,30 +243,40 @@ def _not_ours(environment: Environment, what: str) -> Exception:
     )
 
 
-def _call_the_roll(environment: Environment, store: Store, end: float) -> str:
+def _call_the_roll(environment: Environment, store: Store, end: float, job: Job) -> str:
     """Wait until every rank knows that all are there; returns a name for this meeting.
 
     torchrun's agent keeps its store when it starts the processes again, with the words that the
     former ones left there. So each rank brings a word of its own, and rank 0 calls each by its word
     until all have heard it: what a former one has left is heard by nobody. What a rank reads
-    doesn't grow with their number.
+    doesn't grow with their number. A call says too whose job it is: two may have been given the
+    same port.
 
     Raises:
         TimeoutError: some don't come until the end; rank 0 names them.
+        UserError: it is another job that meets here.
     """
+    rank = str(environment.rank)
     if environment.rank == 0:
-        return _call_all(environment.world_size, store, end)
-    word = secrets.token_hex(8)
-    store.set(f"triax/here/{environment.rank}", word)
-    pause, call = _pause(environment.world_size), f"triax/call/{environment.rank}"
+        return _call_all(environment.world_size, store, end, job)
+    word, said_after, other = secrets.token_hex(8), "", None
+    store.set(f"triax/here/{rank}", word)
+    pause, call, heard = _pause(environment.world_size), f"triax/call/{rank}", None
     while True:
         if store.check([call]):
-            name, called = json.loads(store.get(call))
-            if called == word:
-                store.set(f"triax/heard/{environment.rank}", name)
+            name, heard, *caller = json.loads(store.get(call))
+            other = _other(Job(*caller), job)
+            # Of an agent's store it may be a former start's: not where it has our word.
+            if other is not None and (heard == word or not environment.agent_listens):
+                raise _not_ours(environment, other)
+            if heard == word:
+                store.set(f"triax/heard/{rank}", name)
                 return str(name)
+            if heard not in (None, said_after):  # who has come in our place goes away again
+                store.set(f"triax/here/{rank}", word)
+                said_after = heard
         if time.monotonic() >= end:
-            raise TimeoutError("rank 0 didn't call")
+            raise TimeoutError(other or "rank 0 didn't call")
         time.sleep(pause)
 
 
@@ -242,7 +285,13 @@ def _pause(world_size: int) -> float:
     return _POLL_SECONDS * max(1.0, world_size / _RANKS_PER_POLL)
 
 
-def _call_all(world_size: int, store: Store, end: float) -> str:
+def _other(caller: Job, job: Job) -> str | None:
+    if caller.is_same(job):
+        return None
+    return f"another job meets here, that of {caller.folder}; this process is of {job.folder}"
+
+
+def _call_all(world_size: int, store: Store, end: float, job: Job) -> str:
     name, words = secrets.token_hex(8), dict[str, str]()
     missing = [str(rank) for rank in range(1, world_size)]
     while missing:
@@ -250,7 +299,7 @@ def _call_all(world_size: int, store: Store, end: float) -> str:
         new = {rank: store.get(f"triax/here/{rank}").decode() for rank in came}
         for rank, word in new.items():
             if words.get(rank) != word:
-                store.set(f"triax/call/{rank}", json.dumps([name, word]))
+                store.set(f"triax/call/{rank}", json.dumps([name, word, job.folder, job.number]))
         words |= new
         missing = [
             rank

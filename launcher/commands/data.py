@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,12 +13,14 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from triax.common.errors import ExitCode, UserError
 from triax.common.quantities import format_count, parse_count
+from triax.common.showing import printable, text_for
 from triax.data.prepare.corpus import TOKENS_PER_SHARD, ProgressCallback, prepare
 from triax.data.prepare.findings import findings
-from triax.data.prepare.tokenizer import load_tokenizer, vocabulary_size
+from triax.data.prepare.tokenizer import decode, load_tokenizer, vocabulary_size
 from triax.data.read.integrity import KnownFile, known_files, verify
 from triax.data.read.shards import Shard, find_shards
 from triax.data.record import SplitCounts, load_prepared
@@ -245,7 +248,7 @@ def _verify(prefixes: list[str], console: Console) -> int:
         problems = [problem for file in known if (problem := _problem(file)) is not None]
         for line in problems:
             code = ExitCode.BAD_INPUT
-            console.print(line, markup=False)
+            console.print(printable(line), markup=False)
         if known and not problems:
             console.print(f"{prefix}: {len(known)} files are as they were prepared", markup=False)
         if unknown:
@@ -270,16 +273,17 @@ def _show_samples(args: argparse.Namespace, console: Console) -> None:
     for number in range(args.sample, args.sample + args.count):
         shown = samples.read(number)
         console.print(
-            f"sample {number:,}: {shown.source}, window {shown.window:,}, epoch {shown.epoch}, "
-            f"{shown.num_documents} documents"
+            f"sample {number:,}: {printable(shown.source)}, window {shown.window:,}, "
+            f"epoch {shown.epoch}, {shown.num_documents} documents",
+            markup=False,
         )
-        console.print(shown.text, markup=False)
+        console.print(text_for(sys.stdout, shown.text), markup=False)
         console.print()
 
 
 def _table(prefix: str, shards: list[Shard]) -> Table:
     lengths = np.concatenate([shard.document_lengths() for shard in shards])
-    table = Table(title=Path(prefix).name, show_header=False, width=60)
+    table = Table(title=Text(printable(Path(prefix).name)), show_header=False, width=60)
     table.add_column()
     table.add_column(justify="right")
     table.add_row("shards", f"{len(shards):,}")
@@ -328,10 +332,10 @@ def _show_document(shards: list[Shard], document: int, tokenizer: Path, console:
             start = shard.document_start(number)
             length = shard.document_start(number + 1) - start
             tokens = shard.read(start, min(length, _EXCERPT_TOKENS))
-            text = load_tokenizer(tokenizer).decode(tokens.tolist(), skip_special_tokens=False)
+            text = decode(load_tokenizer(tokenizer), tokens.tolist(), skip_special_tokens=False)
             more = "" if length <= _EXCERPT_TOKENS else f", the first {_EXCERPT_TOKENS}"
             console.print(f"\ndocument {document:,}: {length:,} tokens{more}\n")
-            console.print(text, markup=False)
+            console.print(text_for(sys.stdout, text), markup=False)
             return
         number -= shard.num_documents
     total = sum(shard.num_documents for shard in shards)

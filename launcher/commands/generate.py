@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Iterator, Sequence
 
 from tokenizers import Tokenizer
 
 from triax.common.errors import UserError
+from triax.common.showing import text_for
+from triax.data.prepare.tokenizer import decode, library_errors
 from triax.inference.generate import generate
 from triax.inference.load import load_checkpoint
 from triax.launcher.terminal.arguments import as_path_text, count, positive_int, torch_seed, utf8
@@ -56,7 +59,8 @@ def run(args: argparse.Namespace) -> int:
     loaded = load_checkpoint(args.checkpoint)
     tokenizer = loaded.tokenizer(args.tokenizer)
     tokens = loaded.document_tokens(args.tokenizer)
-    written = list(tokenizer.encode(args.prompt, add_special_tokens=False).ids)
+    with library_errors("the tokenizer"):
+        written = list(tokenizer.encode(args.prompt, add_special_tokens=False).ids)
     # As in training: what begins a document, else the end of the one before.
     begin = tokens.begin or (tokens.end if not written else None)
     prompt = written if begin is None else [begin.id, *written]
@@ -78,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     )
     print(args.prompt, end="", flush=True)
     for piece in _texts(tokenizer, written, new_tokens):
-        print(piece, end="", flush=True)
+        print(text_for(sys.stdout, piece), end="", flush=True)
     print()
     return 0
 
@@ -86,10 +90,10 @@ def run(args: argparse.Namespace) -> int:
 def _texts(tokenizer: Tokenizer, written: Sequence[int], new: Iterator[int]) -> Iterator[str]:
     """What the new tokens add to the text of those written before, piece after piece."""
     tokens = list(written)
-    shown = text = tokenizer.decode(tokens)
+    shown = text = decode(tokenizer, tokens)
     for token in new:
         tokens.append(token)
-        text = tokenizer.decode(tokens)
+        text = decode(tokenizer, tokens)
         # A character may be split over tokens: it is shown once it is whole, or at the end.
         if not text.endswith("\N{REPLACEMENT CHARACTER}"):
             yield text[len(shown) :]

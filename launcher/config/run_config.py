@@ -24,6 +24,9 @@ from triax.training.config import (
 )
 from triax.training.stability_config import FaultsConfig, StabilityConfig
 
+_LONGEST_NAME = 255
+"""Bytes of a name in all usual file systems."""
+
 
 class RunSection(Section):
     """`[run]`: the run's name, place and seed."""
@@ -42,6 +45,11 @@ class RunSection(Section):
     def _one_folder(cls, name: str) -> str:
         if not name or name in (".", "..") or "/" in name or "\0" in name:
             raise ValueError("run.name must be one folder's name, without slashes")
+        if len(name.encode()) > _LONGEST_NAME:
+            raise ValueError(
+                f"run.name has {len(name.encode())} bytes, and a folder's name {_LONGEST_NAME} at "
+                "most; shorten it"
+            )
         return name
 
 

@@ -56,6 +56,7 @@ def bench(
         environment,
         timeout_seconds=config.parallel.timeout.amount,
         save_seconds=config.checkpoint.deadline.amount,
+        run_dir=config.run_dir,
     ) as processes:
         layout = Layout.of(config.parallel, environment.world_size)
         _refuse_hopeless(config, layout, processes)

@@ -130,6 +130,7 @@ def _assembled(
             environment,
             timeout_seconds=config.parallel.timeout.amount,
             save_seconds=config.checkpoint.deadline.amount,
+            run_dir=config.run_dir,
         )
     )
     log.info("%s on %s", environment, processes.device)

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from triax.checkpoint.folders import list_checkpoints
 from triax.checkpoint.run_folder import kept_tokenizer
 from triax.common.errors import UserError
-from triax.data.prepare.tokenizer import load_tokenizer
+from triax.data.prepare.tokenizer import decode, load_tokenizer
 from triax.data.read.blend import Blend
 from triax.data.read.identity import Identity, identify_sources
 from triax.data.read.sampler import Sampler
@@ -97,7 +97,7 @@ class RunSamples:
         text = (
             " ".join(map(str, tokens))
             if self._tokenizer is None
-            else self._tokenizer.decode(tokens, skip_special_tokens=False)
+            else decode(self._tokenizer, tokens, skip_special_tokens=False)
         )
         num_documents = int(window.document_ids[-1] - window.document_ids[0]) + 1
         return Sample(path, at.epoch, at.window, num_documents, text)

@@ -16,8 +16,9 @@ from triax.checkpoint.reading import load_model
 from triax.checkpoint.run_folder import kept_tokenizer
 from triax.common.errors import ExitCode
 from triax.common.quantities import format_count, format_seconds
+from triax.common.showing import tamed
 from triax.data.prepare.document_tokens import tokens_of_run
-from triax.data.prepare.tokenizer import load_tokenizer
+from triax.data.prepare.tokenizer import decode, load_tokenizer
 from triax.inference.generate import generate
 from triax.launcher.checks.parallel import reduced_dtypes
 from triax.launcher.cluster.environment import Environment
@@ -172,7 +173,7 @@ def _sample(config: RunConfig, directory: RunDirectory) -> list[str]:
         context=config.data.seq_len,
         stop_token=documents.end.id,
     )
-    text = tokenizer.decode(list(tokens)).strip("\n")
+    text = tamed(decode(tokenizer, list(tokens))).strip("\n")
     lines = [part for line in text.splitlines() for part in textwrap.wrap(line, 76) or [""]]
     return ["", "the model writes:", *(f"  | {line}".rstrip() for line in lines[:16]), ""]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import PositiveInt, model_validator
+from pydantic import model_validator
 
 from triax.models.architecture import (
     Architecture,
@@ -18,16 +18,16 @@ from triax.models.architecture import (
     Norm,
     NormKind,
 )
-from triax.models.config import ModelConfig
+from triax.models.config import ModelConfig, Size
 
 
 class GPT2Config(ModelConfig):
     """`[model]` of the family `gpt2`."""
 
     family: Literal["gpt2"] = "gpt2"
-    num_positions: PositiveInt = 1024
+    num_positions: Size = 1024
     """The longest sequence."""
-    ffn_hidden_size: PositiveInt
+    ffn_hidden_size: Size
     """`4 x hidden_size` by default."""
     tie_embeddings: bool = True
 

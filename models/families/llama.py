@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import PositiveInt, model_validator
 
+from triax.common.section import PositiveFp32
 from triax.models.architecture import (
     Architecture,
     Attention,
@@ -20,25 +21,25 @@ from triax.models.architecture import (
     RopeScaling,
     Rotary,
 )
-from triax.models.config import ModelConfig, fill_in_head_dim
+from triax.models.config import ModelConfig, Size, fill_in_head_dim
 
 
 class LlamaConfig(ModelConfig):
     """`[model]` of the family `llama`."""
 
     family: Literal["llama"] = "llama"
-    num_kv_heads: PositiveInt
+    num_kv_heads: Size
     """Grouped-query attention when below `num_heads`; the same by default."""
-    head_dim: PositiveInt
+    head_dim: Size
     """`hidden_size / num_heads` by default."""
-    ffn_hidden_size: PositiveInt
+    ffn_hidden_size: Size
     qk_norm: bool = False
     """RMSNorm over each query's and key's head dimension, before RoPE: Qwen3's."""
-    rope_theta: float = Field(10_000.0, gt=0)
+    rope_theta: PositiveFp32 = 10_000.0
     rope_scaling: RopeScaling | None = None
     sliding_window: PositiveInt | None = None
     """A token sees itself and the `sliding_window - 1` tokens before it: Mistral's."""
-    logit_softcap: float | None = Field(None, gt=0)
+    logit_softcap: PositiveFp32 | None = None
     """Logits become `cap * tanh(logits / cap)`."""
 
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import itertools
 import os
 import pickle
 from pathlib import Path
@@ -394,3 +395,65 @@ def test_wrong_fields_are_named(folder: Path, changes: dict[str, Any]) -> None:
     rewritten(folder, **changes)
     with pytest.raises(UserError, match=next(iter(changes))):
         read_manifest(folder)
+
+
+def global_of(module: str, name: str) -> bytes:
+    words = (part.encode() for part in (module, name))
+    texts = b"".join(pickle.SHORT_BINUNICODE + bytes([len(word)]) + word for word in words)
+    return texts + pickle.STACK_GLOBAL
+
+
+INDEX = global_of("torch.distributed.checkpoint.metadata", "MetadataIndex")
+NESTED = pickle.EMPTY_TUPLE + pickle.MEMOIZE + b"".join(
+    pickle.BINGET + bytes([number]) + pickle.TUPLE2 + pickle.MEMOIZE for number in range(100)
+)  # fmt: skip
+"""Each tuple holds the one before twice."""
+
+
+@pytest.mark.parametrize(
+    "operations",
+    [
+        pickle.NONE + pickle.LONG_BINPUT + (2**32 - 16).to_bytes(4, "little"),
+        pickle.BINUNICODE + (2**32 - 16).to_bytes(4, "little"),
+        pickle.EMPTY_DICT + NESTED + pickle.NONE + pickle.SETITEM,
+        pickle.EMPTY_DICT + pickle.MARK + NESTED + pickle.NONE + pickle.SETITEMS,
+        INDEX + NESTED + pickle.REDUCE,
+        INDEX + NESTED + pickle.NEWOBJ,
+        global_of("torch.serialization", "_get_layout") + NESTED + pickle.TUPLE1 + pickle.REDUCE,
+        INDEX + pickle.NONE + pickle.EMPTY_DICT + pickle.SHORT_BINUNICODE + b"\x08__hash__"
+        + pickle.NONE + pickle.SETITEM + pickle.TUPLE2 + pickle.BUILD,
+        INDEX + pickle.EMPTY_DICT + pickle.BUILD,
+    ],
+    ids=["memo", "length", "key", "keys", "call", "object", "layout", "class", "class-dict"],
+)  # fmt: skip
+def test_metadata_that_costs_all_memory_or_time_or_changes_a_class(
+    folder: Path, operations: bytes
+) -> None:
+    (folder / ".metadata").write_bytes(pickle.PROTO + b"\x04" + operations + pickle.STOP)
+    with pytest.raises(UserError, match="not a file that triax wrote"):
+        ShardReader(folder).read_metadata()
+    assert hash(MetadataIndex("a"))
+
+
+def test_many_parts_cost_no_more_than_their_number() -> None:
+    """Against one another these would be compared for minutes."""
+    places = list(itertools.product(range(40), repeat=3))
+    parts = [(place, (1, 1, 1)) for place in places]
+    check_cover("x", (40, 40, 40), parts)
+    with pytest.raises(ValueError, match="x has parts missing, or parts that overlap"):
+        check_cover("x", (40, 40, 40), [*parts[1:], parts[1]])
+
+
+@pytest.mark.parametrize(
+    ("size", "parts"),
+    [
+        ((2.0,), [((0,), (2,))]),
+        ((2,), [((0,), (True,)), ((1,), (1,))]),
+        (((2,),), [((0,), (2,))]),
+        ((1,) * 60, [((0,) * 60, (1,) * 60)]),
+        ((), [((), ()), ((), ())]),
+    ],
+)
+def test_sizes_of_other_kinds_are_refused(size: Any, parts: Any) -> None:
+    with pytest.raises(ValueError, match="x has "):
+        check_cover("x", size, parts)

@@ -88,7 +88,7 @@ def test_a_config_that_is_ready_has_no_problems(tmp_path: Path, config: dict[str
         (["checkpoint.init_from=" + "x" * 5000], None, "checkpoint.init_from", "no such"),
         (["data.tokenizer=" + "x" * 5000], None, "data.tokenizer", "no such file"),
         (["data.validation=" + "x" * 5000], None, "data.validation", ""),
-        (["run.name=" + "x" * 5000], None, "run.dir", "too long"),
+        (["run.dir=" + "x" * 5000], None, "run.dir", "too long"),
         (["metrics.wandb_project=p"], None, "metrics.wandb_project", 'install "triax[wandb]"'),
         (['data.prepare={"inputs":["x"],"output":"o","vocab_size":301}'], None,
          "data.prepare.vocab_size", "301 is more than model.vocab_size, 300"),
@@ -165,6 +165,30 @@ def test_the_tokenizer_fits_the_model_and_the_shards(
     found = problems(tmp_path, config, f"data.tokenizer={large}")
     assert {problem.path for problem in found} == {"model.vocab_size", "data.sources.0.path"}
     assert any("300 is less than the 400 tokens" in problem.message for problem in found)
+
+
+def test_the_vocabulary_holds_the_data_s_tokens_without_a_tokenizer_too(
+    tmp_path: Path, config: dict[str, Any]
+) -> None:
+    mine = tokenizer(tmp_path / "mine", "one text about cats\n")
+    text = tmp_path / "mine" / "text.txt"
+    prepare([str(text)], Path(mine), tmp_path / "made", num_workers=1, validation_fraction=0.1)
+    config["data"]["sources"] = [{"path": str(tmp_path / "made" / "train")}]
+    config["data"].pop("validation")
+    assert problems(tmp_path, config, f"model.vocab_size={VOCAB}") == []
+    (problem,) = problems(tmp_path, config, f"model.vocab_size={VOCAB - 1}")
+    assert problem.path == "model.vocab_size"
+    assert f"less than the {VOCAB} tokens of the tokenizer that made" in problem.message
+
+
+def test_sizes_that_make_no_model_together_are_refused(
+    tmp_path: Path, config: dict[str, Any]
+) -> None:
+    (problem,) = problems(
+        tmp_path, config, "model.ffn_hidden_size=2000000000", "model.hidden_size=2000",
+        "model.num_layers=10000", "budget.tokens=1T",
+    )  # fmt: skip
+    assert problem.path == "model" and "no model has more than 1e+15" in problem.message
 
 
 def test_a_run_and_its_data_agree_on_where_documents_end(

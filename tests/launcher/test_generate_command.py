@@ -14,7 +14,7 @@ from triax.checkpoint.writing import write_checkpoint
 from triax.common.errors import ExitCode
 from triax.data.prepare.tokenizer import train_tokenizer
 from triax.launcher.cli import main
-from triax.models.config import ModelConfig
+from triax.models.families import recorded_model
 from triax.models.transformer import Transformer
 
 MODEL = {"num_layers": 1, "hidden_size": 16, "num_heads": 2, "ffn_hidden_size": 16}
@@ -27,7 +27,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     (folder / "text").write_text("a")
     train_tokenizer([str(folder / "text")], 257, folder / "tokenizer")
     torch.manual_seed(0)
-    model = Transformer(ModelConfig.model_validate(MODEL | {"vocab_size": 257}))
+    model = Transformer(recorded_model(MODEL | {"vocab_size": 257}))
     shards = {f"model.{name}": whole(p.detach()) for name, p in model.named_parameters()}
     data = {"seq_len": 8, "tokenizer": str(folder / "tokenizer")}
     record = {"config": {"model": MODEL | {"vocab_size": 257}, "data": data}}

@@ -92,6 +92,16 @@ def test_a_good_config_is_loaded(tmp_path: Path) -> None:
         ("[parallel]\ncompile = 1", "parallel.compile", "expected true or false, got 1"),
         ("[checkpoint]\nkeep = 1.0", "checkpoint.keep", "expected a whole number, got 1.0"),
         ("[checkpoint]\nkeep = 99999999999999999999", "checkpoint.keep", "too large a number"),
+        ('[checkpoint]\ndeadline = "100000000000000 h"', "checkpoint.deadline", "at most 10 years"),
+        ('[checkpoint]\nretry = "1000000000 s"', "checkpoint.retry", "at most 10 years"),
+        ('[checkpoint]\ndeadline = "0.5 s"', "checkpoint.deadline", "at least 1 s"),
+        ('[parallel]\ntimeout = "0.001 s"', "parallel.timeout", "at least 1 s"),
+        ('[stability]\nhang_after = "0.1 s"', "stability.hang_after", "at least 1 s"),
+        ("[stability]\nwindow = 2147483648", "stability.window", "at most 65536"),
+        ("[optimizer]\neps = 1e-46", "optimizer.eps", "at least 1.2e-38"),
+        ("[optimizer]\nlr = 1e300", "optimizer.lr", "at most 3.4e+38"),
+        ("[precision]\ninitial_loss_scale = 1e300", "precision.initial_loss_scale", "at most 3"),
+        ("[[faults.plan]]\nseconds = 1e300\nstep = 1", "faults.plan.0.seconds", "at most 3.15"),
         ("[checkpoint]\nevery = 5", "checkpoint.every", "expected a duration such as"),
         ('[checkpoint]\ninit_from = ""', "checkpoint.init_from", "a text that isn't empty"),
         ("[checkpoint]\ninit_from = 5", "checkpoint.init_from", "expected text in quotes, got 5"),
@@ -131,6 +141,26 @@ def test_a_family_has_its_own_keys(tmp_path: Path) -> None:
     assert problem == "model: preset 'mini-10m' is of the family 'llama'"
     [problem] = model(family="gpt2", num_layers=2, hidden_size=8)
     assert "required keys are missing: num_heads, vocab_size" in problem
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("model.num_layers=1000000000000000000", "at most 10000"),
+        ("model.ffn_hidden_size=1000000000000", "less than 2.14748e+09"),
+        ("model.norm_eps=1e-46", "at least 1.2e-38"),
+        ("model.logit_softcap=5e-324", "at least 1.2e-38"),
+        ("model.init_std=1e300", "at most 3.4e+38"),
+        ("data.seq_len=2147483648", "less than 2.14748e+09"),
+        ("data.prefetch=9223372036854775807", "at most 1000"),
+        (f"run.name={'é' * 128}", "has 256 bytes, and a folder's name 255 at most"),
+    ],
+)
+def test_sizes_that_no_machine_computes_with_are_refused(
+    tmp_path: Path, override: str, words: str
+) -> None:
+    (problem,) = problems_of(tmp_path, GOOD, override)
+    assert problem.path == override.partition("=")[0] and words in problem.message
 
 
 def test_all_problems_are_reported_at_once_in_the_file_s_order(tmp_path: Path) -> None:

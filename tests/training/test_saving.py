@@ -86,6 +86,17 @@ def test_so_many_failures_in_a_row_and_it_gives_up(tmp_path: Path) -> None:
         assert made.has_given_up == expected
 
 
+def test_however_many_failures_the_next_attempt_comes_within_half_an_hour(tmp_path: Path) -> None:
+    """A disk may be full for months: 2 ** 1024 seconds are more than a float holds."""
+    now = [0.0]
+    made = saver(FakeStore("full"), tmp_path, now, max_failures=10**18)
+    made.num_failures = 2000
+    made.save(TrainState(5))
+    made.poll()
+    now[0] += 1800
+    assert made.wants_retry()
+
+
 def test_the_last_save_is_tried_several_times(tmp_path: Path) -> None:
     made = saver(FakeStore("a", "b", None), tmp_path, [0.0], retry_seconds=0.001)
     assert made.save_at_last(TrainState(5)) is None

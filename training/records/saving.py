@@ -106,7 +106,7 @@ class Saver:
         """
         for attempt in range(_LAST_ATTEMPTS):
             if attempt:
-                time.sleep(self._retry_seconds * 2 ** (attempt - 1))
+                time.sleep(self._wait_after(attempt))
             if (refusal := self.save(state)) is not None:
                 return refusal
             error = self.wait()
@@ -140,6 +140,11 @@ class Saver:
         others = f" and {len(broken) - 1} other ranks" if len(broken) > 1 else ""
         return f"the weights are not finite ({name.removeprefix('model.')} on rank {rank}{others})"
 
+    def _wait_after(self, num_failures: int) -> float:
+        """Seconds until the next attempt."""
+        doublings = min(num_failures - 1, 60)  # a float ends at 1024 of them
+        return min(_LONGEST_WAIT, self._retry_seconds * 2.0**doublings)
+
     def _tell_refusal(self, step: int, refusal: str) -> None:
         if self.refused_step != step:
             self._metrics_logger.event("checkpoint_refused", step=step, reason=refusal)
@@ -156,8 +161,8 @@ class Saver:
                 "checkpoint", step=outcome.step, seconds=outcome.seconds, bytes=outcome.num_bytes
             )
             return
-        wait = min(_LONGEST_WAIT, self._retry_seconds * 2**self.num_failures)
         self.num_failures += 1
+        wait = self._wait_after(self.num_failures)
         self._retry_at = self._clock() + wait
         self._metrics_logger.event(
             "checkpoint_failed", step=outcome.step, error=outcome.error,
