@@ -22,6 +22,7 @@ from triax.inference.generate import generate
 from triax.launcher.checks.parallel import reduced_dtypes
 from triax.launcher.cluster.environment import Environment
 from triax.launcher.config.run_config import RunConfig
+from triax.launcher.job.job import Job
 from triax.models.counts import num_parameters
 from triax.parallel.layout import Layout
 from triax.parallel.picture import draw_mesh, tensor_crosses_nodes
@@ -37,6 +38,14 @@ _MANY_REFUSED = 0.01
 """Share of refused updates above which the closing summary warns."""
 _LARGEST_SAMPLED = 200_000_000
 """Parameters up to which the closing summary loads the model on one CPU to let it write."""
+
+
+def tell_opening(job: Job) -> None:
+    """Say what the run is, and which process of it is where."""
+    job.say(opening_summary(job.config, job.budget, job.layout, job.processes.device))
+    environment = job.processes.environment
+    if environment.world_size > 1:
+        job.say("\n".join(mesh_summary(job.layout, environment.local_world_size)))
 
 
 def mesh_summary(layout: Layout, processes_per_node: int) -> list[str]:
