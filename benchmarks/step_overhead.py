@@ -31,7 +31,7 @@ from triax.data.read.loader import Batch, Loader
 from triax.launcher.checks.sections import load_checked
 from triax.launcher.cluster.environment import discover
 from triax.launcher.config.run_config import RunConfig
-from triax.launcher.job import job
+from triax.launcher.job.run import run as run_job
 from triax.models.init import initialise_model
 from triax.models.layers.transformer import Transformer
 from triax.parallel.config import PrecisionConfig
@@ -149,7 +149,7 @@ def run(folder: Path, args: argparse.Namespace) -> None:
         contextlib.redirect_stdout(nowhere),
         turns.taken(),
     ):
-        job.run(config, discover())
+        run_job(config, discover())
     report(config, turns)
 
 

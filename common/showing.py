@@ -22,9 +22,10 @@ def printable_lines(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
 
 
-def text_for(stream: TextIO, text: str) -> str:
-    """What documents and models write, for a stream: as it is, but a terminal gets it `tamed`."""
-    return tamed(text) if stream.isatty() else text
+def text_for(stream: TextIO | None, text: str) -> str:
+    """What documents and models write, for a stream: as it is, but a terminal gets it `tamed`.
+    A closed one is None."""
+    return tamed(text) if stream is not None and stream.isatty() else text
 
 
 def tamed(text: str) -> str:

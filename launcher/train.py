@@ -18,7 +18,7 @@ from triax.launcher.cluster.process_group import end_with_launcher
 from triax.launcher.cluster.workers import let_signals_through
 from triax.launcher.config.overrides import parse_arguments
 from triax.launcher.config.problems import likely_not_meant
-from triax.launcher.job.job import run
+from triax.launcher.job.run import run
 from triax.launcher.terminal.messages import print_warning
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from triax.common.errors import UserError
 from triax.common.files import exclusive, make_folder
-from triax.data.prepare.document_tokens import document_tokens
+from triax.data.prepare.document_tokens import DocumentTokens, document_tokens
 from triax.data.prepare.encode import encode_documents, num_cores
 from triax.data.prepare.inputs import inputs_fingerprint
 from triax.data.prepare.overlap import count_shared
@@ -100,6 +100,18 @@ def prepare(
         end_of_text_id=tokens.end.id,
         begin_of_text_id=None if tokens.begin is None else tokens.begin.id,
     )
+    return _prepare(settings, tokenizer, tokens, output, num_workers, progress)
+
+
+def _prepare(
+    settings: Settings,
+    tokenizer: Path,
+    tokens: DocumentTokens,
+    output: Path,
+    num_workers: int | None,
+    progress: ProgressCallback,
+) -> PreparedData:
+    """Write what is still missing, in a folder that is ours alone meanwhile."""
     make_folder(output)
     with exclusive(output, f"{output}: another process is writing there; wait for it"):
         finished = load_prepared(output)
@@ -107,16 +119,16 @@ def prepare(
             check_same(output, finished.settings, settings)
             return finished
         done = _begin_or_go_on(output, settings)
-        encoder = load_tokenizer(tokenizer)
-        dtype = token_dtype(vocabulary_size(encoder))
-        texts = _behind(iter_documents(inputs, text_field), done)
+        vocab_size = vocabulary_size(load_tokenizer(tokenizer))
+        dtype = token_dtype(vocab_size)
+        texts = _behind(iter_documents(settings.inputs, settings.text_field), done)
         # Closing ends the workers, whatever has happened here.
         encoded = encode_documents(texts, tokenizer, tokens, num_workers or num_cores())
         with closing(encoded) as documents:
             done = _write_shards(documents, done, output, dtype, progress)
         data = PreparedData(
             settings=settings,
-            vocab_size=vocabulary_size(encoder),
+            vocab_size=vocab_size,
             end_of_text_id=tokens.end.id,
             dtype=dtype.name,
             split=done.split,

@@ -61,32 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="any other option of sbatch, as --extra-sbatch=--mem=0; may be repeated",
     )
     _add_life_arguments(parser.add_argument_group("life"))
-    surroundings = parser.add_argument_group("surroundings")
-    surroundings.add_argument(
-        "--setup",
-        action="append",
-        default=[],
-        metavar="SHELL",
-        help="a line of shell run before the ranks, as 'source env.sh'; may be repeated",
-    )
-    surroundings.add_argument(
-        "--container", metavar="IMAGE", help="run the ranks in this image (the pyxis plugin)"
-    )
-    surroundings.add_argument(
-        "--container-mounts",
-        metavar="FROM:TO,...",
-        help="default: this folder, and what the config names elsewhere",
-    )
-    surroundings.add_argument(
-        "--extra-srun",
-        action="append",
-        default=[],
-        metavar="OPTION",
-        help="any other option of srun, for the ranks; may be repeated",
-    )
-    surroundings.add_argument(
-        "--template", type=as_path, metavar="FILE", help="your own version of launcher/slurm/job.sh"
-    )
+    _add_surroundings(parser.add_argument_group("surroundings"))
     parser.add_argument("--dry-run", action="store_true", help="print the script, submit nothing")
     parser.set_defaults(overrides=())
     parser.usage = (
@@ -121,6 +96,34 @@ def _add_life_arguments(life: argparse._ArgumentGroup) -> None:
     )
 
 
+def _add_surroundings(surroundings: argparse._ArgumentGroup) -> None:
+    surroundings.add_argument(
+        "--setup",
+        action="append",
+        default=[],
+        metavar="SHELL",
+        help="a line of shell run before the ranks, as 'source env.sh'; may be repeated",
+    )
+    surroundings.add_argument(
+        "--container", metavar="IMAGE", help="run the ranks in this image (the pyxis plugin)"
+    )
+    surroundings.add_argument(
+        "--container-mounts",
+        metavar="FROM:TO,...",
+        help="default: this folder, and what the config names elsewhere",
+    )
+    surroundings.add_argument(
+        "--extra-srun",
+        action="append",
+        default=[],
+        metavar="OPTION",
+        help="any other option of srun, for the ranks; may be repeated",
+    )
+    surroundings.add_argument(
+        "--template", type=as_path, metavar="FILE", help="your own version of launcher/slurm/job.sh"
+    )
+
+
 def run(args: argparse.Namespace) -> int:
     """Check the config for all processes, then print the script or submit it.
 
@@ -129,11 +132,7 @@ def run(args: argparse.Namespace) -> int:
         UserError: an option can't be used, or sbatch refuses.
     """
     gpu_type, num_gpus = args.gpus_per_node
-    per_node = args.processes_per_node or num_gpus
-    if not per_node:
-        raise UserError("--gpus-per-node 0 needs --processes-per-node")
-    if num_gpus and per_node > num_gpus:
-        raise UserError(f"--processes-per-node {per_node} is more than --gpus-per-node {num_gpus}")
+    per_node = _processes_per_node(args.processes_per_node, num_gpus)
     if args.container_mounts and not args.container:
         raise UserError("--container-mounts is of use with --container IMAGE alone; give both")
     for time in _time_limits(args):
@@ -174,6 +173,20 @@ def run(args: argparse.Namespace) -> int:
     noun = "job" if len(ids) == 1 else "jobs"
     print(f"submitted {noun} {', '.join(ids)}; logs: {job.run_dir}/logs/slurm-{ids[0]}.log")
     return ExitCode.DONE
+
+
+def _processes_per_node(wanted: int | None, num_gpus: int) -> int:
+    """As many as wanted, or one a GPU.
+
+    Raises:
+        UserError: that is none, or more than there are GPUs.
+    """
+    per_node = wanted or num_gpus
+    if not per_node:
+        raise UserError("--gpus-per-node 0 needs --processes-per-node")
+    if num_gpus and per_node > num_gpus:
+        raise UserError(f"--processes-per-node {per_node} is more than --gpus-per-node {num_gpus}")
+    return per_node
 
 
 def _gpus(text: str) -> tuple[str, int]:

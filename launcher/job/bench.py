@@ -17,7 +17,7 @@ from triax.common.quantities import format_count
 from triax.launcher.cluster.environment import Environment
 from triax.launcher.cluster.process_group import Processes, joined, make_deterministic
 from triax.launcher.config.run_config import RunConfig
-from triax.launcher.job.assembly import make_engine
+from triax.launcher.job.engine import make_engine
 from triax.models.counts import flops_per_token, num_parameters
 from triax.parallel.dtypes import DTYPES
 from triax.parallel.float8 import require_float8

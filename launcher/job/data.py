@@ -1,27 +1,27 @@
-"""What a run reads: prepared, opened, compared between the ranks and verified."""
+"""What a run reads: prepared, opened, compared between the ranks, verified, read in batches."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from triax.data.config import DataConfig
 from triax.data.prepare.ensure import ensure_prepared
 from triax.data.read.identity import Identity, identify, identify_sources
-from triax.data.read.integrity import Verifiable, Verification, files_of, verify
+from triax.data.read.integrity import Verification, files_of, verify
+from triax.data.read.loader import Batch, Loader, validation_batches
+from triax.data.read.sampler import Sampler
 from triax.data.read.source import Source, open_sources
 from triax.launcher.cluster.preflight import data_facts, refuse_differences
 from triax.launcher.cluster.process_group import Processes
-from triax.launcher.config.run_config import RunConfig
-from triax.parallel.agreement import agreed, agreed_however_long
+from triax.launcher.job.job import Job
+from triax.launcher.job.resume import ResumePoint
+from triax.parallel.agreement import agreed_however_long
 from triax.parallel.collectives import gather_objects, on_first_however_long
-
-Say = Callable[[str], None]
+from triax.training.loop.loop import RunData
 
 
 @dataclass(frozen=True)
-class RunData:
+class Sources:
     """Training data, in the config's order, and validation data, alike on every rank."""
 
     sources: list[Source]
@@ -31,80 +31,139 @@ class RunData:
     validation_identity: Identity | None = None
 
     @property
+    def known_by(self) -> tuple[list[Identity], list[float], Identity | None]:
+        """What a resume point compares them by."""
+        return self.identities, self.weights, self.validation_identity
+
+    @property
     def all_identities(self) -> list[Identity]:
         """Of all that is read."""
         validation = self.validation_identity
         return [*self.identities, *([] if validation is None else [validation])]
 
 
-def prepare_data(data: DataConfig, processes: Processes, say: Say) -> None:
-    """Make on rank 0 what `data.prepare` makes and isn't there. Collective.
+def find_sources(job: Job) -> Sources:
+    """Prepare the training data if need be, and open it. Collective.
 
     Raises:
-        UserError: as `ensure_prepared`.
+        UserError: as `ensure_prepared`; a shard is missing or damaged on a rank, or ranks have
+            other data.
     """
+    job.watchdog.beat("preparing the data", 0)
+    _prepare(job)
+    return _open(job)
+
+
+def make_data(
+    job: Job, sources: Sources, resume_point: ResumePoint
+) -> tuple[RunData, Verification]:
+    """This process's part of all that is read from a resume point on. Collective.
+
+    Returns:
+        The data, and what verifies it beside the steps while it is entered.
+
+    Raises:
+        UserError: a shard of the validation is missing, or a file is damaged.
+    """
+    for note in resume_point.notes:
+        job.say(f"data     {note}")
+    validation = job.together(partial(_validation, job, sources.validation))
+    job.watchdog.beat("verifying the data", resume_point.state.step)
+    verification = _verify(job)
+    return RunData(_loader(job, sources, resume_point, verification), validation), verification
+
+
+def _prepare(job: Job) -> None:
+    """Make on rank 0 what `data.prepare` makes and isn't there."""
+    data = job.config.data
     if data.prepare is not None:
         make = partial(
             ensure_prepared,
             data.prepare,
             end_of_text=data.end_of_text,
             begin_of_text=data.begin_of_text,
-            report=say,
+            report=job.say,
         )
-        on_first_however_long(make, processes.control_group)
+        on_first_however_long(make, job.processes.control_group)
 
 
-def open_data(config: RunConfig, processes: Processes) -> RunData:
-    """Open all data, and compare between the ranks what it and the tokenizer are. Collective.
+def _open(job: Job) -> Sources:
+    """Open all data, and compare between the ranks what it and the tokenizer are."""
+    config, data = job.config, job.config.data
 
-    Raises:
-        UserError: a shard is missing or damaged on a rank, or ranks have other data.
-    """
-    data = config.data
-
-    def open_here() -> RunData:
+    def open_here() -> Sources:
         sources = open_sources(data, config.model.vocab_size)
         weights = [source.weight for source in data.sources]
-        read = RunData(sources, identify_sources(data.sources, sources), weights)
+        read = Sources(sources, identify_sources(data.sources, sources), weights)
         if data.validation is None:
             return read
         validation = Source.open(data.validation, data.seq_len, config.model.vocab_size)
         identity = identify(data.validation, validation)
         return replace(read, validation=validation, validation_identity=identity)
 
-    opened: list[RunData] = []
-    agreed(lambda: opened.append(open_here()), processes.control_group)
-    refuse_differences(data_facts(opened[0].all_identities, data.tokenizer), processes, config)
-    return opened[0]
+    opened = job.together(open_here)
+    refuse_differences(data_facts(opened.all_identities, data.tokenizer), job.processes, config)
+    return opened
 
 
-def verify_data(data: DataConfig, processes: Processes, say: Say) -> Verification:
+def _validation(job: Job, source: Source | None) -> list[Batch]:
+    """This process's part of every validation; empty if there is no data for it."""
+    config = job.config
+    if source is None:
+        return []
+    batches = validation_batches(
+        source,
+        config.eval.batches * config.batch.global_batch_size,
+        micro_batch_size=config.batch.micro_batch_size,
+        dp_rank=job.layout.data_rank(job.processes.environment.rank),
+        dp_size=job.layout.data_parallel,
+        mask_documents=config.data.mask_documents,
+        pin_memory=job.processes.device.type == "cuda",
+    )
+    return list(batches)
+
+
+def _verify(job: Job) -> Verification:
     """Compare the shards with their checksums now, or return what does it beside the steps.
 
-    Each process reads its share of the files. Collective.
-
-    Raises:
-        UserError: a file is damaged; or a `data.json` is.
+    Each process reads its share of the files.
     """
+    data, processes, environment = job.config.data, job.processes, job.processes.environment
     if data.verify == "never":
         return Verification(())
     prefixes = [source.path for source in data.sources]
     if data.validation is not None:
         prefixes.append(data.validation)
-    group, environment = processes.control_group, processes.environment
     # Each rank keeps its list to itself: at thousands of ranks all lists would fill the memory.
-    opened: list[Verifiable] = []
-    agreed(lambda: opened.append(files_of(prefixes)), group)
-    found = opened[0]
+    found = job.together(partial(files_of, prefixes))
     for prefix in found.without:
-        say(f"data     {prefix} can't be verified: no data.json has its checksums")
+        job.say(f"data     {prefix} can't be verified: no data.json has its checksums")
     # The large .bin first, so that each process gets as many of these.
     by_kind = sorted(found.files, key=lambda file: file.path.suffix)
     share = by_kind[environment.rank :: environment.world_size]
     if data.verify == "background":
         return Verification(share)
-    agreed_however_long(partial(verify, share), group)
+    agreed_however_long(partial(verify, share), processes.control_group)
     return Verification(())
+
+
+def _loader(
+    job: Job, sources: Sources, resume_point: ResumePoint, verification: Verification
+) -> Loader:
+    """Reads this process's part of every global batch."""
+    config, blend = job.config, resume_point.blend
+    return Loader(
+        dict(zip(blend.keys, sources.sources, strict=True)),
+        Sampler(config.run.seed, blend.phases, blend.num_windows()),
+        global_batch_size=config.batch.global_batch_size,
+        micro_batch_size=config.batch.micro_batch_size,
+        dp_rank=job.layout.data_rank(job.processes.environment.rank),
+        dp_size=job.layout.data_parallel,
+        mask_documents=config.data.mask_documents,
+        prefetch=config.data.prefetch,
+        pin_memory=job.processes.device.type == "cuda",
+        before_batch=verification.check,
+    )
 
 
 def late_damage(verification: Verification, processes: Processes) -> list[str]:

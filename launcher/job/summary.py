@@ -12,17 +12,13 @@ from pathlib import Path
 import torch
 
 from triax.checkpoint.folders import resolve_checkpoint
-from triax.checkpoint.reading import load_model
-from triax.checkpoint.run_folder import kept_tokenizer
 from triax.common.errors import ExitCode
 from triax.common.quantities import format_count, format_seconds
-from triax.common.showing import tamed
-from triax.data.prepare.document_tokens import tokens_of_run
-from triax.data.prepare.tokenizer import decode, load_tokenizer
-from triax.inference.generate import generate
 from triax.launcher.checks.parallel import reduced_dtypes
 from triax.launcher.cluster.environment import Environment
 from triax.launcher.config.run_config import RunConfig
+from triax.launcher.job.job import Job
+from triax.launcher.job.sample_text import sample_lines
 from triax.models.counts import num_parameters
 from triax.parallel.layout import Layout
 from triax.parallel.picture import draw_mesh, tensor_crosses_nodes
@@ -36,8 +32,14 @@ log = logging.getLogger("triax.summary")
 
 _MANY_REFUSED = 0.01
 """Share of refused updates above which the closing summary warns."""
-_LARGEST_SAMPLED = 200_000_000
-"""Parameters up to which the closing summary loads the model on one CPU to let it write."""
+
+
+def tell_opening(job: Job) -> None:
+    """Say what the run is, and which process of it is where."""
+    job.say(opening_summary(job.config, job.budget, job.layout, job.processes.device))
+    environment = job.processes.environment
+    if environment.world_size > 1:
+        job.say("\n".join(mesh_summary(job.layout, environment.local_world_size)))
 
 
 def mesh_summary(layout: Layout, processes_per_node: int) -> list[str]:
@@ -103,7 +105,9 @@ def closing_summary(
         lines.append(f"validation {outcome.evaluation.describe()}")
     lines += _refused(outcome)
     if outcome.code is ExitCode.DONE:
-        lines += _or_why_not("sample", partial(_sample, config, directory))
+        lines += _or_why_not(
+            "sample", lambda: sample_lines(config, directory.path, _newest_checkpoint(directory))
+        )
         lines.append(_chinchilla(config, outcome.tokens_per_second))
     lines += _or_why_not("loss plot", partial(_plot, config, directory))
     lines += _or_why_not("checkpoint", lambda: [f"checkpoint   {_newest_checkpoint(directory)}"])
@@ -153,29 +157,6 @@ def _refused(outcome: Outcome) -> list[str]:
 def _newest_checkpoint(directory: RunDirectory) -> Path:
     """By sizes: the other ranks wait, and to read all of a large one takes longer than they do."""
     return resolve_checkpoint(directory.path, contents=False)
-
-
-def _sample(config: RunConfig, directory: RunDirectory) -> list[str]:
-    """A few words of the trained model, if it is small and has a tokenizer."""
-    folder = kept_tokenizer(directory.path)
-    if folder is None or num_parameters(config.model) > _LARGEST_SAMPLED:
-        return []
-    documents = tokens_of_run(config.data.model_copy(update={"tokenizer": str(folder)}))
-    if documents is None:
-        return []
-    tokenizer = load_tokenizer(folder)
-    start = documents.begin or documents.end
-    model = load_model(_newest_checkpoint(directory), config.model)
-    tokens = generate(
-        model,
-        [start.id],
-        max_new_tokens=100,
-        context=config.data.seq_len,
-        stop_token=documents.end.id,
-    )
-    text = tamed(decode(tokenizer, list(tokens))).strip("\n")
-    lines = [part for line in text.splitlines() for part in textwrap.wrap(line, 76) or [""]]
-    return ["", "the model writes:", *(f"  | {line}".rstrip() for line in lines[:16]), ""]
 
 
 def _chinchilla(config: RunConfig, tokens_per_second: float) -> str:

@@ -24,7 +24,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from triax.common.errors import UserError
 from triax.models.config import ModelConfig
 from triax.models.description import describe
 from triax.models.init import initialise
@@ -39,35 +38,25 @@ from triax.parallel.engine import (
     StepSums,
     set_rates,
 )
+from triax.parallel.engines.deepspeed_model import local_model
 from triax.parallel.engines.deepspeed_schedule import (
     NoPipelining,
     PipelineSchedule,
     Stage,
     pipeline_module,
 )
+from triax.parallel.engines.deepspeed_settings import deepspeed_settings
 from triax.parallel.engines.megatron_layers import (
-    block_of,
-    swap_layers,
-    swap_norms,
     torch_rms_norm,
 )
-from triax.parallel.engines.nvme import SwapFolder
 from triax.parallel.engines.zero_shares import shares_of
 from triax.parallel.flat_shards import Block, FlatShard
 from triax.parallel.mesh import num_readers
 from triax.parallel.nonfinite import NonFiniteFinder, first_non_finite
 from triax.parallel.norms import squared_norms
-from triax.parallel.parallelize import checkpoint_activations
-from triax.parallel.pipeline import make_part
 from triax.parallel.reading import ReadingCounter
 from triax.parallel.schedule import Inputs, Part, attention_kernels, num_targets
 from triax.parallel.tied import TiedHead, tied_head
-
-_NEVER = 1 << 60
-"""Steps between DeepSpeed's own progress lines."""
-
-_SWAPPED_ELEMENTS = 100_000_000
-"""Elements that are on their way between memory and drive at once: four fp32 buffers of so many."""
 
 
 class DeepSpeedEngine:
@@ -97,12 +86,13 @@ class DeepSpeedEngine:
         self._reading = ReadingCounter(mesh)
         self._attention = config.attention
         _join(mesh)
-        self._part, self._blocks = _spread(model, mesh, config, seq_len, rms_norm or torch_rms_norm)
+        self._part, self._blocks = local_model(
+            model, mesh, config, seq_len, rms_norm or torch_rms_norm
+        )
         part = self._part
         # ZeRO-3 would silently compute in the dtype in which it is given the weights.
         part.to(dtype=DTYPES[precision.compute])
-        self._swapped_to = SwapFolder(config.offload_path) if config.offload == "nvme" else None
-        settings = _settings(config, precision.compute, self.device, self._swapped_to)
+        settings, self._swapped_to = deepspeed_settings(config, precision.compute, self.device)
         with silence():
             _materialise(part, self.device, config, settings, mesh)
             self._tied = tied_head(model, mesh, config, [Part(0, part)])
@@ -265,24 +255,6 @@ def _join(mesh: DeviceMesh) -> None:
             )
 
 
-def _spread(
-    model: ModelConfig, mesh: DeviceMesh, config: ParallelConfig, seq_len: int, rms_norm: RMSNorm
-) -> tuple[Transformer, dict[str, Block]]:
-    """This process's part of the model on the meta device, in the order of `parallelize`; and
-    what it holds of each parameter, before ZeRO."""
-    stage = mesh["pipeline"].get_local_rank()
-    part = make_part(model, config, stage, seq_len).module
-    group = mesh["tensor"].get_group()
-    table = part.description.by_name
-    blocks = {name: block_of(table[name], group) for name, _ in part.named_parameters()}
-    if config.tensor > 1:
-        swap_layers(part, group, config.sequence_parallel)
-    swap_norms(part, group, config.sequence_parallel, rms_norm)
-    for block in part.blocks.values():
-        checkpoint_activations(block, config.activation_checkpointing)
-    return part, blocks
-
-
 def _materialise(
     part: Transformer,
     device: torch.device,
@@ -331,41 +303,3 @@ def _make_optimizer(
     for group in optimizer.param_groups:
         group["params"] = [parameters[names[id(stand_in)]] for stand_in in group["params"]]
     return optimizer
-
-
-def _settings(
-    config: ParallelConfig, compute: str, device: torch.device, swapped_to: SwapFolder | None
-) -> dict[str, Any]:
-    """DeepSpeed's own config."""
-    if compute == "fp16" and device.type == "cpu":
-        raise UserError(
-            'precision.compute: DeepSpeed computes in fp16 on CUDA devices only; use "bf16" here'
-        )
-    zero: dict[str, Any] = {"stage": config.zero_stage}
-    in_memory = {"device": "cpu", "pin_memory": device.type == "cuda"}
-    if config.offload != "none":
-        zero["offload_optimizer"] = in_memory
-        if config.zero_stage == 3:
-            zero["offload_param"] = in_memory
-    if swapped_to is not None:
-        on_drive = {"device": "nvme", "nvme_path": str(swapped_to.path)}
-        zero["offload_optimizer"] = in_memory | on_drive
-        zero["sub_group_size"] = _SWAPPED_ELEMENTS
-    return {
-        # DeepSpeed multiplies these; how many micro-batches there are, we tell it step by step.
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "steps_per_print": _NEVER,
-        "gradient_clipping": 0.0,
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "zero_optimization": zero,
-        "bf16": {"enabled": compute == "bf16"},
-        # A scale of 1: the loss carries our own scaler's.
-        "fp16": {"enabled": compute == "fp16", "loss_scale": 1.0},
-        "data_types": {"grad_accum_dtype": "fp32"},
-        "communication_data_type": "fp32",
-        # With sequence parallelism, activations differ between the tensor axis's processes.
-        # DeepSpeed would send each a part of one of them, silently.
-        "pipeline": {"pipe_partitioned": False, "grad_partitioned": False},
-    }

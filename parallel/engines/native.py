@@ -35,7 +35,14 @@ from triax.parallel.norms import squared_norms
 from triax.parallel.parallelize import parallelize
 from triax.parallel.pipeline import PipelineSchedule
 from triax.parallel.reading import ReadingCounter
-from triax.parallel.schedule import Inputs, NoPipelining, Schedule, attention_kernels, num_targets
+from triax.parallel.schedule import (
+    Inputs,
+    NoPipelining,
+    Part,
+    Schedule,
+    attention_kernels,
+    num_targets,
+)
 from triax.parallel.tied import tied_head
 from triax.parallel.zero import keep_gradients_in
 
@@ -92,12 +99,7 @@ class NativeEngine:
         for name, parameter in self.parameters.items():
             local, offset = _local_part(parameter)
             initialise(local, describe(model).parameters[name], offset, seed)
-        self._schedule: Schedule
-        if config.pipeline == 1:
-            self._schedule = NoPipelining(self.parts[0].module, config.zero_stage)
-        else:
-            dtype = DTYPES[precision.compute]
-            self._schedule = PipelineSchedule(self.parts, mesh, config, model.hidden_size, dtype)
+        self._schedule = _make_schedule(self.parts, mesh, config, precision, model.hidden_size)
         copies = [num_copies(parameter, mesh) for parameter in self.parameters.values()]
         self._num_copies = torch.tensor(copies, device=self.device)
         self._reading = ReadingCounter(mesh)
@@ -212,6 +214,18 @@ class NativeEngine:
         for state in self.optimizer.state.values():
             for value in state.values():
                 value.zero_()
+
+
+def _make_schedule(
+    parts: Sequence[Part],
+    mesh: DeviceMesh,
+    config: ParallelConfig,
+    precision: PrecisionConfig,
+    hidden_size: int,
+) -> Schedule:
+    if config.pipeline == 1:
+        return NoPipelining(parts[0].module, config.zero_stage)
+    return PipelineSchedule(parts, mesh, config, hidden_size, DTYPES[precision.compute])
 
 
 def _local_part(parameter: Tensor) -> tuple[Tensor, Sequence[int]]:

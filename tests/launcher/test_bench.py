@@ -22,8 +22,8 @@ from triax.launcher.cli import main
 from triax.launcher.commands.bench import add_arguments, as_overrides, worker_arguments
 from triax.launcher.config.overrides import parse_arguments
 from triax.launcher.config.problems import ConfigError
-from triax.launcher.job import assembly
 from triax.launcher.job import bench as bench_job
+from triax.launcher.job import engine as engine_job
 from triax.launcher.job.bench_config import bench_config
 from triax.models.counts import flops_per_token
 from triax.models.families import model_config
@@ -173,7 +173,7 @@ def test_nothing_of_the_engine_is_left_when_its_limit_is_measured(
     made: list[weakref.ref[torch.Tensor]] = []
 
     def make_engine(*args: Any) -> Any:
-        engine: Any = assembly.make_engine(*args)
+        engine: Any = engine_job.make_engine(*args)
         weights = [weight for part in engine.parts for weight in part.module.parameters()]
         made.extend(map(weakref.ref, (*weights, *engine.parameters.values())))
         return engine

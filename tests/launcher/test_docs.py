@@ -6,12 +6,16 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
 
 from triax.launcher.config.overrides import keys_of
 from triax.launcher.config.run_config import RunConfig
 from triax.training.stability_config import StabilityConfig
 
-DOCS = Path(__file__).parents[2] / "docs"
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
 
 
 def documented() -> Iterator[str]:
@@ -38,3 +42,21 @@ def test_the_knobs_of_stability_are_explained() -> None:
     text = (DOCS / "stability.md").read_text(encoding="utf-8")
     missing = [key for key in StabilityConfig.model_fields if f"{key}`" not in text]
     assert not missing
+
+
+@pytest.mark.parametrize("name", ["architecture.md", "architecture.svg"])
+def test_the_files_that_the_architecture_names_are_there(name: str) -> None:
+    named = set(re.findall(r"\w+(?:/\w+)+\.py", (DOCS / name).read_text(encoding="utf-8")))
+    assert named
+    assert not [path for path in sorted(named) if not (ROOT / path).is_file()]
+
+
+def test_the_picture_was_drawn_from_its_text() -> None:
+    """By its labels: how Graphviz lays them out differs by version."""
+    text = (DOCS / "architecture.dot").read_text(encoding="utf-8")
+    labels = [part for label in re.findall(r'label="([^"]*)"', text) for part in label.split("\\n")]
+    picture = ElementTree.parse(DOCS / "architecture.svg").iter("{http://www.w3.org/2000/svg}text")
+    drawn = [(element.text or "").replace("\xa0", " ") for element in picture]
+    assert sorted(filter(None, map(str.strip, drawn))) == sorted(
+        filter(None, map(str.strip, labels))
+    )

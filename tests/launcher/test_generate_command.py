@@ -15,7 +15,7 @@ from triax.common.errors import ExitCode
 from triax.data.prepare.tokenizer import train_tokenizer
 from triax.launcher.cli import main
 from triax.models.families import recorded_model
-from triax.models.transformer import Transformer
+from triax.models.layers.transformer import Transformer
 
 MODEL = {"num_layers": 1, "hidden_size": 16, "num_heads": 2, "ffn_hidden_size": 16}
 

@@ -11,7 +11,8 @@ from triax.data.read.identity import Identity
 from triax.launcher.config.loading import load_config
 from triax.launcher.config.run_config import RunConfig
 from triax.launcher.job.levels import describe_rates
-from triax.launcher.job.resume import RecordKeeper, ResumePoint
+from triax.launcher.job.record import RecordKeeper
+from triax.launcher.job.resume import ResumePoint
 from triax.parallel.layout import Layout
 from triax.training.step.state import TrainState
 

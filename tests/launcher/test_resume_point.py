@@ -18,9 +18,9 @@ from triax.data.prepare.tokenizer import tokenizer_fingerprint
 from triax.data.read.identity import Identity
 from triax.data.read.shards import ShardWriter
 from triax.launcher.cluster.preflight import Facts
-from triax.launcher.cluster.process_group import Processes
 from triax.launcher.config.loading import load_config
 from triax.launcher.job import data as run_data
+from triax.launcher.job.job import Job
 from triax.launcher.job.resume import ResumePoint, refuse_other_tokenizer
 
 
@@ -140,10 +140,10 @@ def test_ranks_must_validate_on_the_same_data(job: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(job)
     found: list[Facts] = []
     monkeypatch.setattr(run_data, "refuse_differences", lambda facts, *_: found.append(facts))
-    alone = cast(Processes, SimpleNamespace(control_group=None))
+    alone = SimpleNamespace(config=load_config("run.toml"), processes=None, together=lambda f: f())
     for offset in (0, 0, 1):
         write_validation(job, offset)
-        run_data.open_data(load_config("run.toml"), alone)
+        run_data._open(cast(Job, alone))
     assert found[0] == found[1] != found[2]
     assert {name for name in found[0] if found[0][name] != found[2][name]} == {
         "the data data/validation"

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from worlds import Case, make_context, make_engine, micro_batches
 
-from triax.training.loop.control import ControlLine, Requests
+from triax.training.stability.control import ControlLine, Requests
 from triax.training.stability_config import StabilityConfig
 from triax.training.step.guard import Guard, Verdict
 from triax.training.step.step import StepContext, train_step

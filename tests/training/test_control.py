@@ -9,7 +9,7 @@ import pytest
 from fleet import run_fleet
 from watched import answers_of
 
-from triax.training.loop.control import ControlLine, Requests, StopSignal
+from triax.training.stability.control import ControlLine, Requests, StopSignal
 
 
 def test_all_processes_answer_one_step_later() -> None:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from triax.common.quantities import Duration, Unit
-from triax.training.loop.control import Timer
+from triax.training.stability.control import Timer
 from triax.training.step.state import TrainState, crossed
 
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from triax.common.errors import ExitCode
 from triax.common.quantities import Duration
 from triax.data.read.loader import Batch, Loader
-from triax.training.loop.control import STEPS_TO_AGREE, ControlLine, Requests, StopSignal, Timer
 from triax.training.loop.garbage import GarbageControl
 from triax.training.loop.lookahead import Lookahead
 from triax.training.records.metrics_logger import MetricsLogger
 from triax.training.records.saving import Saver
+from triax.training.stability.control import STEPS_TO_AGREE, Requests, Timer
 from triax.training.stability.monitor import Monitor
 from triax.training.stability.recovery import Ending
 from triax.training.step.evaluation import Evaluation, evaluate
@@ -30,10 +30,22 @@ class Plan:
     num_steps: int
     global_batch_size: int
     seq_len: int
+    learning_rate: Callable[[int], float]
+    """The rate of the step that brings the run to so many tokens."""
     save_every: Duration | None
     evaluate_every: Duration | None
     log_every: int
     collect_garbage_every: int | None = None
+
+
+@dataclass(frozen=True)
+class RunData:
+    """This process's part of what a run reads."""
+
+    loader: Loader
+    """Gives micro-batches by sample number."""
+    validation: Sequence[Batch]
+    """The micro-batches of every validation; empty for none."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +70,9 @@ class TrainLoop:
 
     Args:
         plan: what is done when.
-        context: what a step works with.
-        loader: gives this process's micro-batches by sample number.
-        validation: this process's micro-batches of every validation; empty for none.
-        learning_rate: the rate of the step that brings the run to so many tokens.
+        data: what is read.
+        context: the engine, and what else a step works with.
         saver: writes checkpoints.
-        control: agrees on requests between processes.
-        stop: notes signals.
         monitor: what is done about steps, processes and machines that go wrong.
         metrics_logger: where figures go.
     """
@@ -72,25 +80,21 @@ class TrainLoop:
     def __init__(
         self,
         plan: Plan,
+        data: RunData,
         context: StepContext,
-        loader: Loader,
-        validation: Sequence[Batch],
-        learning_rate: Callable[[int], float],
         saver: Saver,
-        control: ControlLine,
-        stop: StopSignal,
         monitor: Monitor,
         metrics_logger: MetricsLogger,
     ) -> None:
         self.plan = plan
+        self.data = data
         self.context = context
-        self.loader = loader
-        self.validation = validation
-        self.learning_rate = learning_rate
         self.saver = saver
-        self.control = control
-        self.stop = stop
         self.monitor = monitor
+        self.escalation = monitor.escalation
+        self.recovery = monitor.recovery
+        self.control = monitor.control
+        self.stop = monitor.stop
         self.metrics_logger = metrics_logger
         self.readback = Readback()
         self.garbage = GarbageControl(plan.collect_garbage_every)
@@ -121,7 +125,7 @@ class TrainLoop:
     def _run_on(self, state: TrainState) -> tuple[TrainState, Ending | None]:
         """Steps up to the budget's end, an ending, or a jump in the data."""
         remaining = (self.plan.num_steps - state.step) * self.plan.global_batch_size
-        read = self.loader.iterate(state.cursor, state.cursor + remaining)
+        read = self.data.loader.iterate(state.cursor, state.cursor + remaining)
         self.readback.restart_clock()
         self.monitor.between_steps(state.step + 1)
         with closing(read):
@@ -135,10 +139,10 @@ class TrainLoop:
                 requests = self._agree(before, state)
                 if any(requests):
                     self._log(self.readback.drain())
-                if (action := self.monitor.escalation.due(state.step)) is not None:
+                if (action := self.escalation.due(state.step)) is not None:
                     self._log(self.readback.drain())
                     self.monitor.beat("recovering", state.step)
-                    return self.monitor.recovery.act(action, state)
+                    return self.recovery.act(action, state)
                 if (ending := self._tend(requests, state)) is not None:
                     return state, ending
                 self.monitor.between_steps(state.step + 1)
@@ -147,7 +151,7 @@ class TrainLoop:
     def _step(self, state: TrainState, micro_batches: Sequence[Batch]) -> TrainState:
         after = state.after(self.plan.global_batch_size, self.plan.seq_len)
         self.monitor.before_step(after, self.plan.global_batch_size)
-        lr = self.learning_rate(after.tokens) * self.monitor.escalation.lr_factor(after.step)
+        lr = self.plan.learning_rate(after.tokens) * self.escalation.lr_factor(after.step)
         result = train_step(self.context, micro_batches, lr)
         self._log(self.readback.push(state.cursor, after, lr, result))
         self.monitor.after_step(after)
@@ -179,11 +183,11 @@ class TrainLoop:
     def _tend(self, requests: Requests, state: TrainState) -> Ending | None:
         """What is due between two steps."""
         if (corruption := self.monitor.look_for_corruption(state)) is not None:
-            return self.monitor.recovery.stop(corruption, state)
+            return self.recovery.stop(corruption, state)
         if requests.evaluate:
             self._evaluate(state)
         # Saved now, a run in trouble would push out the checkpoints from before the trouble.
-        self._save_is_postponed = requests.save and self.monitor.escalation.is_refusing
+        self._save_is_postponed = requests.save and self.escalation.is_refusing
         if requests.stop or (requests.save and not self._save_is_postponed):
             self._save(state)
         if requests.stop:
@@ -207,11 +211,11 @@ class TrainLoop:
 
     def _evaluate(self, state: TrainState) -> None:
         self.evaluate_timer.restart()
-        if not self.validation:
+        if not self.data.validation:
             return
         began = time.perf_counter()
         self.monitor.beat("evaluating", state.step)
-        self._evaluation = evaluate(self.context.engine, self.validation)
+        self._evaluation = evaluate(self.context.engine, self.data.validation)
         self._evaluated_step = state.step
         self.metrics_logger.evaluation(state.step, self._evaluation)
         self._leave_out_since(began)
@@ -226,21 +230,21 @@ class TrainLoop:
     def _leave_out_since(self, began: float) -> None:
         """Leave what came between two steps out of their times."""
         self.readback.restart_clock()
-        self.monitor.stragglers.leave_out(time.perf_counter() - began)
+        self.monitor.leave_out(time.perf_counter() - began)
 
     def _finish(self, ending: Ending | None, state: TrainState) -> Outcome:
         """Log what is left, validate once more, save, and wait for the file system."""
         self._log(self.readback.drain())
         if ending is None and self.monitor.corruption is not None:
-            ending = self.monitor.recovery.stop(self.monitor.corruption, state)
+            ending = self.recovery.stop(self.monitor.corruption, state)
         if ending is None and self._evaluated_step != state.step:
             self._evaluate(state)
         self.monitor.beat("saving at last", state.step)
         self.saver.wait()
         final = ending or Ending(ExitCode.DONE, "the token budget is used up")
-        trouble = self.monitor.escalation.trouble_at_the_end if ending is None else None
+        trouble = self.escalation.trouble_at_the_end if ending is None else None
         if trouble is not None:
-            final = self.monitor.recovery.stop(f"{final.reason}, but {trouble.reason}", state)
+            final = self.recovery.stop(f"{final.reason}, but {trouble.reason}", state)
         is_wanted = final.code in (ExitCode.DONE, ExitCode.PREEMPTED, ExitCode.BAD_INPUT)
         # Weights that give nothing finite may be useless, and would push out good ones.
         is_wanted |= trouble is not None and not trouble.has_non_finite
@@ -248,7 +252,7 @@ class TrainLoop:
             final = self._save_last(final, state)
         return Outcome(
             final.code, final.reason, state, self._evaluation, self._rate(),
-            self.monitor.escalation.num_judged, self.monitor.escalation.num_skips,
+            self.escalation.num_judged, self.escalation.num_skips,
         )  # fmt: skip
 
     def _save_last(self, final: Ending, state: TrainState) -> Ending:
@@ -259,7 +263,7 @@ class TrainLoop:
         if self.saver.refused_step != state.step:
             return Ending(ExitCode.FAILED, f"the last checkpoint could not be saved: {error}")
         if final.code is ExitCode.DONE:
-            return self.monitor.recovery.stop(f"{final.reason}, but {error}", state)
+            return self.recovery.stop(f"{final.reason}, but {error}", state)
         return Ending(final.code, f"{final.reason}; its last step is not saved: {error}")
 
     def _rate(self) -> float:

@@ -15,6 +15,7 @@ from triax.parallel.collectives import gather_objects
 from triax.parallel.engine import Engine
 from triax.parallel.layout import Layout
 from triax.training.records.metrics_logger import MetricsLogger
+from triax.training.stability.control import ControlLine, StopSignal
 from triax.training.stability.escalation import Escalation
 from triax.training.stability.faults import FaultInjector
 from triax.training.stability.recovery import Recovery
@@ -36,12 +37,15 @@ log = logging.getLogger("triax.monitor")
 
 @dataclass
 class Monitor:
-    """Guard's host side, watchdog, stragglers, replicas and rehearsed faults of one process.
+    """Guard's host side, requests to stop, watchdog, stragglers, replicas and rehearsed faults of
+    one process.
 
     Attributes:
         engine, loader: of the run; read to find where a value that is not finite came from.
         escalation: counts refusals.
         recovery: does what follows.
+        control: agrees on requests between processes.
+        stop: notes signals.
         stragglers: compares the processes' own times.
         faults: rehearsed failures.
         beat: tells the watchdog that the main thread goes on to an activity of a step.
@@ -55,6 +59,8 @@ class Monitor:
     loader: Loader
     escalation: Escalation
     recovery: Recovery
+    control: ControlLine
+    stop: StopSignal
     stragglers: StragglerWatch
     faults: FaultInjector
     metrics_logger: MetricsLogger
@@ -86,6 +92,10 @@ class Monitor:
         """The step's figures are on their way."""
         self.faults.at("after-update", after.step)
         self.beat("between steps", after.step)
+
+    def leave_out(self, seconds: float) -> None:
+        """An evaluation or a save took so long: no part of a step."""
+        self.stragglers.leave_out(seconds)
 
     def observe(self, figures: StepFigures) -> None:
         """A step's verdict is known; a refused one is told. Collective, in the order of steps."""

@@ -1,0 +1,68 @@
+"""Where a run's figures go: its directory, the writers that the config asks for, the console."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+
+from triax.launcher.job.job import Job
+from triax.models.counts import flops_per_token
+from triax.training.records.console import Console
+from triax.training.records.hardware import device_name, peak_flops, peak_memory_gib
+from triax.training.records.metrics import (
+    MetricsWriter,
+    MetricsWriters,
+    Row,
+    TensorBoard,
+    WeightsAndBiases,
+    metrics_row,
+)
+from triax.training.records.metrics_logger import MetricsLogger
+from triax.training.step.readback import StepFigures
+from triax.training.step.state import TrainState
+
+
+@contextmanager
+def opened_log(job: Job, state: TrainState) -> Iterator[MetricsLogger]:
+    """Log of a session that goes on from `state`, closed at the end; rank 0's alone shows it."""
+    is_main, budget = job.processes.is_main, job.budget
+    with (
+        _make_writers(job, state.step + 1) as writers,
+        Console(budget.num_steps, state.step, budget.tokens_per_step, enabled=is_main) as console,
+    ):
+        metrics_logger = MetricsLogger(is_main, job.directory, writers, console, _row_maker(job))
+        metrics_logger.started(state.step, asdict(job.layout))
+        yield metrics_logger
+
+
+def _make_writers(job: Job, next_step: int) -> MetricsWriters:
+    """None but on rank 0; what older files say from `next_step` on is hidden."""
+    writers: list[MetricsWriter] = []
+    config, directory = job.config, job.directory
+    if not job.processes.is_main:
+        return MetricsWriters(writers)
+    if config.metrics.tensorboard:
+        writers.append(TensorBoard(directory.tensorboard, next_step))
+    if config.metrics.wandb_project is not None:
+        settings = config.model_dump(mode="json")
+        writers.append(WeightsAndBiases(config.metrics.wandb_project, directory.path, settings))
+    return MetricsWriters(writers)
+
+
+def _row_maker(job: Job) -> Callable[[StepFigures], Row]:
+    """Turns a step's figures into a line of metrics.jsonl."""
+    config, device = job.config, job.processes.device
+    peak = peak_flops(device_name(device), config.precision.compute)
+
+    def make_row(figures: StepFigures) -> Row:
+        return metrics_row(
+            figures,
+            tokens_per_step=job.budget.tokens_per_step,
+            flops_per_token=flops_per_token(config.model, config.data.seq_len),
+            peak_flops=None if peak is None else peak * job.processes.environment.world_size,
+            memory_gib=peak_memory_gib(device),
+            loss_scaled=config.precision.compute == "fp16",
+        )
+
+    return make_row
