@@ -48,13 +48,13 @@ class TimedGuard(Guard):
         self.host: list[float] = []
         self.events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
-    def judge(self, loss: Tensor, grad_norm: Tensor) -> Verdict:
+    def judge(self, loss: Tensor, grad_norm: Tensor, has_targets: Tensor | None = None) -> Verdict:
         pair = None
         if loss.is_cuda:
             pair = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             pair[0].record()
         began = time.perf_counter()
-        verdict = super().judge(loss, grad_norm)
+        verdict = super().judge(loss, grad_norm, has_targets)
         self.host.append(time.perf_counter() - began)
         if pair is not None:
             pair[1].record()

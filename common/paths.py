@@ -57,7 +57,9 @@ class _Path:
 
 
 def _expanded(text: str) -> str:
-    return str(expand(text))
+    """A path without `~` or `$NAME` as it is written: `./none` is a path, and `none` is none."""
+    path = expand(text)
+    return text if path == Path(text) else str(path)
 
 
 PathField = Annotated[str, AfterValidator(_expanded), _Path()]

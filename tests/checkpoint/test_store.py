@@ -95,10 +95,10 @@ def test_tensors_and_record_may_change_once_save_returns(tmp_path: Path) -> None
     entered = threading.Event()
     write = writing._make_empty
 
-    def slow(folder: Path) -> None:
+    def slow(target: Path) -> Path:
         entered.set()
         go_on.wait(10)
-        write(folder)
+        return write(target)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(writing, "_make_empty", slow)

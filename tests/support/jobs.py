@@ -159,7 +159,7 @@ def train(
         log.with_suffix(".err").write_text("")
     argv = [config, *overrides]
     workers = [
-        fork(_work, folder, each, log, argv) for each, log in zip(variables, logs, strict=True)
+        fork(work, folder, each, log, argv) for each, log in zip(variables, logs, strict=True)
     ]
     codes = _wait(workers, signal_when, timeout)
     out = "".join(log.with_suffix(".out").read_text() for log in logs)
@@ -194,9 +194,10 @@ def _signal(workers: Sequence[Any], number: signal.Signals | None) -> None:
             os.kill(worker.pid, number)
 
 
-def _work(folder: Path, variables: dict[str, str], log: Path, argv: list[str]) -> None:
+def work(folder: Path, variables: dict[str, str], log: Path, argv: Sequence[str]) -> None:
+    """One worker, with a launcher's variables; it says what it says into `log`.out and .err."""
     for suffix, stream in ((".out", 1), (".err", 2)):
-        os.dup2(os.open(log.with_suffix(suffix), os.O_WRONLY), stream)
+        os.dup2(os.open(log.with_suffix(suffix), os.O_WRONLY | os.O_CREAT), stream)
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
     os.chdir(folder)
     os.environ.update(variables)

@@ -6,7 +6,12 @@ import contextlib
 import ipaddress
 import os
 import struct
+import time
+from collections.abc import Sequence
 from pathlib import Path
+from threading import Thread
+
+import torch.distributed as dist
 
 _LISTENING = "0A"
 
@@ -47,6 +52,25 @@ def is_loopback(address: str) -> bool:
     ip = ipaddress.ip_address(address)
     mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
     return (mapped or ip).is_loopback
+
+
+def note_stores(ports: Sequence[int], note: Path) -> None:
+    """Write down the ports of this machine at which one of torch's stores answers."""
+    found: list[int] = []
+    threads = [Thread(target=_visit, args=(port, found), daemon=True) for port in ports]
+    for thread in threads:
+        thread.start()
+    end = time.monotonic() + 3  # torch waits without end for who takes a connection and is silent
+    for thread in threads:
+        thread.join(max(0.0, end - time.monotonic()))
+    note.write_text(" ".join(map(str, found)))
+    os._exit(0)
+
+
+def _visit(port: int, found: list[int]) -> None:
+    with contextlib.suppress(dist.DistError, RuntimeError, ValueError):
+        dist.TCPStore("127.0.0.1", port)  # type: ignore[attr-defined]
+        found.append(port)
 
 
 def _address(digits: str) -> str:

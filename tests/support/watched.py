@@ -33,10 +33,10 @@ class WatchedGuard(Guard):
 
     mode: NoWaiting | None = None
 
-    def judge(self, loss: Tensor, grad_norm: Tensor) -> Verdict:
+    def judge(self, loss: Tensor, grad_norm: Tensor, has_targets: Tensor | None = None) -> Verdict:
         self.mode = NoWaiting()
         self.mode.__enter__()
-        return super().judge(loss, grad_norm)
+        return super().judge(loss, grad_norm, has_targets)
 
 
 def watched_steps(poison: bool) -> list[float]:
