@@ -88,14 +88,18 @@ def load_model(folder: Path, config: ModelConfig) -> Transformer:
     Raises:
         UserError: it is a checkpoint of another model, or its shards cannot be read.
     """
+    num_saved = len(_tensor_metadata(ShardReader(folder).read_metadata()))
+    if config.num_layers > num_saved:  # to build so many may take for ever
+        differences = [f"  {config.num_layers} layers here, {num_saved} tensors in the checkpoint"]
+        _refuse_another_model(folder, differences)
     with torch.device("meta"):
         model = Transformer(config)
+    shapes = {f"model.{name}": tuple(p.shape) for name, p in model.named_parameters()}
+    check_weights(folder, shapes, prefix="model.")
     weights = {
         f"model.{name}": torch.empty_like(parameter, device="cpu")
         for name, parameter in model.named_parameters()
     }
-    shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
-    check_weights(folder, shapes, prefix="model.")
     read_into(folder, weights)
     model.load_state_dict(
         {name.removeprefix("model."): tensor for name, tensor in weights.items()},

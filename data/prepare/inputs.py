@@ -10,7 +10,7 @@ import json
 import os
 import re
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -145,14 +145,14 @@ def _glob(pattern: Path) -> list[TextFile]:
     return list(files.values())
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    """Regular files below a folder in a fixed order, hidden ones left out."""
+def _walk(folder: Path, without: Collection[str] = ()) -> Iterator[Path]:
+    """Regular files below a folder in a fixed order, hidden ones and folders `without` left out."""
     met: set[str] = set()
     for parent, folders, names in os.walk(folder, onerror=_unreadable, followlinks=True):
         if "dataset_dict.json" in names or {"dataset_info.json", "state.json"} <= set(names):
             raise UserError(f"{parent}: {SAVED_DATASET}")
         met.add(os.path.realpath(parent))
-        visible = sorted(name for name in folders if not name.startswith("."))
+        visible = sorted(n for n in folders if not n.startswith(".") and n not in without)
         # A link to a folder further up would lead on for ever, one to a sibling give it twice.
         folders[:] = [name for name in visible if _is_new(Path(parent, name), met)]
         for name in sorted(names):
@@ -176,8 +176,8 @@ def _unreadable(error: OSError) -> None:
 def _stdlib_files() -> list[TextFile]:
     """The source files, shuffled by a hash of their names: neighbours are about other things."""
     root = Path(sysconfig.get_paths()["stdlib"])
-    relative = [path.relative_to(root) for path in _walk(root) if path.suffix == ".py"]
-    wanted = [path.as_posix() for path in relative if not _NOT_STDLIB & set(path.parts)]
+    paths = [path for path in _walk(root, without=_NOT_STDLIB) if path.suffix == ".py"]
+    wanted = [path.relative_to(root).as_posix() for path in paths]
     if not wanted:
         raise UserError(
             f"{STDLIB}: this Python has no source files of its standard library in {root}; "

@@ -131,7 +131,7 @@ def inputs_are_there(data: DataConfig) -> Iterator[Problem]:
         except UserError as error:
             num_problems += 1
             yield Problem(f"data.prepare.inputs.{number}", str(error))
-    if num_problems == 0:
+    if num_problems == 0 and len(data.prepare.inputs) > 1:  # else nothing is given twice
         try:
             resolve_all(data.prepare.inputs)
         except UserError as error:

@@ -12,6 +12,7 @@ import json
 import os
 import secrets
 import socket
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -203,13 +204,14 @@ def _hang_up(host: str, port: int) -> None:
     """End this process's connections to a stranger: only so torch's wait for it comes to an end."""
     addresses = {item[4][0] for item in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
     for entry in Path("/dev/fd").iterdir():
-        with (
-            contextlib.suppress(OSError),
-            socket.socket(fileno=os.dup(int(entry.name))) as connection,
-        ):
-            peer, peer_port, *_ = connection.getpeername()
-            if peer_port == port and peer.removeprefix("::ffff:") in addresses:
-                connection.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):
+            descriptor = int(entry.name)
+            if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                continue  # its copy would stay open, as no socket could take it over
+            with socket.socket(fileno=os.dup(descriptor)) as connection:
+                peer, peer_port, *_ = connection.getpeername()
+                if peer_port == port and peer.removeprefix("::ffff:") in addresses:
+                    connection.shutdown(socket.SHUT_RDWR)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import threading
 import time
@@ -186,6 +187,7 @@ def test_a_stranger_at_the_port_is_told(
     behaviour: Callable[[socket.socket], None], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(meeting, "_ANSWER_SECONDS", 2.0)
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
     with stranger(behaviour) as port:
         there = replace(HERE, rank=1, local_rank=1, master_port=port)
         with pytest.raises(UserError, match="something answers that is not rank 0") as caught:
@@ -196,6 +198,8 @@ def test_a_stranger_at_the_port_is_told(
             meeting.meet(replace(HERE, master_port=port), 5.0, JOB)
         with pytest.raises(RuntimeError, match="rank 0 can't listen"):
             meeting.meet(replace(HERE, launcher="srun", master_port=port), 5.0, JOB)
+    # The stranger's own connections may last a while.
+    assert len(os.listdir("/proc/self/fd")) < before + 15, "descriptors are left open"  # noqa: PTH208
 
 
 def test_nobody_at_the_port_is_told_in_time() -> None:

@@ -11,7 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from triax.checkpoint.staging import whole
+from triax.checkpoint.writing import write_checkpoint
 from triax.launcher.cli import main
 from triax.launcher.slurm.batch_job import _time_limit
 
@@ -127,8 +130,8 @@ def test_a_container_gets_all_that_the_run_reads_and_writes(
     capsys: pytest.CaptureFixture[str], folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     elsewhere = tmp_path_factory.mktemp("elsewhere")
-    for name in ("texts", "weights"):
-        (elsewhere / name).mkdir()
+    (elsewhere / "texts").mkdir()
+    write_checkpoint(elsewhere / "weights", {"model.a": whole(torch.zeros(1))}, {}, step=0)
     prepare = {"inputs": [f"{elsewhere}/texts/*.txt"], "output": "out", "vocab_size": 4096}
     script = render(
         capsys, "--container", "image", f"--run.dir={elsewhere}/runs",
