@@ -4,8 +4,9 @@
     python benchmarks/spike_detection.py TRACES
 
 The guard, with its default settings, judges every step of the recorded clean runs. Then each run
-of 1,000 steps is judged from several of its steps on with a disturbance of each size and shape put
-into it. Last come the runs whose rate was raised until they diverged.
+is judged from several of its steps on with a disturbance of each size and shape put into it. The
+same follows for runs of a made-up language, whose loss is calm, and last come the runs whose rate
+was raised until they diverged.
 """
 
 from __future__ import annotations
@@ -73,10 +74,10 @@ SHAPES: dict[str, tuple[int, Disturb]] = {
     # Its length, and what it does.
     "one step of NaN": (1, nan),
     **{f"one step, loss +{x:g}": (1, partial(louder, x, 1, 1.0))
-       for x in (0.5, 1.0, 2.0, 5.0, 10.0)},
+       for x in (0.25, 0.5, 1.0, 2.0, 5.0, 10.0)},
     **{f"one step, gradient norm x{x:g}": (1, partial(louder, 0.0, 1, x))
-       for x in (10.0, 30.0, 100.0, 1000.0)},
-    **{f"10 steps, loss +{x:g}": (10, partial(louder, x, 10, 1.0)) for x in (1.0, 2.0)},
+       for x in (3.0, 10.0, 30.0, 100.0)},
+    **{f"10 steps, loss +{x:g}": (10, partial(louder, x, 10, 1.0)) for x in (0.5, 1.0)},
     **{f"shift for good, loss +{x:g}": (MOST_STEPS, partial(louder, x, math.inf, 1.0))
        for x in (0.5, 1.0)},
     **{f"rise by 2 over {n} steps": (MOST_STEPS, partial(ramp, 2.0, n)) for n in (20, 60, 120)},
@@ -93,20 +94,33 @@ def read(folder: Path, kind: str) -> list[Trace]:
     return sorted(traces, key=lambda trace: (trace.batch, trace.seed))
 
 
+Length = tuple[int, int]
+"""Sequences a batch, and steps: runs of one length are judged side by side."""
 State = tuple[Tensor, ...]
 """A guard's tensors; here with a first dimension of runs."""
 _NAMES = ("_values_4W", "_count", "_seen_S", "_num_seen", "_lowest_h", "_lowest_sigma_h")
 
 
-def judge(state: State, loss: Tensor, norm: Tensor) -> tuple[State, Tensor]:
-    """One step of one run: the guard's state after it, and the reasons to refuse it."""
+def guard_of(state: State) -> Guard:
+    """A guard that goes on from there."""
     guard = Guard(SETTINGS)
     vars(guard).update(zip(_NAMES, state, strict=True))
+    return guard
+
+
+def judge(state: State, loss: Tensor, norm: Tensor) -> tuple[State, Tensor]:
+    """One step of one run: the guard's state after it, and the reasons to refuse it."""
+    guard = guard_of(state)
     verdict = guard.judge(loss, norm)
     return tuple(vars(guard)[name] for name in _NAMES), verdict.reasons
 
 
-judge_all = torch.func.vmap(judge)
+def noise(state: State) -> Tensor:
+    """The deviations (2,) of loss and log norm, as the guard estimates them."""
+    return guard_of(state)._deviations(state[0][2:].sort(dim=1).values)
+
+
+judge_all, noise_of_all = torch.func.vmap(judge), torch.func.vmap(noise)
 """The same guard over many runs at once: one after the other would take hours."""
 
 
@@ -128,39 +142,42 @@ def refusals(traces: list[Trace]) -> tuple[Tensor, dict[int, State]]:
     return torch.stack(reasons, dim=1), states
 
 
-def tell_clean(traces: list[Trace]) -> dict[int, dict[int, State]]:
-    """Print the table of false alarms; returns the guards' states, by batch size and step."""
-    states, lines = {}, []
-    print("| sequences a batch | runs | steps | refused |\n|---|---|---|---|")
-    for batch, of_batch in by_batch(traces).items():
-        num_steps = num_refused = 0
-        for length in sorted({trace.steps for trace in of_batch}):
-            runs = [trace for trace in of_batch if trace.steps == length]
-            reasons, states[batch] = refusals(runs)
-            num_steps += reasons.numel()
-            num_refused += int((reasons > 0).sum())
-            lines += [
-                f"batch {batch}, seed {runs[run].seed}, step {step}: "
-                f"{Reason(int(reasons[run, step])).describe()}"
-                for run, step in reasons.nonzero().tolist()
-            ]
-        print(f"| {batch} | {len(of_batch)} | {num_steps:,} | {num_refused} |", flush=True)
-    print("", *lines, "", sep="\n")
-    return states
-
-
-def by_batch(traces: list[Trace]) -> dict[int, list[Trace]]:
-    """The runs of each batch size."""
+def by_length(traces: list[Trace]) -> dict[Length, list[Trace]]:
+    """The runs of each batch size and number of steps."""
+    lengths = sorted({(trace.batch, trace.steps) for trace in traces})
     return {
-        batch: [trace for trace in traces if trace.batch == batch]
-        for batch in sorted({trace.batch for trace in traces})
+        length: [trace for trace in traces if (trace.batch, trace.steps) == length]
+        for length in lengths
     }
+
+
+def tell_clean(traces: list[Trace]) -> dict[Length, dict[int, State]]:
+    """Print the table of false alarms; returns the guards' states, by length of run and step."""
+    states, lines = {}, []
+    table: dict[int, list[int]] = {}
+    for length, runs in by_length(traces).items():
+        reasons, states[length] = refusals(runs)
+        counts = (len(runs), reasons.numel(), int((reasons > 0).sum()))
+        before = table.get(length[0], [0, 0, 0])
+        table[length[0]] = [a + b for a, b in zip(before, counts, strict=True)]
+        lines += [
+            f"batch {length[0]}, seed {runs[run].seed}, step {step}: "
+            f"{Reason(int(reasons[run, step])).describe()}"
+            for run, step in reasons.nonzero().tolist()
+        ]
+    print("| sequences a batch | runs | steps | refused |\n|---|---|---|---|")
+    for batch, (num_runs, num_steps, num_refused) in table.items():
+        print(f"| {batch} | {num_runs} | {num_steps:,} | {num_refused} |")
+    print("", *lines, "", sep="\n", flush=True)
+    return states
 
 
 def delays(traces: list[Trace], states: dict[int, State], begins: Sequence[int], length: int,
            disturb: Disturb) -> list[int | None]:  # fmt: skip
     """Steps until a disturbance is found in each run, from each step on; None if it isn't."""
     begins = [begin for begin in begins if begin + length <= traces[0].steps and begin in states]
+    if not begins:
+        return []
     state = tuple(map(torch.cat, zip(*(states[begin] for begin in begins), strict=True)))
     found: list[int | None] = [None] * (len(begins) * len(traces))
     for at in range(length):
@@ -178,23 +195,38 @@ def delays(traces: list[Trace], states: dict[int, State], begins: Sequence[int],
 
 
 def tell_disturbed(
-    traces: list[Trace], states: dict[int, dict[int, State]], begins: Sequence[int]
+    traces: list[Trace], states: dict[Length, dict[int, State]], begins: Sequence[int]
 ) -> None:
-    """Print which disturbances are found from these steps on, by batch size."""
-    longest = {
-        batch: [run for run in runs if run.steps == max(run.steps for run in runs)]
-        for batch, runs in by_batch(traces).items()
-    }
-    print(f"begun at step {', '.join(map(str, begins))}: found (steps until then, median)\n")
-    print("| disturbance |" + "".join(f" {batch} a batch |" for batch in longest))
-    print("|---" * (len(longest) + 1) + "|")
-    for name, (length, disturb) in SHAPES.items():
+    """Print which disturbances are found from these steps on, by batch size, below the noise."""
+    groups = by_length(traces)
+    batches = sorted({batch for batch, _ in groups})
+    print(f"begun at step {', '.join(map(str, begins))}: found of tried (steps until then, median)")
+    print("\n| disturbance |" + "".join(f" {batch} a batch |" for batch in batches))
+    print("|---" * (len(batches) + 1) + "|")
+    for index, name in enumerate(("loss, nats", "log norm")):
         cells = []
-        for batch, runs in longest.items():
-            tried = delays(runs, states[batch], begins, length, disturb)
+        for batch in batches:
+            noises = [
+                value
+                for length in groups
+                for step in begins
+                if length[0] == batch and step in states[length]
+                for value in noise_of_all(states[length][step])[:, index].tolist()
+            ]
+            cells.append(f"{statistics.median(noises):.2f}")
+        print(f"| *noise of a step's {name}* | " + " | ".join(cells) + " |", flush=True)
+    for name, (num_steps, disturb) in SHAPES.items():
+        cells = []
+        for batch in batches:
+            tried = [
+                steps
+                for length, runs in groups.items()
+                if length[0] == batch
+                for steps in delays(runs, states[length], begins, num_steps, disturb)
+            ]
             found = [steps for steps in tried if steps is not None]
-            after = f" ({statistics.median(found):g})" if found and length > 1 else ""
-            cells.append(f"{len(found)}/{len(tried)}{after}")
+            after = f" ({statistics.median(found):g})" if found and num_steps > 1 else ""
+            cells.append(f"{len(found)}/{len(tried)}{after}" if tried else "")
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
     print()
 
@@ -220,10 +252,12 @@ def main() -> None:
     parser.add_argument("traces", type=Path, help="what loss_traces.py has recorded")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    healthy = read(args.traces, "healthy")
-    states = tell_clean(healthy)
-    for begins in (EARLY, LATE):
-        tell_disturbed(healthy, states, begins)
+    for kind in ("healthy", "calm"):
+        traces = read(args.traces, kind)
+        print(f"## {kind}\n")
+        states = tell_clean(traces)
+        for begins in (EARLY, LATE):
+            tell_disturbed(traces, states, begins)
     tell_ramps(read(args.traces, "ramp"))
 
 

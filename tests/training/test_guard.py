@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from triax.training.stability_config import StabilityConfig
@@ -88,10 +89,47 @@ def test_a_limit_from_few_values_is_wider_but_finds_what_stands_out() -> None:
         if step < 32:
             few.judge(loss, torch.ones(()))
     scores = [guard.judge(torch.tensor(4.0), torch.ones(())).loss_score for guard in (few, many)]
-    assert scores[1] / scores[0] == pytest.approx(
-        math.exp(3.5 / 32**0.5 - 3.5 / 128**0.5), rel=0.05
-    )
+    assert scores[1] / scores[0] == pytest.approx(math.exp(11.3 / 32 - 11.3 / 128), rel=0.05)
     assert scores[0] > 8
+
+
+def reasons(losses_T: Tensor, norms_T: Tensor) -> Tensor:
+    """What a fresh guard with its default settings finds at each step of a run."""
+    guard = Guard()
+    return torch.stack(
+        [guard.judge(loss, norm).reasons for loss, norm in zip(losses_T, norms_T, strict=True)]
+    )
+
+
+reasons_of_all = torch.func.vmap(reasons)
+
+
+def noise(num_steps: int, tail: str = "normal") -> tuple[Tensor, Tensor]:
+    """Losses and norms of 200 runs that vary as much as those of a sequence a batch do."""
+    torch.manual_seed(0)
+    one = torch.ones(())
+    kind = {
+        "normal": torch.distributions.Normal(0 * one, one),
+        "exponential": torch.distributions.Laplace(0 * one, one / 2**0.5),
+    }[tail]
+    losses_RT = 3.0 + 0.45 * kind.sample((200, num_steps))
+    return losses_RT, (0.27 * kind.sample((200, num_steps))).exp()
+
+
+@pytest.mark.parametrize("tail", ["normal", "exponential"])
+def test_healthy_noise_is_taken_from_the_first_word_on(tail: str) -> None:
+    assert reasons_of_all(*noise(160, tail)).count_nonzero() == 0
+
+
+@pytest.mark.parametrize(("step", "extra"), [(40, 6.0), (200, 5.0)])
+def test_what_stands_out_of_the_noise_is_found(step: int, extra: float) -> None:
+    """Early limits are wider by a third: 10.6 deviations of 0.45 nats at step 40, later 8.7."""
+    losses_RT, norms_RT = noise(step + 1)
+    losses_RT[:, -1] += extra
+    norms_RT[:, -1] *= 100
+    found_R = reasons_of_all(losses_RT, norms_RT)[:, -1].long()
+    assert ((found_R & Reason.LOSS) > 0).float().mean() > 0.9
+    assert ((found_R & Reason.NORM) > 0).float().mean() > 0.9
 
 
 def test_no_word_on_spikes_before_a_quarter_of_the_window() -> None:

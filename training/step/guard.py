@@ -19,10 +19,12 @@ from triax.training.stability_config import StabilityConfig
 _QUANTILE = 0.8
 _CHANGE_TO_SIGMA = 1 / (math.sqrt(2) * NormalDist().inv_cdf((1 + _QUANTILE) / 2))
 """Makes that quantile of the absolute changes between neighbours a normal's deviation."""
-_UNCERTAINTY = 3.5
-"""Of n changes of a normal, `exp(-3.5 / sqrt(n))` of the deviation is what its estimate falls
-below once in a thousand times, by simulation: within 5% from n = 16 to 128."""
-_TAIL = (1.0, 1.5)
+_DOUBT = NormalDist().inv_cdf(1 - 1e-6) ** 2 / 2
+"""With the relative error 1 / sqrt(n) that it has, by simulation, a deviation taken from n changes
+is as good as one with n / 2 degrees of freedom. What a value exceeds once in a million times is
+Student's quantile then, `exp(z ** 2 / (4 * n / 2))` times the normal's z (Wallace 1959, to second
+order)."""
+_TAIL = (1.0, 1.6)
 """Of loss and log norm: how much further than a normal's the tail of healthy values reaches."""
 _SMALLEST_SIGMA = (0.02, 0.25)
 """Of the loss in nats, and of the log gradient norm: below, a calm run would shy at trifles."""
@@ -64,8 +66,8 @@ class Verdict(NamedTuple):
     reasons: Tensor
     """The sum of `Reason`s; 0 if accepted."""
     loss_score: Tensor
-    """Robust standard deviations above the recent median; 0 while the guard warms up. The
-    deviation is what it may be at most, as far as so many values can tell."""
+    """Robust standard deviations above the recent median, each widened by what so few values
+    leave in doubt; 0 while the guard warms up."""
     norm_score: Tensor
     drift_score: Tensor
     """A median above the lowest of its kind, in the standard errors of such a difference."""
@@ -84,13 +86,14 @@ class Guard:
     noise and let spikes of several nats pass. It is the 0.8 quantile of the absolute changes,
     scaled to a normal's deviation: still blind to a fifth of wild values, but less uncertain than
     the median (a relative error of 1.0 / sqrt(n), not 1.27 / sqrt(n), by simulation), and nearer
-    the tail. An estimate from few values may be far too small, so what counts is its upper
-    confidence limit, `exp(3.5 / sqrt(n))` times it: 1.9 for 32 changes, 1.4 for 128.
+    the tail. From few values it is a guess, so limits are wider then, as Student's quantiles are
+    wider than a normal's: `exp(11.3 / n)` times, which is 1.42 for 32 changes and 1.09 for 128.
 
-    Norms are compared by their logarithm, whose tail in healthy runs is exponential rather than
-    normal at one or two sequences a batch, so that 1.5 times as many deviations are allowed. A
-    norm that stays high while the loss is ordinary is a level, not a spike: the median of the last
-    8 norms seen, taken or not, counts where it is the higher one, and clipping does its work.
+    Norms are compared by their logarithm. At few sequences a batch its tail in healthy runs is
+    exponential rather than normal, early and late alike, so that 1.6 times as many deviations are
+    allowed, which is more than doubt asks for: clipping handles what is below. A norm that stays
+    high while the loss is ordinary is a level, not a spike: what half of the last 8 norms
+    have, taken or not, counts where it is the higher one, and clipping does its work.
 
     A slow divergence takes the median along and never looks like a spike. So the medians of the
     last quarter and of the window are held against the lowest that each has been since the guard
@@ -147,11 +150,11 @@ class Guard:
         values_2 = torch.stack((loss, grad_norm.clamp(min=1e-30).log()))
         sorted_4W = self._values_4W.sort(dim=1).values
         sigma_2 = self._deviations(sorted_4W[2:])
-        limit_2 = (sigma_2 * self._tail_2 * self._doubt()).maximum(self._smallest_2)
+        unit_2 = (sigma_2 * self._doubt().maximum(self._tail_2)).maximum(self._smallest_2)
         median_2 = self._recent_median()
         level_2 = torch.stack((median_2[0], median_2[1].maximum(self._seen_level())))
         speaks = (self._count >= self._quarter) & ~overflowed & has_targets
-        scores_2 = torch.where(speaks, (values_2 - level_2) / limit_2, 0.0)
+        scores_2 = torch.where(speaks, (values_2 - level_2) / unit_2, 0.0)
         window_median = _middle(sorted_4W[:1], self._num_valid(self._config.window))
         medians_h = torch.cat((median_2[:1], window_median))
         drift_score, drifted = self._drift(loss, medians_h, sigma_2[0])
@@ -226,13 +229,13 @@ class Guard:
         return _CHANGE_TO_SIGMA * sorted_changes_2W.index_select(1, rank[None])[:, 0]
 
     def _doubt(self) -> Tensor:
-        """How much larger than their estimate the deviations may be."""
-        return (_UNCERTAINTY / self._num_valid(self._config.window).sqrt()).exp()
+        """How much wider limits are for a deviation that is known from few values."""
+        return (_DOUBT / self._num_valid(self._config.window)).exp()
 
     def _seen_level(self) -> Tensor:
-        """The median of the last norms, taken or not; none before there are enough."""
-        middle = self._seen_S.sort().values[(_NUM_SEEN - 1) // 2 : _NUM_SEEN // 2 + 1].mean()
-        return torch.where(self._num_seen >= _NUM_SEEN, middle, -torch.inf)
+        """What half of the last norms have, taken or not; none before there are enough."""
+        half = self._seen_S.sort().values[_NUM_SEEN // 2]
+        return torch.where(self._num_seen >= _NUM_SEEN, half, -torch.inf)
 
     def _see(self, log_norm: Tensor, is_ordinary: Tensor) -> None:
         """Note a norm, if the step's loss is ordinary."""
