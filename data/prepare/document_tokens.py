@@ -14,8 +14,9 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from triax.common.errors import UserError
+from triax.common.files import read_regular
 from triax.data.config import DataConfig
-from triax.data.prepare.tokenizer import load_tokenizer, tokenizer_file
+from triax.data.prepare.tokenizer import MOST_BYTES, load_tokenizer, tokenizer_file
 
 _KNOWN_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<|eot_id|>")
 """Names of ends, tried in this order where the tokenizer's own files name none."""
@@ -176,7 +177,7 @@ def _special_tokens(tokenizer: Tokenizer, file: Path) -> dict[str, Token]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_regular(path, MOST_BYTES))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:

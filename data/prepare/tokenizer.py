@@ -16,7 +16,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from triax.common.errors import UserError
-from triax.common.files import is_file, is_folder, make_folder, write_atomically
+from triax.common.files import is_file, is_folder, make_folder, read_regular, write_atomically
 from triax.data.config import SMALLEST_VOCABULARY
 from triax.data.prepare.text import iter_documents
 from triax.data.prepare.text_sample import sample_text
@@ -26,6 +26,8 @@ _log = logging.getLogger(__name__)
 END_OF_TEXT = "<|endoftext|>"
 _TRIAL = "A trial: 1é 漢 "
 """What a tokenizer has to survive before it is believed."""
+MOST_BYTES = 1 << 28
+"""Of any file of a tokenizer."""
 SAMPLE_CHARACTERS = 200_000_000
 """Most text that training takes: merges of frequent pairs are settled long before."""
 
@@ -112,7 +114,7 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
     """
     file = tokenizer_file(path)
     with library_errors(file):
-        tokenizer = Tokenizer.from_str(file.read_text(encoding="utf-8"))
+        tokenizer = Tokenizer.from_str(read_regular(file, MOST_BYTES).decode())
         tokenizer.no_truncation()
         tokenizer.no_padding()
         if getattr(tokenizer.model, "dropout", None) is not None:
@@ -164,7 +166,7 @@ def tokenizer_fingerprint(path: Path | str) -> str:
     Raises:
         UserError: it is missing.
     """
-    return hashlib.sha256(tokenizer_file(path).read_bytes()).hexdigest()[:16]
+    return hashlib.sha256(read_regular(tokenizer_file(path), MOST_BYTES)).hexdigest()[:16]
 
 
 def tokenizer_file(path: Path | str) -> Path:

@@ -41,6 +41,8 @@ CrossCheck = Callable[[Mapping[str, Section]], Iterable[Problem]]
 
 _MAX_DEPTH = 16
 _MAX_INTEGER = 2**63
+_MOST_BYTES = 1 << 24
+"""Of a config file."""
 
 
 def no_checks(_sections: Mapping[str, Section]) -> Iterable[Problem]:
@@ -94,7 +96,11 @@ def read_config(path: str | Path) -> str:
         UserError: it isn't there, or isn't text.
     """
     try:
-        return Path(path).read_bytes().decode("utf-8-sig")
+        with Path(path).open("rb") as file:  # a pipe too
+            content = file.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise ValueError(f"larger than {_MOST_BYTES:,} bytes")
+        return content.decode("utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file{_other_configs(Path(path))}") from None
     except UnicodeDecodeError as error:

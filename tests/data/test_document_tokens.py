@@ -68,6 +68,13 @@ def test_roles_and_what_is_added(tmp_path):
     assert added_by_tokenizer(qwen(tmp_path / "q")) == ([], [])
 
 
+def test_a_config_that_has_no_end_is_not_read(tmp_path):
+    folder = tokenizer_folder(tmp_path / "t", ["</s>"], None)
+    (folder / "tokenizer_config.json").symlink_to("/dev/zero")
+    with pytest.raises(UserError, match=r"tokenizer_config\.json: can't be read: .*regular file"):
+        document_tokens(folder)
+
+
 def test_a_damaged_config_is_named(tmp_path):
     folder = qwen(tmp_path / "q")
     (folder / "tokenizer_config.json").write_text("{")

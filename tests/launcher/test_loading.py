@@ -56,6 +56,11 @@ def with_lines(text: str) -> str:
     return tomli_w.dumps(required) + textwrap.dedent(text)
 
 
+def test_a_config_without_end_is_not_read_to_it() -> None:
+    with pytest.raises(UserError, match="larger than 16,777,216 bytes; a config is a TOML file"):
+        load_config("/dev/zero")
+
+
 def test_a_good_config_is_loaded(tmp_path: Path) -> None:
     config = load_config(write(tmp_path, GOOD))
     assert isinstance(config, RunConfig)
