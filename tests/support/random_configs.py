@@ -17,6 +17,7 @@ import shutil
 import sys
 import traceback
 from collections.abc import Iterator
+from enum import Enum
 from pathlib import Path
 from random import Random
 from typing import Any, Literal, get_args, get_origin
@@ -30,9 +31,11 @@ from triax.launcher.checks.sections import load_checked
 from triax.launcher.cluster.environment import discover
 from triax.launcher.config.overrides import section_class
 from triax.launcher.config.run_config import RunConfig
-from triax.launcher.job.job import run
+from triax.launcher.job.run import run
+from triax.models.config import ModelConfig
 from triax.models.counts import num_parameters
-from triax.models.transformer import Transformer
+from triax.models.families import FAMILIES
+from triax.models.layers.transformer import Transformer
 from triax.training.stability.faults import RehearsedError
 from triax.training.stability_config import Fault
 
@@ -115,7 +118,10 @@ def _fields(section: type[Any], prefix: str = "") -> Iterator[tuple[str, FieldIn
         path, inner = prefix + name, section_class(field.annotation)
         if path in _FIXED:
             continue
-        if inner is not None and get_origin(field.annotation) is None:
+        if inner is ModelConfig:
+            keys = [key for family in FAMILIES.values() for key in _fields(family, f"{path}.")]
+            yield from dict(keys).items()
+        elif inner is not None and get_origin(field.annotation) is None:
             yield from _fields(inner, f"{path}.")
         else:
             yield path, field
@@ -148,6 +154,13 @@ def random_value(
         is_open = arguments[-1] is ...
         parts = arguments[:1] * random.choice((0, 1, 1, 2, 3)) if is_open else arguments
         return [random_value(path, part, [], random, far) for part in parts]
+    if origin is dict:
+        keys, values = (
+            [random_value(path, part, [], random, far) for _ in range(2)] for part in arguments
+        )
+        return dict(zip(keys, values, strict=True))
+    if isinstance(annotation, type) and issubclass(annotation, Enum):
+        return random.choice(list(annotation)).value
     if arguments:  # a union
         chosen = random.choice(arguments)
         return None if chosen is type(None) else random_value(path, chosen, metadata, random, far)
