@@ -200,7 +200,7 @@ class _Head(_Column):
     """`Head` with this process's rows: all logits of a micro-batch exist at once, but each process
     has those of its tokens of the vocabulary only.
 
-    The loss is megatron-core's and not `models/loss.py`: two stacks that share nothing and agree
+    The loss is megatron-core's and not `models/layers/loss.py`: two stacks that share nothing and agree
     prove each other right.
     """
 

@@ -6,13 +6,15 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 import xxhash
 
-import triax.launcher.job.data
+import triax.launcher.job.job
 from triax.common.errors import ExitCode, UserError
 from triax.data.config import DataConfig, SourceConfig
 from triax.data.prepare.corpus import prepare
@@ -26,7 +28,9 @@ from triax.data.record import load_prepared
 from triax.launcher.cli import main
 from triax.launcher.cluster.environment import Environment
 from triax.launcher.cluster.process_group import Processes
-from triax.launcher.job.data import verify_data
+from triax.launcher.config.run_config import RunConfig
+from triax.launcher.job.data import _verify
+from triax.launcher.job.job import Job
 
 
 @pytest.fixture(scope="module")
@@ -140,10 +144,13 @@ def test_ranks_keep_their_lists_of_files_to_themselves(
         sent.append(step())
         return sent
 
-    monkeypatch.setattr(triax.launcher.job.data, "agreed", agreed)
+    monkeypatch.setattr(triax.launcher.job.job, "agreed", agreed)
     config = DataConfig(sources=(SourceConfig(path=str(made / "train")),), seq_len=16)
     here = Environment(0, 0, 1, 1, 0, "here", "single")
-    found = verify_data(config, Processes(here, torch.device("cpu"), None, None), print)
+    processes = Processes(here, torch.device("cpu"), None, None)
+    missing: Any = None
+    job = Job(cast(RunConfig, SimpleNamespace(data=config)), processes, *[missing] * 7)
+    found = _verify(job)
     assert sent == [None]
     assert len(found._files) == len(known_files(str(made / "train"))[0])
 
