@@ -101,7 +101,8 @@ def diff_with_record(recorded: Mapping[str, Any], config: RunConfig) -> list[Cha
     """
 
     def filled(table: Mapping[str, Any], kind: type[BaseModel]) -> dict[str, Any]:
-        return {**kind.model_construct().model_dump(mode="json"), **table}
+        merged = {**kind.model_construct().model_dump(mode="json"), **table}
+        return {name: merged[name] for name in kind.model_fields if name in merged} | merged
 
     old = _in_each_table(recorded, RunConfig, filled)
     new = config.model_dump(mode="json")
