@@ -200,8 +200,8 @@ class _Head(_Column):
     """`Head` with this process's rows: all logits of a micro-batch exist at once, but each process
     has those of its tokens of the vocabulary only.
 
-    The loss is megatron-core's and not `models/layers/loss.py`: two stacks that share nothing and agree
-    prove each other right.
+    The loss is megatron-core's and not `models/layers/loss.py`: two stacks that share nothing and
+    agree prove each other right.
     """
 
     def __init__(self, head: Head, sequence: _WholeSequence, **options: Any) -> None:
