@@ -18,9 +18,9 @@ TORCH = "/opt/python/site-packages/torch/utils/data/sampler.py"
 @pytest.mark.parametrize(
     ("files", "place"),
     [
-        ([THREADING, "/home/me/checkout/data/prefetch.py"],
+        ([THREADING, "/home/me/checkout/data/read/prefetch.py"],
          "f0 (threading.py:1) called by f1 (data/read/prefetch.py:1)"),
-        ([THREADING, TORCH, "/opt/python/site-packages/triax/data/prefetch.py"],
+        ([THREADING, TORCH, "/opt/python/site-packages/triax/data/read/prefetch.py"],
          "f0 (threading.py:1) called by f2 (data/read/prefetch.py:1)"),
         (["/srv/triax/common/files.py"], "f0 (common/files.py:1)"),
         (["/srv/triax/parallel/engines/native.py"], "f0 (parallel/engines/native.py:1)"),
