@@ -12,7 +12,7 @@ from jobs import curve, kills, read_events, read_rows, train
 def test_fp16_finds_its_loss_scale_and_resumes_with_it(job: Path, num_processes: int) -> None:
     large = 2.0**24
     fp16 = ("--precision.compute=fp16", f"--precision.initial_loss_scale={large}")
-    fp16 += ("--precision.loss_scale_window=6", "--eval.every=none", "--parallel.zero_stage=2")
+    fp16 += ("--precision.loss_scale_window=4", "--eval.every=none", "--parallel.zero_stage=2")
     for overrides, code in ((("--run.name=straight",), 0), ((kills(("after-update", 11, 0)),), -9)):
         ended = train(job, *fp16, *overrides, num_processes=num_processes)
         assert ended.code == code, ended.text
