@@ -188,7 +188,7 @@ def test_compiled_equal_casts_are_one_and_weights_are_not_kept() -> None:
     )
     block = torch.compile(model.blocks["0"].forward, backend=backend, fullgraph=True)
     x = torch.randn(2, 64, 32, dtype=torch.bfloat16, requires_grad=True)
-    block(x, rotary_table(block.attention.layer, 64, CPU), None).sum().backward()
+    block(x, rotary_table(model.blocks["0"].attention.layer, 64, CPU), None).sum().backward()
 
     nodes = list(forward[0].nodes)
     assert sum(node.target is torch.ops.aten.amax.default for node in nodes) == 2 * (4 + 7)
