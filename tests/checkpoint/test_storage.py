@@ -268,7 +268,7 @@ def test_no_file_is_opened_that_is_not_read(folder: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(triax.checkpoint.storage, "open_regular", open_counted)
     read_into(folder, {})
-    assert opened == [".metadata"]
+    assert opened == []
     assert list(read_tensors(folder)) == ["model.a"]
     assert opened.count("__0_0.distcp") == 1
 

@@ -43,7 +43,9 @@ def test_counts_are_those_of_the_model(preset: str) -> None:
     with torch.device("meta"):
         model = Transformer(config)
     assert num_parameters(config) == sum(p.numel() for p in model.parameters())
-    outside = {id(model.embedding.weight), id(model.head.weight)}
+    # Kaplan et al. (2020) leave out learned positions too.
+    outside = {id(p) for p in (*model.embedding.parameters(), model.head.weight)}
+    outside |= {id(p) for name, p in model.named_parameters() if name.startswith("positions.")}
     assert num_non_embedding_parameters(config) == sum(
         p.numel() for p in model.parameters() if id(p) not in outside
     )

@@ -176,6 +176,6 @@ def restored_by_deepspeed(case: Case, folder: str) -> list[str]:
         export_universal(Path(folder) / "step-00000002", universal)
     dist.barrier()
     assert differing(copy_of(engine), copy_of(other))
-    optimizer = other._passes.engine.optimizer
+    optimizer = other._schedule.engine.optimizer
     optimizer._load_universal_checkpoint(str(universal), True, False)
     return differing(copy_of(engine), copy_of(other))
