@@ -115,6 +115,7 @@ def test_a_job_outlives_the_node_that_runs_its_script(cluster: Cluster, folder: 
     assert "start 2, on node2" in said
     assert "going on after step 50 " in said
     assert losses(folder, "headless") == pytest.approx(losses(folder, "alone"), rel=1e-4)
+    cluster.repair()
 
 
 def test_a_signal_that_comes_before_the_ranks_can_answer_is_kept(
