@@ -24,16 +24,6 @@ from triax.launcher.config.run_config import RunConfig
 from triax.parallel.collectives import gather_objects
 from triax.training.records.hardware import device_name
 
-_FOLDERS = (
-    "common",
-    "models",
-    "data",
-    "parallel",
-    "checkpoint",
-    "training",
-    "inference",
-    "launcher",
-)
 _MATRIX_SIZE = {"cuda": 2048, "cpu": 256}
 _NUM_PRODUCTS = 5
 _WORST_SLOWNESS = 2.0
@@ -220,8 +210,8 @@ def _digest_or_problem(tokenizer: str) -> str:
 def _code_digest() -> str:
     root = Path(__file__).parents[2]
     digest = hashlib.sha256()
-    for folder in _FOLDERS:
-        for path in sorted((root / folder).rglob("*.py")):
+    for package in sorted(root.glob("*/__init__.py")):
+        for path in sorted(package.parent.rglob("*.py")):
             digest.update(f"{path.relative_to(root)}\n".encode())
             digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
