@@ -13,6 +13,7 @@ FOLDERS = (
     "checkpoint",
     "training",
     "inference",
+    "planning",
     "launcher",
 )
 

@@ -24,7 +24,17 @@ MAY_IMPORT = {
     "checkpoint": {"common", "models", "parallel"},
     "training": {"common", "models", "parallel", "checkpoint", "data"},
     "inference": {"common", "models", "data", "parallel", "checkpoint"},
-    "launcher": {"common", "models", "parallel", "checkpoint", "data", "training", "inference"},
+    "planning": {"common", "models", "data", "parallel", "checkpoint", "training"},
+    "launcher": {
+        "common",
+        "models",
+        "parallel",
+        "checkpoint",
+        "data",
+        "training",
+        "inference",
+        "planning",
+    },
 }
 LAZY_IMPORTS = {"triax.launcher.cli", "triax.launcher.job.engine"}
 """The modules that resolve the two string tables: commands and engines."""
