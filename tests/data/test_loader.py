@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from triax.common.errors import UserError
-from triax.data.read.loader import IGNORE_INDEX, Batch, Loader, make_batch, validation_batches
+from triax.common.tokens import IGNORE_INDEX
+from triax.data.read.loader import Batch, Loader, make_batch, validation_batches
 from triax.data.read.sampler import Phase, Sampler
 from triax.data.read.shards import ShardWriter
 from triax.data.read.source import Source, Window

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import torch
-from worlds import Rows, sequences
+from worlds import sequences
 
 from triax.parallel.reading import fingerprint
 
@@ -24,8 +25,7 @@ def test_any_other_batch_has_another_fingerprint() -> None:
         )
     ]
     assert len(set(found)) == len(found)
-    again = [Rows(*(t.clone() for t in (b.tokens_BT, b.targets_BT, b.document_ids_BT)))
-             for b in rows]  # fmt: skip
+    again = copy.deepcopy(rows)
     assert fingerprint(again) == found[0]
     assert all(0 <= number < 2**24 for number in found)
     assert torch.tensor(found, dtype=torch.float32).int().tolist() == found
