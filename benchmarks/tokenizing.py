@@ -40,7 +40,7 @@ def by_triax(corpus: Path, tokenizer: Path, output: Path, num_processes: int) ->
 
 
 def by_datasets(corpus: Path, tokenizer: Path, output: Path, num_processes: int) -> None:
-    import datasets
+    import datasets  # type: ignore[import-untyped]
 
     datasets.disable_progress_bars()
     loaded = datasets.Dataset.from_json(str(corpus), cache_dir=str(output))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,7 +54,7 @@ def splitting(pattern: str) -> pre_tokenizers.PreTokenizer:
     )
 
 
-def trained(pre_tokenizer: pre_tokenizers.PreTokenizer, **model: object) -> Tokenizer:
+def trained(pre_tokenizer: pre_tokenizers.PreTokenizer, **model: Any) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE(**model))
     tokenizer.pre_tokenizer = pre_tokenizer
     tokenizer.decoder = decoders.ByteLevel()
