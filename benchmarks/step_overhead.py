@@ -29,7 +29,7 @@ from torch.nn.utils import clip_grad_norm_
 from triax.common.tokens import IGNORE_INDEX
 from triax.data.read.loader import Batch, Loader
 from triax.launcher.checks.sections import load_checked
-from triax.launcher.cluster.environment import discover
+from triax.launcher.cluster.launchers import discover
 from triax.launcher.config.run_config import RunConfig
 from triax.launcher.job.run import run as run_job
 from triax.models.init import initialise_model
