@@ -27,11 +27,11 @@ class EmptyEngine:
     device = torch.device("cpu")
 
     def count_targets(self, _micro_batches: object) -> Counts:
-        return Counts(*torch.zeros(3))
+        return Counts(*torch.zeros(4))
 
     def forward_backward(self, _micro_batches: object, weight: torch.Tensor) -> StepSums:
         zero = torch.zeros_like(weight)
-        return StepSums(zero, zero, zero + 1)
+        return StepSums(zero, zero, zero + 1, {})
 
     def update(self, *_: object) -> None:
         pass
@@ -45,7 +45,7 @@ def test_a_step_without_targets_has_no_loss() -> None:
     readback = Readback()
     readback.push(0, TrainState(1), 1e-3, result)
     figures = readback.drain()
-    assert figures is not None and figures.num_targets == 0 and not figures.skipped
+    assert figures is not None and figures.result.num_targets == 0 and not figures.result.skipped
     row = metrics_row(
         figures, tokens_per_step=8, flops_per_token=1, peak_flops=None, memory_gib=0.0,
         loss_scaled=False,
