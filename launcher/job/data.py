@@ -16,8 +16,8 @@ from triax.launcher.cluster.process_group import Processes
 from triax.launcher.job.job import Job
 from triax.launcher.job.resume import ResumePoint
 from triax.models.batch import Batch
-from triax.parallel.agreement import agreed_however_long
-from triax.parallel.collectives import gather_objects, on_first_however_long
+from triax.parallel.agreement import agreed_however_long, on_first_however_long
+from triax.parallel.collectives import gather_objects
 from triax.training.loop.loop import RunData
 
 
