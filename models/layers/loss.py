@@ -244,7 +244,7 @@ def chunked_cross_entropy(
     """
     is_recording = torch.is_grad_enabled()  # within `forward` it is off always
     return LossSums(
-        *_ChunkedCrossEntropy.apply(
+        *_ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
             h_ND, head_VD, targets_N, weights_N, weight, options, is_recording
         )
     )

@@ -104,5 +104,5 @@ def with_term(x: Tensor, term: Tensor) -> Tensor:
 
     So a term can arise in any pipeline stage, where the objective itself is far away.
     """
-    found: Tensor = _WithTerm.apply(x, term)
+    found: Tensor = _WithTerm.apply(x, term)  # type: ignore[no-untyped-call]
     return found

@@ -44,7 +44,7 @@ def rotary_table(
 
 def rotate(x_BTHK: Tensor, rotary: Tensor) -> Tensor:
     """Turn each dimension pair by its position's angle, in fp32, returned in x's dtype."""
-    cos_T1K, sin_T1K = rotary.unsqueeze(-2)
+    cos_T1K, sin_T1K = rotary.unsqueeze(-2).unbind()
     first, second = x_BTHK.float().chunk(2, dim=-1)
     turned = torch.cat((-second, first), dim=-1)
     return (x_BTHK.float() * cos_T1K + turned * sin_T1K).to(x_BTHK.dtype)
