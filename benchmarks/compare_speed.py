@@ -115,7 +115,8 @@ def _measured(
     def step(number: int) -> StepResult[torch.Tensor]:
         (batch,) = batches.of_step(number)
         loss = loop(_on(device, batch.tokens_BT), _on(device, batch.targets_BT))
-        return StepResult(loss.detach().float(), *[nothing] * (len(StepResult._fields) - 2), {})
+        others = [nothing] * (len(StepResult._fields) - 2)
+        return StepResult._make([loss.detach().float(), *others, {}])
 
     # Garbage is collected as in a run of triax, and in torchtitan's trainer.
     return measure(

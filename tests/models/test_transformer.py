@@ -62,13 +62,15 @@ def test_attention_mask_against_its_definition() -> None:
 
 def test_rotary_positions_against_complex_numbers() -> None:
     config = model_config(**SHAPE | {"rope_theta": 100.0})
-    x = torch.randn(1, 6, 2, config.head_dim)
     layer = config.architecture().layers[0].attention
-    turned = rotate(x, rotary_table(layer, 6, torch.device("cpu")))
-    half = config.head_dim // 2
+    x = torch.randn(1, 6, 2, layer.head_dim)
+    table = rotary_table(layer, 6, torch.device("cpu"))
+    assert table is not None
+    turned = rotate(x, table)
+    half = layer.head_dim // 2
     for position in range(6):
         for pair in range(half):
-            angle = position * 100.0 ** (-2 * pair / config.head_dim)
+            angle = position * 100.0 ** (-2 * pair / layer.head_dim)
             number = torch.complex(x[0, position, :, pair], x[0, position, :, pair + half])
             expected = number * complex(math.cos(angle), math.sin(angle))
             torch.testing.assert_close(turned[0, position, :, pair], expected.real)
@@ -84,6 +86,7 @@ def test_the_softcap_bounds_the_logits() -> None:
 
 def test_tied_embeddings_are_one_parameter() -> None:
     model = make_model(tie_embeddings=True)
+    assert model.head is not None and model.embedding is not None
     assert model.head.weight is model.embedding.weight
     assert "head.weight" not in dict(model.named_parameters())
 

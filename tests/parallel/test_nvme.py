@@ -39,9 +39,9 @@ def aio() -> None:
 
 
 def case(folder: Path, **changes: Any) -> Case:
-    parallel = {"engine": "deepspeed", "zero_stage": 3, "offload": "nvme"}
-    options = {"model": LARGE, "parallel": parallel | {"offload_path": str(folder)}} | changes
-    return Case(**options)
+    parallel: dict[str, Any] = {"engine": "deepspeed", "zero_stage": 3, "offload": "nvme"}
+    parallel["offload_path"] = str(folder)
+    return Case(**{"model": LARGE, "parallel": parallel} | changes)
 
 
 @pytest.mark.usefixtures("aio")

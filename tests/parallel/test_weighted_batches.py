@@ -94,13 +94,14 @@ def test_deepspeed_layouts(number: int) -> None:
 
 def test_log_probs_are_those_of_transformers(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
-    job = Case(parallel={"tensor": 2}, model=SMALL | {"qk_norm": False})
-    job = Case(parallel={"tensor": 2}, model=job.model, micro_batch_size=8)
+    model = SMALL | {"qk_norm": False}
+    job = Case(parallel={"tensor": 2}, model=model, micro_batch_size=8)
     weights, [found_BT] = run_fleet(2, exported_weights, job)[1]
     config = model_config(**job.model)
     export_huggingface(weights, config, tmp_path / "hf", seq_len=job.seq_len)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()
     rows = validation_rows(job)
+    assert rows.document_ids_BT is not None
     for row, values in enumerate(found_BT):
         # Their model has no packed documents: only what precedes the second one is compared.
         num_tokens = int((rows.document_ids_BT[row] == rows.document_ids_BT[row, 0]).sum())

@@ -143,14 +143,15 @@ def plain_told(case: Case) -> Told:
         rows = weighted(sequences(first, case.global_batch_size, config.vocab_size, case.seq_len))
         collected = Collected(model.sum_shapes)
         log_probs_BT, z_loss_BT = plain_log_probs(model, rows, collected)
-        weights_BT = rows.weights_BT.nan_to_num() * rows.is_target_BT
+        weights_BT = counted(rows)
         total = weights_BT.sum()
         loss = -(weights_BT * log_probs_BT).sum() / total
         z_loss = (weights_BT * z_loss_BT).sum()
+        assert collected.objective is not None
         (loss + (z_loss + collected.objective) / total).backward()
         if step == 0:
-            told.run.gradients = {n: p.grad.clone() for n, p in model.named_parameters()}
-        norm = torch.nn.utils.get_total_norm([p.grad.double() for p in model.parameters()])
+            told.run.gradients = {n: gradient(p).clone() for n, p in model.named_parameters()}
+        norm = torch.nn.utils.get_total_norm([gradient(p).double() for p in model.parameters()])
         torch.nn.utils.clip_grads_with_norm_(
             model.parameters(), case.clip_norm or 1e30, norm.float()
         )
@@ -163,11 +164,23 @@ def plain_told(case: Case) -> Told:
     rows = weighted(validation_rows(case))
     with torch.no_grad():
         log_probs_BT, _ = plain_log_probs(model, rows, Collected(model.sum_shapes))
-    weights_BT = rows.weights_BT.nan_to_num() * rows.is_target_BT
+    weights_BT = counted(rows)
     loss = -(weights_BT * log_probs_BT).sum() / weights_BT.sum()
     told.validation = [float(loss), float(rows.is_target_BT.sum()), float(weights_BT.sum())]
     told.log_probs = dict(enumerate(log_probs_BT))
     return told
+
+
+def gradient(parameter: Tensor) -> Tensor:
+    """One that is there."""
+    assert parameter.grad is not None
+    return parameter.grad
+
+
+def counted(rows: Batch) -> Tensor:
+    """How much each token counts; 0 where it is no target."""
+    assert rows.weights_BT is not None
+    return rows.weights_BT.nan_to_num() * rows.is_target_BT
 
 
 def plain_log_probs(model: Transformer, rows: Batch, collected: Collected) -> tuple[Tensor, Tensor]:
@@ -175,6 +188,7 @@ def plain_log_probs(model: Transformer, rows: Batch, collected: Collected) -> tu
     h_BTD = model.hidden_states(
         rows.tokens_BT, rows.tokens_BT.shape[1], rows.document_ids_BT, None, collected
     )
+    assert model.norm is not None and model.head is not None
     logits_BTV = model.head.logits(model.norm(h_BTD))
     targets_BT = rows.targets_BT.where(rows.is_target_BT, 0)
     log_probs_BT = logits_BTV.log_softmax(-1).gather(-1, targets_BT[..., None])[..., 0]

@@ -101,7 +101,7 @@ def plain_run(case: Case) -> Run:
     model = Transformer(config)
     initialise_model(model, model.description, SEED)
     optimizer_config = OptimizerConfig(**case.optimizer)
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in model.parameters() if p.ndim >= 2]},
         {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
     ]
@@ -475,7 +475,7 @@ def run_leg(case: Case, folder: str, first_step: int, num_steps: int) -> Leg:
 class LargestTensor(TorchDispatchMode):
     """Records the most elements that any operation's result has."""
 
-    largest = 0
+    largest: int = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -490,6 +490,7 @@ def largest_tensor_of_a_step(case: Case) -> int:
     """The most elements of any tensor that a step makes on this process."""
     context = make_context(case, make_engine(case))
     train_step(context, micro_batches(case, 0), lr=1e-3)
-    with LargestTensor() as record:
+    record = LargestTensor()
+    with record:
         train_step(context, micro_batches(case, 1), lr=1e-3)
     return record.largest
