@@ -67,7 +67,8 @@ def blocks() -> dict[str, str]:
     found = {}
     for indented in re.findall(r"^ *```python\n(.*?)^ *```$", text, re.M | re.S):
         first, _, code = textwrap.dedent(indented).partition("\n")
-        found[first.removeprefix("# ")] = code
+        if first.startswith("# "):
+            found[first.removeprefix("# ")] = code
     return found
 
 

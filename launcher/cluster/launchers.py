@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 from triax.common.errors import UserError
@@ -35,7 +35,7 @@ def discover(variables: Variables = os.environ) -> Environment:
     Raises:
         UserError: some are set and others not, or their values make no sense; it names them.
     """
-    for names, read in LAUNCHERS:
+    for names, read in LAUNCHERS.items():
         if any(name in variables for name in names):
             return read(variables)
     return Environment(0, 0, 1, 1, 0, socket.gethostname(), "single")
@@ -129,9 +129,10 @@ def _from_srun(variables: Variables) -> Environment:
     return counts.environment(rendezvous, "srun", node_rank, len(nodes), tuple(nodes))
 
 
-LAUNCHERS: Sequence[tuple[Sequence[str], Callable[[Variables], Environment]]] = (
-    (("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"), _from_torch),
-    (("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"), _from_mpirun),
+LAUNCHERS: dict[tuple[str, ...], Callable[[Variables], Environment]] = {
+    ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"): _from_torch,
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"): _from_mpirun,
     # A batch script has SLURM_PROCID too: only srun's tasks have a step with tasks.
-    (("SLURM_STEP_NUM_TASKS",), _from_srun),
-)
+    ("SLURM_STEP_NUM_TASKS",): _from_srun,
+}
+"""Readers by the variables of which one is there, inside out."""
