@@ -181,7 +181,11 @@ def require(
 
 
 def port_of(variables: Variables, job: str) -> int:
-    """The port that is given, or one that all processes of the job derive alike."""
+    """The port that is given, or one that all processes of the job derive alike.
+
+    Raises:
+        UserError: MASTER_PORT is no port.
+    """
     if "MASTER_PORT" in variables:
         port = integer(variables, "MASTER_PORT", 1)
         if port > _LAST_PORT:
