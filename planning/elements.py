@@ -26,6 +26,8 @@ class Elements(NamedTuple):
     """Of those, what has two dimensions."""
     shard: int = 0
     """What ZeRO leaves of all."""
+    message: int = 0
+    """A rank's part of a message that gathers all: rows rounded up, equal on all ranks."""
     num_parameters: int = 0
 
 
@@ -55,7 +57,8 @@ def elements_of(parameter: Parameter, tensor: int, shard: int, shard_rank: int) 
     width = columns[0] if columns else 1
     whole = rows * width
     matrices = whole if columns else 0
-    return Elements(whole, matrices, shard_rows(rows, shard, shard_rank) * width, 1)
+    here = shard_rows(rows, shard, shard_rank) * width
+    return Elements(whole, matrices, here, -(-rows // shard) * width, 1)
 
 
 @dataclass(frozen=True)

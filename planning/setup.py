@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -31,6 +31,8 @@ class Setup:
     """Kernels differ: a CPU's norms keep more for the backward pass, and no update is compiled."""
     has_documents: bool = False
     """Whether tokens see their own document only, so that there is a mask."""
+    context: int = 1
+    """Processes that divide each sequence."""
 
     @cached_property
     def layout(self) -> Layout:
@@ -39,7 +41,8 @@ class Setup:
         Raises:
             UserError: the degrees don't multiply to the number of processes.
         """
-        return Layout.of(self.parallel, self.world_size)
+        layout = Layout.of(self.parallel, self.world_size // self.context)
+        return replace(layout, context=self.context)
 
     @property
     def num_micro_batches(self) -> int:

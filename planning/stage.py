@@ -22,6 +22,7 @@ class StagePart:
         layers: the blocks.
         is_first, is_last: whether it has the embedding, and norm and head.
         elements: of its weights.
+        sends_on, sends_back: whether the next and the former stage are other processes'.
     """
 
     stage: int
@@ -29,6 +30,8 @@ class StagePart:
     is_first: bool
     is_last: bool
     elements: StageElements
+    sends_on: bool
+    sends_back: bool
 
     def parameters(self, model: ModelConfig) -> tuple[list[Parameter], list[Parameter]]:
         """Those that the optimizer updates here, and a head that follows another stage's
@@ -58,6 +61,7 @@ def parts_of(setup: Setup, pipeline_rank: int, shard_rank: int = 0) -> list[Stag
     depth = depth_of(setup.model, parallel.tensor, layout.shard, shard_rank)
     count = num_stages(parallel)
     splits = _splits(setup.model, parallel, setup.seq_len)
+    here = setup.stages_of(pipeline_rank)
     return [
         StagePart(
             stage,
@@ -72,8 +76,10 @@ def parts_of(setup: Setup, pipeline_rank: int, shard_rank: int = 0) -> list[Stag
                 is_last=stage == count - 1,
                 is_alone=parallel.pipeline == 1,
             ),
+            sends_on=stage < count - 1 and stage + 1 not in here,
+            sends_back=stage > 0 and stage - 1 not in here,
         )
-        for stage in setup.stages_of(pipeline_rank)
+        for stage in here
     ]
 
 
