@@ -8,6 +8,7 @@ below the table with what is known about why.
 
 from __future__ import annotations
 
+import textwrap
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,8 @@ class Row:
     forecast: float
     time: StepTime
     note: str
+    miss_note: str
+    """Why the forecast misses, where it does."""
 
     @property
     def miss(self) -> float:
@@ -58,8 +61,13 @@ class Row:
 
 def load_rows(path: Path = TABLE) -> list[Row]:
     """Every run of the table, forecast."""
-    table = tomllib.loads(path.read_text(encoding="utf-8"))
+    table = load_table(path)
     return [_row(run, table) for run in table["runs"]]
+
+
+def load_table(path: Path = TABLE) -> dict[str, Any]:
+    """The table of published runs."""
+    return tomllib.loads(path.read_text(encoding="utf-8"))
 
 
 def _row(run: dict[str, Any], table: dict[str, Any]) -> Row:
@@ -87,7 +95,7 @@ def _row(run: dict[str, Any], table: dict[str, Any]) -> Row:
     }[unit]
     return Row(
         run["name"], run["source"], run["gpu"], run["num_gpus"], unit, run["measured"], forecast,
-        time, run.get("note", ""),
+        time, run.get("note", ""), run.get("miss", ""),
     )  # fmt: skip
 
 
@@ -104,17 +112,28 @@ def _device(name: str, table: dict[str, Any]) -> Device:
 
 def main() -> None:
     """Print the table, the misses, and the sources."""
-    rows = load_rows()
-    print(f"{'run':<36} {'GPUs':>6} {'measured':>9} {'forecast':>9} {'':>5}")
+    rows, table = load_rows(), load_table()
+    print(f"{'run':<37}{'GPUs':>7}  {'GPU':<10}{'published':>10}{'forecast':>9}{'off by':>7}")
     for source in dict.fromkeys(row.source for row in rows):
-        print(f"[{source}]")
+        print(f"[{source}] {table['sources'][source]}")
         for row in (each for each in rows if each.source == source):
             print(
-                f"{row.name:<36} {row.num_gpus:>6,} {_shown(row.measured):>9} "
-                f"{_shown(row.forecast):>9} {row.miss:>+5.0%} {row.gpu}"
+                f"{row.name:<37}{row.num_gpus:>7,}  {row.gpu.removesuffix('-500w'):<10}"
+                f"{_shown(row.measured):>10}{_shown(row.forecast):>9}{row.miss:>+7.0%}"
             )
+    print("\ntokens/s and GPU; TFLOP/s and GPU for [llama3]; seconds a step for [korthikanti]")
     near = sum(abs(row.miss) <= TOLERANCE for row in rows)
-    print(f"\n{near} of {len(rows)} within {TOLERANCE:.0%}")
+    print(f"{near} of {len(rows)} within {TOLERANCE:.0%}; the others:")
+    for row in rows:
+        if abs(row.miss) > TOLERANCE:
+            _print_wrapped(f"{row.name} [{row.source}], {row.miss:+.0%}: {row.miss_note}")
+    for note in dict.fromkeys(row.note for row in rows if row.note):
+        names = [row.name for row in rows if row.note == note]
+        _print_wrapped(f"{'; '.join(names)}: {note}")
+
+
+def _print_wrapped(text: str) -> None:
+    print(textwrap.fill(text, 80, initial_indent="  ", subsequent_indent="    "))
 
 
 def _shown(value: float) -> str:

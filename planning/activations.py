@@ -16,6 +16,8 @@ from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from triax.models.architecture import FeedForwardKind, Layer, Norm, NormKind
+from triax.models.config import ModelConfig
+from triax.models.description import describe
 from triax.planning.setup import Setup
 
 _FP32 = 4
@@ -85,14 +87,18 @@ class Rules:
 
 def _keeps_scores(setup: Setup) -> bool:
     """On CUDA, uncompiled, no kernel takes both masks and grouped queries (docs/precision.md)."""
-    layers = setup.model.architecture().layers
-    is_grouped = any(
-        layer.attention.num_heads != layer.attention.num_query_groups for layer in layers
+    if setup.device == "cpu" or setup.parallel.compile:
+        return False
+    return _is_grouped_and_masked(setup.model, setup.seq_len, setup.has_documents)
+
+
+@lru_cache(maxsize=64)
+def _is_grouped_and_masked(model: ModelConfig, seq_len: int, has_documents: bool) -> bool:
+    kinds = {layer.attention for layer in describe(model).architecture.layers}
+    is_grouped = any(kind.num_heads != kind.num_query_groups for kind in kinds)
+    return is_grouped and (
+        has_documents or any((kind.window or seq_len) < seq_len for kind in kinds)
     )
-    has_mask = setup.has_documents or any(
-        (layer.attention.window or setup.seq_len) < setup.seq_len for layer in layers
-    )
-    return setup.device == "cuda" and not setup.parallel.compile and has_mask and is_grouped
 
 
 @lru_cache(maxsize=4096)

@@ -90,9 +90,9 @@ REACH = {
 }
 """Hopper's from the limits that `triax bench` measured on an H200 (torch 2.11, 2026-11-20: 63,222
 and 84,348 tokens/s in bf16 and fp8 for 1.5B parameters, 24,661 and 34,538 for 3.6B, 11,627 and
-17,362 for Llama-3 8B), which 0.76, 0.70 and 0.55 give within 4%; what a whole step keeps of these is
-fitted to published runs (`python benchmarks/plan_published.py`): 0.92 in bf16, 0.97 in fp8, 0.95 of
-attention. Ampere's and Blackwell's are fitted to published runs; the others are guesses."""
+17,362 for Llama-3 8B), which 0.76, 0.70 and 0.55 give within 4%. What a whole step keeps of these
+is fitted to published runs (`python benchmarks/plan_published.py`): 0.92 in bf16, 0.97 in fp8, 0.95
+of attention. Ampere's and Blackwell's are fitted to published runs; the others are guesses."""
 
 
 @dataclass(frozen=True)

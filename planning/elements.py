@@ -10,7 +10,7 @@ import itertools
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 from triax.models.config import ModelConfig
@@ -33,7 +33,7 @@ class Elements(NamedTuple):
 
 def total(parts: Iterable[Elements]) -> Elements:
     """The sum, field by field."""
-    return Elements(*map(sum, zip(*parts, strict=True))) if parts else Elements()
+    return Elements(*map(sum, zip(*parts, strict=True)))
 
 
 def local_shape(parameter: Parameter, tensor: int) -> tuple[int, ...]:
@@ -127,12 +127,12 @@ class StageElements:
     follower: Elements
     used_twice: Elements
 
-    @property
+    @cached_property
     def updated(self) -> Elements:
         """What the optimizer updates."""
         return total((self.blocks, self.rest))
 
-    @property
+    @cached_property
     def all(self) -> Elements:
         """What products read."""
         return total((self.blocks, self.rest, self.follower))

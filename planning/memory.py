@@ -18,7 +18,7 @@ from triax.models.description import describe
 from triax.planning.activations import Rules, bytes_per_token, norm_terms
 from triax.planning.in_flight import micro_batches_in_flight
 from triax.planning.setup import Setup, coordinates
-from triax.planning.stage import StagePart, parts_of
+from triax.planning.stage import StagePart, heaviest_ranks, parts_of
 from triax.planning.states import FP32, States, gradient_bytes, states_of
 
 CHUNK_TOKENS = 1024
@@ -38,7 +38,9 @@ class Memory:
         activations: kept for the backward pass, of all micro-batches in flight, and of one block
             what is computed again.
         logits: of a chunk of tokens, with the gradients that the loss makes in the forward pass.
-        buffers: batches, rotary tables, masks, messages on their way, one block's gradients.
+        stage_messages: torch's pipeline stages receive every micro-batch of a step into a tensor of
+            its own, which they keep.
+        buffers: batches, rotary tables, masks, ZeRO's messages, one block's gradients.
         slack: what the allocator can't use.
         host: not on the device: offloaded state.
     """
@@ -51,6 +53,7 @@ class Memory:
     gradient_buffers: int = 0
     activations: int = 0
     logits: int = 0
+    stage_messages: int = 0
     buffers: int = 0
     slack: int = 0
     host: int = 0
@@ -95,6 +98,7 @@ def memory_of_place(setup: Setup, pipeline_rank: int, shard_rank: int = 0) -> Me
         gradient_buffers=unreduced,
         activations=activations,
         logits=logits,
+        stage_messages=_stage_messages(setup, parts),
         buffers=buffers,
         slack=round(SLACK * (gathered + unreduced + activations + logits + buffers)),
     )
@@ -102,8 +106,8 @@ def memory_of_place(setup: Setup, pipeline_rank: int, shard_rank: int = 0) -> Me
 
 def fullest_memory(setup: Setup) -> Memory:
     """Of the pipeline rank that needs the most."""
-    ranks = range(setup.parallel.pipeline)
-    return max((memory_of_place(setup, rank) for rank in ranks), key=lambda each: each.total)
+    of_ranks = (memory_of_place(setup, rank) for rank in heaviest_ranks(setup))
+    return max(of_ranks, key=lambda each: each.total)
 
 
 def _sums(states: Sequence[States]) -> dict[str, int]:
@@ -195,6 +199,17 @@ def _logits(setup: Setup) -> int:
     return logits + head
 
 
+def _stage_messages(setup: Setup, parts: Sequence[StagePart]) -> int:
+    """Inputs from the former stage and gradients from the next one, of every micro-batch
+    (`torch.distributed.pipelining.stage`); DeepSpeed keeps as many as are in flight."""
+    if setup.parallel.pipeline == 1 or setup.parallel.engine == "deepspeed":
+        return 0
+    ends = sum((not part.is_first) + (not part.is_last) for part in parts)
+    width = describe(setup.model).architecture.hidden_size * Rules.of(setup).residual_share
+    hidden = setup.compute_bytes * setup.micro_batch_tokens * width
+    return round(ends * hidden * setup.num_micro_batches)
+
+
 def buffer_terms(setup: Setup, parts: Sequence[StagePart]) -> Iterator[tuple[str, int]]:
     """Smaller things that a process holds, each with its bytes."""
     model, tokens = describe(setup.model).architecture, setup.micro_batch_tokens
@@ -208,10 +223,6 @@ def buffer_terms(setup: Setup, parts: Sequence[StagePart]) -> Iterator[tuple[str
     hidden = round(size * model.hidden_size * tokens * share)
     inner = size * tokens * layer.feed_forward.hidden_size // setup.parallel.tensor
     yield "a block's gradients of activations", 2 * hidden + 3 * inner
-    if setup.parallel.pipeline > 1:
-        # torch's stages make a receive buffer for each micro-batch, for inputs and for gradients.
-        ends = sum((not part.is_first) + (not part.is_last) for part in parts)
-        yield "messages between stages", ends * hidden * setup.num_micro_batches
     if setup.shards and setup.layout.shard > 1:
         largest = max(part.elements.largest_block.whole for part in parts)
         yield "messages of ZeRO", 2 * size * largest

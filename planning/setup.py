@@ -9,7 +9,6 @@ from typing import Literal
 from triax.models.config import ModelConfig
 from triax.parallel.config import ParallelConfig, PrecisionConfig
 from triax.parallel.layout import AXES, Layout
-from triax.parallel.stages import stages_of_rank
 from triax.training.config import BatchConfig, OptimizerConfig
 
 COMPUTE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 2}
@@ -44,7 +43,7 @@ class Setup:
         layout = Layout.of(self.parallel, self.world_size // self.context)
         return replace(layout, context=self.context)
 
-    @property
+    @cached_property
     def num_micro_batches(self) -> int:
         """Forward passes of one data-parallel rank in a step."""
         ranks = self.layout.data_parallel * self.batch.micro_batch_size
@@ -79,10 +78,6 @@ class Setup:
         is_alone = self.layout.data_parallel == 1 and self.parallel.tensor == 1
         has_copies = self.precision.compute != "fp32" and self.parallel.zero_stage == 3
         return not is_alone or has_copies
-
-    def stages_of(self, pipeline_rank: int) -> list[int]:
-        """The stages of the layers that a rank on the pipeline axis holds."""
-        return stages_of_rank(pipeline_rank, self.parallel)
 
 
 def coordinates(layout: Layout, rank: int) -> dict[str, int]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, NamedTuple
 
 from triax.models.config import ModelConfig
 from triax.models.description import Parameter, describe
 from triax.parallel.config import ParallelConfig
-from triax.parallel.stages import num_stages, split_layers
+from triax.parallel.stages import num_stages, split_layers, stages_of_rank
 from triax.planning.elements import StageElements, depth_of, stage_elements
 from triax.planning.setup import Setup
 
@@ -51,51 +52,116 @@ class StagePart:
         return updated, followers
 
 
-def parts_of(setup: Setup, pipeline_rank: int, shard_rank: int = 0) -> list[StagePart]:
+def parts_of(setup: Setup, pipeline_rank: int, shard_rank: int = 0) -> tuple[StagePart, ...]:
     """A process's stages, as the run would divide the layers.
 
     Raises:
         UserError: the layers can't be divided so.
     """
-    parallel, layout = setup.parallel, setup.layout
-    depth = depth_of(setup.model, parallel.tensor, layout.shard, shard_rank)
-    count = num_stages(parallel)
-    splits = _splits(setup.model, parallel, setup.seq_len)
-    here = setup.stages_of(pipeline_rank)
-    return [
+    parallel = setup.parallel
+    shape = _Shape(
+        setup.model,
+        setup.seq_len,
+        parallel.pipeline,
+        num_stages(parallel),
+        parallel.pipeline_split,
+        parallel.tensor,
+        setup.layout.shard,
+    )
+    here = _stages_of(
+        pipeline_rank, parallel.pipeline, parallel.pipeline_schedule, shape.num_stages
+    )
+    return _parts(shape, here, shard_rank)
+
+
+@lru_cache(maxsize=1 << 14)
+def _stages_of(rank: int, pipeline: int, schedule: Any, count: int) -> tuple[int, ...]:
+    shape = ParallelConfig.model_construct(
+        pipeline=pipeline, pipeline_schedule=schedule, stages_per_rank=count // pipeline
+    )
+    return tuple(stages_of_rank(rank, shape))
+
+
+def heaviest_ranks(setup: Setup) -> tuple[int, ...]:
+    """The ranks of the pipeline among which are the slowest and the fullest: the first, which has
+    the most in flight, the next, those of most layers, and the one with the head.
+
+    Raises:
+        UserError: the layers can't be divided so.
+    """
+    parallel = setup.parallel
+    shape = (parallel.pipeline, parallel.pipeline_schedule, num_stages(parallel))
+    return _heaviest_ranks(setup.model, setup.seq_len, parallel.pipeline_split, *shape)
+
+
+@lru_cache(maxsize=1024)
+def _heaviest_ranks(
+    model: ModelConfig,
+    seq_len: int,
+    by_hand: tuple[int, ...] | None,
+    pipeline: int,
+    schedule: Any,
+    count: int,
+) -> tuple[int, ...]:
+    if pipeline == 1:
+        return (0,)
+    splits = _kept_splits(model, count, by_hand, seq_len)
+    sizes = [0] * pipeline
+    for rank in range(pipeline):
+        for stage in _stages_of(rank, pipeline, schedule, count):
+            sizes[rank] += len(splits[stage])
+    with_head = next(
+        rank for rank in range(pipeline) if count - 1 in _stages_of(rank, pipeline, schedule, count)
+    )
+    return tuple(sorted({0, 1, sizes.index(max(sizes)), with_head}))
+
+
+class _Shape(NamedTuple):
+    """What stages depend on."""
+
+    model: ModelConfig
+    seq_len: int
+    pipeline: int
+    num_stages: int
+    by_hand: tuple[int, ...] | None
+    tensor: int
+    shard: int
+
+
+@lru_cache(maxsize=1 << 14)
+def _parts(shape: _Shape, here: tuple[int, ...], shard_rank: int) -> tuple[StagePart, ...]:
+    depth = depth_of(shape.model, shape.tensor, shape.shard, shard_rank)
+    count = shape.num_stages
+    splits = _kept_splits(shape.model, count, shape.by_hand, shape.seq_len)
+    return tuple(
         StagePart(
             stage,
             splits[stage],
             stage == 0,
             stage == count - 1,
             stage_elements(
-                setup.model,
+                shape.model,
                 depth,
                 splits[stage],
                 is_first=stage == 0,
                 is_last=stage == count - 1,
-                is_alone=parallel.pipeline == 1,
+                is_alone=shape.pipeline == 1,
             ),
             sends_on=stage < count - 1 and stage + 1 not in here,
             sends_back=stage > 0 and stage - 1 not in here,
         )
         for stage in here
-    ]
-
-
-def _splits(model: ModelConfig, parallel: ParallelConfig, seq_len: int) -> tuple[range, ...]:
-    if parallel.pipeline == 1:
-        return (range(model.num_layers),)
-    shape = ParallelConfig.model_construct(
-        pipeline=parallel.pipeline,
-        pipeline_schedule=parallel.pipeline_schedule,
-        stages_per_rank=parallel.stages_per_rank,
-        pipeline_split=parallel.pipeline_split,
     )
-    return _kept_splits(model, shape, seq_len)
 
 
 @lru_cache(maxsize=1024)
-def _kept_splits(model: ModelConfig, shape: ParallelConfig, seq_len: int) -> tuple[range, ...]:
-    """`split_layers`, kept: a search asks for the same ones again and again."""
+def _kept_splits(
+    model: ModelConfig, count: int, by_hand: tuple[int, ...] | None, seq_len: int
+) -> tuple[range, ...]:
+    """`split_layers`, kept: it depends on the number of stages only, whatever the schedule."""
+    if count == 1:
+        return (range(model.num_layers),)
+    shape = ParallelConfig.model_construct(
+        pipeline=count, pipeline_schedule="gpipe", pipeline_split=by_hand
+    )
     return tuple(split_layers(model, shape, seq_len))

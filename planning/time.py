@@ -8,11 +8,12 @@ Letters: p ranks of the pipeline, m micro-batches of a step, v stages of a rank.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import lru_cache
 
-from triax.models.counts import flops_per_token, num_parameters
+from triax.models.config import ModelConfig
+from triax.models.counts import flops_per_token
 from triax.parallel.stages import SCHEDULES
 from triax.planning.devices import Device, group_bandwidth
 from triax.planning.layer_time import Seconds, Work, head_seconds, seconds_by_depth
@@ -23,13 +24,17 @@ from triax.planning.messages import (
     zero_messages,
 )
 from triax.planning.setup import Setup
-from triax.planning.stage import StagePart, parts_of
-from triax.planning.states import FP32, states_of
+from triax.planning.stage import StagePart, heaviest_ranks, parts_of
+from triax.planning.states import states_of
 
 LINK_REACH = 0.80
 """Of a link's bandwidth, what large collectives reach (NCCL's tests: some 360 of 450 GB/s)."""
 LATENCY = 15e-6
 """Seconds that a collective takes whatever its size, within a node."""
+HOP = 3e-6
+"""And for each node that a ring goes through."""
+INTERFERENCE = 0.1
+"""Of hidden messages: they take processors and bandwidth from the passes that hide them."""
 HIDDEN_BY_ASYNC = 0.7
 """Of tensor parallelism's messages, what `async_tensor` hides behind products in pieces (Wang et
 al. 2023 hide most of it)."""
@@ -125,7 +130,7 @@ def step_time(setup: Setup, device: Device, software: Software = OURS) -> StepTi
     Raises:
         UserError: the layout is none, or the device can't compute so.
     """
-    ranks = [parts_of(setup, rank) for rank in range(setup.parallel.pipeline)]
+    ranks = [parts_of(setup, rank) for rank in heaviest_ranks(setup)]
     times = [_rank_time(setup, parts, device, software) for parts in ranks]
     slowest = max(range(len(ranks)), key=lambda rank: times[rank].total)
     time, parts, count = times[slowest], ranks[slowest], setup.num_micro_batches
@@ -150,8 +155,13 @@ def tokens_per_second(setup: Setup, time: StepTime) -> float:
 def model_flops_utilization(setup: Setup, time: StepTime, device: Device) -> float:
     """MFU (Chowdhery et al. 2022, appendix B): the model's FLOPs without recomputation, attention
     not halved, over the data sheet's peak."""
-    flops = tokens_per_second(setup, time) * flops_per_token(setup.model, setup.seq_len)
+    flops = tokens_per_second(setup, time) * _flops_per_token(setup.model, setup.seq_len)
     return flops / (device.peak_flops(setup.precision.compute) * setup.world_size)
+
+
+@lru_cache(maxsize=64)
+def _flops_per_token(model: ModelConfig, seq_len: int) -> int:
+    return flops_per_token(model, seq_len)
 
 
 def _rank_time(
@@ -191,8 +201,9 @@ def message_seconds(setup: Setup, message: Message, device: Device) -> float:
         bandwidth = group_bandwidth(device, stride, 2)
     else:
         bandwidth = group_bandwidth(device, stride, message.group)
-    latency = message.num * LATENCY * (1 + math.log2(message.group))
-    return message.sent_bytes / (LINK_REACH * bandwidth) + latency
+    nodes = -(-stride * message.group // device.card.gpus_per_node)
+    latency = LATENCY if message.operation == "send" else LATENCY + HOP * nodes
+    return message.sent_bytes / (LINK_REACH * bandwidth) + message.num * latency
 
 
 def stride_of(setup: Setup, axis: str) -> int:
@@ -209,7 +220,8 @@ def _exposed_zero(
 ) -> float:
     """What ZeRO's messages take longer than the passes that they run beside: weights are gathered
     for the next block while one computes, gradients reduced while the one before is computed
-    backward. The first block's gather and the last one's reduction have nothing to hide behind."""
+    backward. The first block's gather and the last one's reduction have nothing to hide behind, and
+    hidden ones slow down what hides them."""
     gather = reduce = 0.0
     num_blocks = 0
     for part in parts:
@@ -228,7 +240,8 @@ def _exposed_zero(
         ends = gather / num_blocks / 2
         exposed = max(gather - passes * (time.forward + time.backward), ends)
     beside = passes if setup.parallel.zero_stage >= 2 else 1
-    return exposed + max(reduce - beside * time.backward, reduce / num_blocks)
+    exposed += max(reduce - beside * time.backward, reduce / num_blocks)
+    return exposed + INTERFERENCE * (gather + reduce - exposed)
 
 
 def _exposed_pipeline(setup: Setup, parts: Sequence[StagePart], device: Device) -> float:
@@ -276,9 +289,3 @@ def _optimizer_seconds(setup: Setup, parts: Sequence[StagePart], device: Device)
     offloaded = sum(states_of(setup, part).host for part in parts)
     over_pcie = offloaded / 25e9  # both ways over a PCIe link of 50 GB/s
     return num_bytes / device.memory_bytes_per_second + over_pcie
-
-
-def state_bytes(setup: Setup) -> int:
-    """Of a checkpoint: every weight and both moments, once."""
-    moments = 2 * (2 if setup.optimizer.state_dtype == "bf16" else FP32)
-    return num_parameters(setup.model) * (FP32 + moments)

@@ -42,6 +42,7 @@ TORCH_FREE = (
     "triax.launcher.cli",
     "triax.launcher.commands.check",
     "triax.launcher.commands.diagnose",
+    "triax.launcher.commands.plan",
     "triax.launcher.commands.submit",
     "triax.launcher.slurm.placement",
     "triax.models.counts",
