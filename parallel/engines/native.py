@@ -136,7 +136,7 @@ class NativeEngine:
             self.optimizer.found_inf = skip
             self.optimizer.step()
         elif not bool(skip):
-            torch._foreach_mul_(self._local_gradients(), gradient_factor)
+            torch._foreach_mul_(self.local_gradients(), gradient_factor)
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self._is_published = self._is_published and self._writes_copies
@@ -171,15 +171,8 @@ class NativeEngine:
                 tensors[f"optimizer.{name}.{key}"] = value
         return tensors
 
-    def _publish(self) -> None:
-        """Let the model compute with the weights that the optimizer, or a checkpoint, has made."""
-        if self._main_params is not None and not self._is_published:
-            self._main_params.publish()
-            self._is_published = True
-        if self._tied is not None:
-            self._tied.follow()
-
-    def _local_gradients(self) -> list[Tensor]:
+    def local_gradients(self) -> list[Tensor]:
+        """What the update reads on this process: there from the passes to the update."""
         gradients = []
         for name, parameter in self.parameters.items():
             gradient = parameter.grad
@@ -189,12 +182,20 @@ class NativeEngine:
             gradients.append(local_tensor(gradient))
         return gradients
 
+    def _publish(self) -> None:
+        """Let the model compute with the weights that the optimizer, or a checkpoint, has made."""
+        if self._main_params is not None and not self._is_published:
+            self._main_params.publish()
+            self._is_published = True
+        if self._tied is not None:
+            self._tied.follow()
+
     def _reduce(self, cross_entropy: Tensor) -> tuple[Tensor, Tensor]:
         """The cross entropy and the gradient's norm over all processes.
 
         One all-reduce in fp64, in which what several of them hold counts once.
         """
-        squared_norm = (squared_norms(self._local_gradients()) / self._num_copies).sum()
+        squared_norm = (squared_norms(self.local_gradients()) / self._num_copies).sum()
         sums = torch.stack((cross_entropy / self._tensor_size, squared_norm))
         dist.all_reduce(sums)
         return sums[0].float(), sums[1].sqrt().float()
