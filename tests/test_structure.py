@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 MAY_IMPORT = {
     "common": set(),
     "models": {"common"},
-    "data": {"common"},
+    "data": {"common", "models"},
     "parallel": {"common", "models"},
     "checkpoint": {"common", "models", "parallel"},
     "training": {"common", "models", "parallel", "checkpoint", "data"},

@@ -28,28 +28,10 @@ import numpy as np
 import tiktoken
 from tokenizers import Tokenizer, models
 
+from triax.data.prepare.split_patterns import GPT2_AS_PUBLISHED, PATTERNS, byte_of_character
 from triax.data.read.shards import Array
 
-_LETTER, _NUMBER = r"[^\r\n\p{L}\p{N}]?\p{L}+", r"\p{N}{1,3}"
-_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_ENDINGS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_PATTERNS = {
-    _GPT2,
-    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-    rf"{_ENDINGS}|{_LETTER}|{_NUMBER}|{_REST}",  # cl100k, Llama 3
-    rf"{_ENDINGS}|{_LETTER}|\p{{N}}|{_REST}",  # Qwen 2 and 3
-    "|".join(  # o200k
-        (
-            rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_ENDINGS}?",
-            rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_ENDINGS}?",
-            _NUMBER,
-            _REST.replace(r"[\r\n]*", r"[\r\n/]*"),
-        )
-    ),
-}
-"""Of which each matches any text from its first to its last character."""
+_PATTERNS = {*PATTERNS.values(), GPT2_AS_PUBLISHED}
 _PROBED_CODE_POINTS = range(0x80, 0x30000, 61)
 
 
@@ -121,7 +103,7 @@ def _pattern(pre_tokenizer: dict[str, Any] | None) -> str | None:
     if last is None or last["type"] != "ByteLevel" or last["add_prefix_space"]:
         return None
     if last.get("use_regex", True):
-        return None if splits else _GPT2
+        return None if splits else PATTERNS["gpt2"]
     if len(splits) != 1 or splits[0]["type"] != "Split":
         return None
     (split,) = splits
@@ -138,7 +120,7 @@ def _is_plain(model: dict[str, Any]) -> bool:
 def _ranked_tokens(model: dict[str, Any]) -> dict[bytes, int] | None:
     """Each token's bytes and id in the order of the ranks; None where `tiktoken` would differ."""
     vocab: dict[str, int] = model["vocab"]
-    to_byte = _byte_of_character()
+    to_byte = byte_of_character()
     if not vocab.keys() >= to_byte.keys():
         return None
     words = _merged_words(model["merges"])
@@ -170,16 +152,6 @@ def _merged_words(merges: Iterable[Any]) -> list[str] | None:
 def _pairs(merges: Iterable[Any]) -> list[tuple[str, str]]:
     pairs = (merge.split(" ", 1) if isinstance(merge, str) else merge for merge in merges)
     return [(first, second) for first, second in pairs]
-
-
-def _byte_of_character() -> dict[str, int]:
-    """The characters by which a byte-level vocabulary writes bytes: printable ones for themselves,
-    the others, in order, from U+0100 on (as GPT-2 does)."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(0x100) if byte not in set(printable)]
-    return {chr(byte): byte for byte in printable} | {
-        chr(0x100 + number): byte for number, byte in enumerate(others)
-    }
 
 
 def _agree(encoder: TiktokenEncoder, tokenizer: Tokenizer) -> bool:

@@ -23,8 +23,8 @@ from torch.nn.modules import module as torch_module
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from triax.models.batch import Batch
 from triax.models.layers.transformer import Transformer
-from triax.parallel.engine import MicroBatch
 from triax.planning.rehearsal.fake import infers_shapes, is_wrapper
 from triax.planning.rehearsal.holdings import mark_built, mark_gradients, mark_whole
 from triax.planning.rehearsal.memory import Held, MemoryLog, Part
@@ -162,11 +162,11 @@ class _RecordedEngine:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
-    def count_targets(self, micro_batches: Sequence[MicroBatch]) -> Any:
+    def count_targets(self, micro_batches: Sequence[Batch]) -> Any:
         with self._recorder.during("count"):
             return self._engine.count_targets(micro_batches)
 
-    def forward_backward(self, micro_batches: Sequence[MicroBatch], weight: Tensor) -> Any:
+    def forward_backward(self, micro_batches: Sequence[Batch], weight: Tensor) -> Any:
         with self._recorder.during(PASSES):
             sums = self._engine.forward_backward(micro_batches, weight)
         mark_gradients(self._engine, self._recorder.memory)
@@ -208,7 +208,7 @@ class Recording:
 
 
 def record_step(
-    build: Callable[[], StepContext], micro_batches: Sequence[MicroBatch], lr: float
+    build: Callable[[], StepContext], micro_batches: Sequence[Batch], lr: float
 ) -> Recording:
     """Build an engine and take one step with it, on this process among its peers or in a rehearsal.
 

@@ -129,3 +129,19 @@ def test_what_writes_to_the_residual_stream_starts_smaller(name: str) -> None:
     part = torch.empty(parameter.shape)
     initialise(part, parameter, (0, 0), seed=0)
     assert part.std().item() == pytest.approx(config.init_std / 4, rel=0.02)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_positions_may_be_given(family: str) -> None:
+    """From 0 on they change no bit; a shift changes learned vectors, but no rotary attention."""
+    sizes = dict(num_layers=2, hidden_size=32, num_heads=2, ffn_hidden_size=48, vocab_size=50)
+    model = Transformer(model_config(family=family, **sizes, init_std=0.3))
+    tokens = torch.randint(0, 50, (2, 8))
+    from_zero = torch.arange(8).expand(2, 8)
+    plain = model.hidden_states(tokens, 8)
+    assert torch.equal(model.hidden_states(tokens, 8, None, from_zero), plain)
+    shifted = model.hidden_states(tokens, 8, None, from_zero + 5)
+    assert torch.allclose(shifted, plain, atol=1e-4) == (family == "llama")
+    mixed = model.hidden_states(tokens, 8, None, from_zero * torch.tensor([[1], [3]]))
+    assert torch.allclose(mixed[0], plain[0], atol=1e-5)
+    assert not torch.allclose(mixed[1], plain[1], atol=1e-2)

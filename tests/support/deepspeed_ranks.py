@@ -74,7 +74,7 @@ def folders_of_the_living_and_the_dead(place: str) -> tuple[str, str, list[str]]
 
     with (
         mock.patch.object(nvme, "_why_no_aio", lambda: None),
-        mock.patch.object(nvme, "gather_objects", lambda value, _group: [value]),
+        mock.patch.object(nvme, "agreed", lambda step, _group: [step()]),
     ):
         reader, writer = os.pipe()
         child = os.fork()

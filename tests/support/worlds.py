@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from triax.checkpoint.store import CheckpointStore
 from triax.common.tokens import IGNORE_INDEX
+from triax.models.batch import Batch
 from triax.models.description import describe
 from triax.models.families import model_config
 from triax.models.init import initialise_model
@@ -79,16 +80,7 @@ class Run:
     """After the last step."""
 
 
-@dataclass(frozen=True)
-class Rows:
-    """A micro-batch."""
-
-    tokens_BT: Tensor
-    targets_BT: Tensor
-    document_ids_BT: Tensor | None
-
-
-def sequences(first: int, count: int, vocab_size: int, seq_len: int = SEQ_LEN) -> Rows:
+def sequences(first: int, count: int, vocab_size: int, seq_len: int = SEQ_LEN) -> Batch:
     """Sequences by number: rising tokens, packed documents, unequal numbers of targets."""
     tokens, targets, documents = [], [], []
     for number in range(first, first + count):
@@ -100,7 +92,7 @@ def sequences(first: int, count: int, vocab_size: int, seq_len: int = SEQ_LEN) -
         tokens.append(row[:-1])
         targets.append(row[1:].masked_fill(ignored, IGNORE_INDEX))
         documents.append(starts.cumsum(0).int())
-    return Rows(torch.stack(tokens), torch.stack(targets), torch.stack(documents))
+    return Batch(torch.stack(tokens), torch.stack(targets), torch.stack(documents))
 
 
 def plain_run(case: Case) -> Run:
@@ -283,7 +275,7 @@ def make_engine(case: Case, kind: type | None = None) -> Any:
     )  # fmt: skip
 
 
-def micro_batches(case: Case, step: int) -> list[Rows]:
+def micro_batches(case: Case, step: int) -> list[Batch]:
     """This process's part of a step's global batch."""
     layout = Layout.of(ParallelConfig(**case.parallel), dist.get_world_size())
     share = case.global_batch_size // layout.data_parallel
