@@ -18,6 +18,10 @@ from triax.launcher.config.overrides import parse_arguments
 
 COMMANDS = {
     "check": ("triax.launcher.commands.check", "Say everything that is wrong with a config."),
+    "plan": (
+        "triax.launcher.commands.plan",
+        "Forecast a run's memory, speed and price, and find its best layout.",
+    ),
     "train": ("triax.launcher.commands.train", "Train a model, or resume where a run stopped."),
     "bench": (
         "triax.launcher.commands.bench",
