@@ -21,7 +21,7 @@ from triax.launcher.config.run_config import RunConfig
 from triax.launcher.job.bench import num_micro_batches
 from triax.launcher.job.engine import make_engine
 from triax.parallel.layout import Layout
-from triax.planning.rehearsal.fake import FakeTensors, fake_world
+from triax.planning.rehearsal.fake import FakeTensors, between_stages, fake_world
 from triax.planning.rehearsal.recording import Recording, record_step
 from triax.training.bench.batches import RandomBatches
 from triax.training.step.guard import Guard
@@ -88,7 +88,14 @@ def _rehearse(config: RunConfig, rank: int, world_size: int, processes_per_node:
             config.optimizer.clip_norm,
         )
 
-    with fake_world(rank, world_size), FakeTensors():
+    sent = between_stages(
+        config.model.hidden_size,
+        config.parallel,
+        config.precision.compute,
+        config.batch.micro_batch_size,
+        config.data.seq_len,
+    )
+    with fake_world(rank, world_size), FakeTensors(sent):
         return record_step(build, batches, config.optimizer.lr)
 
 

@@ -184,6 +184,14 @@ class NativeEngine:
             gradients.append(local_tensor(gradient))
         return gradients
 
+    def _publish(self) -> None:
+        """Let the model compute with the weights that the optimizer, or a checkpoint, has made."""
+        if self._main_params is not None and not self._is_published:
+            self._main_params.publish()
+            self._is_published = True
+        if self._tied is not None:
+            self._tied.follow()
+
     def _fill_in_optimizer_state(self) -> None:
         """Let the optimizer make its state now, so that a checkpoint can be read into it.
 

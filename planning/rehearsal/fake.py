@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -20,9 +21,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from triax.parallel.config import ParallelConfig
+from triax.parallel.dtypes import DTYPES
 
 _MAX_REAL = 1 << 20
 """Elements that a tensor of whole numbers may have to be real."""
@@ -40,6 +45,7 @@ def fake_world(rank: int, world_size: int) -> Iterator[None]:
     """
     if dist.is_initialized():
         raise RuntimeError("a process of a real job can't rehearse another")
+    _forget_meshes()
     dist.init_process_group("fake", rank=rank, world_size=world_size, store=FakeStore())
     try:
         with (
@@ -49,6 +55,14 @@ def fake_world(rank: int, world_size: int) -> Iterator[None]:
             yield
     finally:
         dist.destroy_process_group()
+
+
+def _forget_meshes() -> None:
+    """DTensor remembers how it has divided results, with the groups of a job that is over."""
+    DTensor._op_dispatcher.sharding_propagator.propagate_op_sharding.cache_clear()
+    clear = getattr(torch._C, "_clear_DTensor_sharding_propagator_cache", None)  # since torch 2.12
+    if clear is not None:
+        clear()
 
 
 def _new_fake_group(ranks: Sequence[int] | None = None, *_args: Any, **_options: Any) -> Any:
@@ -67,11 +81,15 @@ class FakeTensors(TorchDispatchMode):
     """While it is entered, what is newly made on a device has no elements.
 
     Reading a number from such a tensor gives 0: an update isn't skipped, nothing has overflowed.
+
+    Args:
+        sent: what pipeline stages send each other, from `between_stages`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sent: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self._sent = sent
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if any(is_wrapper(kind) for kind in types):
@@ -89,8 +107,22 @@ class FakeTensors(TorchDispatchMode):
             if is_fake or not _is_of_numbers(result):
                 return result
         if func is torch.ops.c10d.recv_.default:
-            _answer(inputs)
+            self._answer(inputs)
         return func(*args, **kwargs)
+
+    def _answer(self, received: Sequence[Tensor]) -> None:
+        """Write what a peer would have sent into whole numbers that are received.
+
+        A single one is a vote of torch's pipeline stages, whether all know their shapes: 1, as ours
+        do. Several are DeepSpeed's word of what it sends next: that it is a tensor (0), the number
+        of its dtype, and its shape (`PipelineEngine._send_tensor_meta`).
+        """
+        for tensor in received:
+            tensor.fill_(1)
+            if tensor.numel() > 1:
+                numbers = sys.modules["deepspeed.runtime.pipe.engine"].PipelineEngine.DTYPE_TO_ID
+                word = (0, numbers[self._sent.dtype], self._sent.ndim, *self._sent.shape)
+                tensor[: len(word)] = torch.tensor(word, dtype=tensor.dtype)
 
 
 def infers_shapes() -> bool:
@@ -104,11 +136,13 @@ def is_wrapper(kind: type) -> bool:
     return hasattr(kind, "__tensor_flatten__")
 
 
-def _answer(received: Sequence[Tensor]) -> None:
-    """Give whole numbers that a peer would send the value 1: torch's pipeline stages vote with such
-    whether all know their shapes, as ours do."""
-    for tensor in received:
-        tensor.fill_(1)
+def between_stages(
+    hidden_size: int, parallel: ParallelConfig, compute: str, micro_batch_size: int, seq_len: int
+) -> Tensor:
+    """What one pipeline stage sends to the next for a micro-batch, on the meta device."""
+    num_tokens = seq_len // parallel.tensor if parallel.sequence_parallel else seq_len
+    shape = (micro_batch_size, num_tokens, hidden_size)
+    return torch.empty(shape, dtype=DTYPES[compute], device="meta")
 
 
 def _makes_elements(func: Any, inputs: Sequence[Tensor], kwargs: dict[str, Any]) -> bool:

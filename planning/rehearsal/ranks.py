@@ -7,14 +7,6 @@ from collections.abc import Sequence
 from triax.parallel.layout import AXES, Layout
 
 
-def coordinates(layout: Layout, rank: int) -> dict[str, int]:
-    """Where a process stands on every axis; the last axis's neighbours are neighbouring ranks."""
-    places = {}
-    for axis, size in zip(reversed(AXES), reversed(layout.sizes), strict=True):
-        rank, places[axis] = divmod(rank, size)
-    return places
-
-
 def chosen_ranks(layout: Layout) -> tuple[int, ...]:
     """A pipeline from end to end, the last process of every other axis beside it, and the very
     last of all: each kind of group has two members that can be compared.
@@ -34,7 +26,7 @@ def axis_of(layout: Layout, ranks: Sequence[int]) -> str:
     """What a group is over: an axis, several joined by " x ", or "alone"."""
     if len(ranks) == 1:
         return "alone"
-    places = [coordinates(layout, rank) for rank in ranks]
+    places = [layout.coordinates(rank) for rank in ranks]
     along = [axis for axis in AXES if len({place[axis] for place in places}) > 1]
     is_all = along == [axis for axis in AXES if getattr(layout, axis) > 1]
     return "all" if is_all and len(along) > 1 else " x ".join(along)

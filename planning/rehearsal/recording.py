@@ -49,8 +49,9 @@ class Recorder(TorchDispatchMode):
         self._stack = ExitStack()
         self._phase = ""
         self._forward_passes: list[list[Held]] = []
+        self._kept: list[list[tuple[Held, int]]] = []
         self._num_messages = 0
-        self._works: dict[int, tuple[Work, int]] = {}
+        self._works: dict[int, tuple[Work, int, Any]] = {}
 
     @property
     def phase(self) -> str:
@@ -106,7 +107,8 @@ class Recorder(TorchDispatchMode):
         work = work_of(result)
         if message.is_async and work is not None:
             # As long as the handle lives, torch gives it to the caller as this same object.
-            self._works[id(work)] = (work, self._num_messages)
+            # What is sent lives as long; a fake one wouldn't hold it.
+            self._works[id(work)] = (work, self._num_messages, given)
         self._num_messages += 1
         self.events.append(message)
         tensors = [leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor)]
@@ -118,7 +120,7 @@ class Recorder(TorchDispatchMode):
 
         @wraps(wait)
         def seen(work: Work, *args: Any, **kwargs: Any) -> Any:
-            _, number = self._works.pop(id(work), (None, None))
+            _, number, _ = self._works.pop(id(work), (None, None, None))
             if number is not None:
                 self.events.append(Wait(number))
             return wait(work, *args, **kwargs)
@@ -147,9 +149,16 @@ class Recorder(TorchDispatchMode):
     def _end_forward(self, module: nn.Module, _inputs: Any, _output: Any) -> None:
         if isinstance(module, Transformer):
             before = set(map(id, self._forward_passes.pop()))
-            for held in self.memory.alive():
-                if id(held) not in before:
-                    held.mark(Part.ACTIVATIONS)
+            new = [held for held in self.memory.alive() if id(held) not in before]
+            for held in new:
+                held.mark(Part.ACTIVATIONS)
+            self._kept.append([(held, held.num_bytes) for held in new])
+
+    def kept(self) -> tuple[int, ...]:
+        """Bytes of activations that each forward pass has left, in order."""
+        return tuple(
+            sum(size for held, size in new if held.part is Part.ACTIVATIONS) for new in self._kept
+        )
 
 
 class _RecordedEngine:
@@ -188,12 +197,14 @@ class Recording:
         events: messages and waits, in order, those of the building first.
         peaks: bytes by part in the fullest moment of each phase.
         highest: the most that each part had at any moment.
+        kept: bytes of activations that each forward pass left for the backward pass.
     """
 
     rank: int
     events: tuple[Event, ...]
     peaks: Mapping[str, Mapping[Part, int]]
     highest: Mapping[Part, int]
+    kept: tuple[int, ...]
 
     @property
     def messages(self) -> list[Message]:
@@ -226,5 +237,9 @@ def record_step(
         with recorder.during("step"):
             train_step(replace(context, engine=engine), micro_batches, lr)
     return Recording(
-        dist.get_rank(), tuple(recorder.events), recorder.memory.peaks(), recorder.memory.highest()
+        dist.get_rank(),
+        tuple(recorder.events),
+        recorder.memory.peaks(),
+        recorder.memory.highest(),
+        recorder.kept(),
     )

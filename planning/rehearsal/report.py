@@ -15,7 +15,7 @@ from triax.parallel.stages import stages_of_rank
 from triax.planning.rehearsal.comparing import Comparison, compare
 from triax.planning.rehearsal.memory import Part
 from triax.planning.rehearsal.messages import Group, Message
-from triax.planning.rehearsal.ranks import axis_of, coordinates
+from triax.planning.rehearsal.ranks import axis_of
 from triax.planning.rehearsal.recording import Recording
 
 _COLUMNS = 80
@@ -102,7 +102,7 @@ def namer(layout: Layout) -> Callable[[Group], str]:
 def as_json(rehearsal: Rehearsal) -> dict[str, Any]:
     """Everything, for programs. Sizes in bytes."""
     return {
-        "world_size": _world_size(rehearsal.layout),
+        "world_size": rehearsal.layout.world_size,
         "is_good": rehearsal.is_good,
         "findings": [
             {"kind": each.kind, "ranks": list(each.ranks), "text": each.text}
@@ -122,7 +122,7 @@ def _rank_as_json(rehearsal: Rehearsal, recording: Recording) -> dict[str, Any]:
     phase, peak = recording.peak
     return {
         "rank": recording.rank,
-        "place": coordinates(rehearsal.layout, recording.rank),
+        "place": rehearsal.layout.coordinates(recording.rank),
         "peak": {"phase": phase, "bytes": peak},
         "peaks": {
             name: {str(part): size for part, size in parts.items()}
@@ -171,7 +171,7 @@ def _memory_table(rehearsal: Rehearsal) -> list[str]:
 
 
 def _stages(rehearsal: Rehearsal, rank: int) -> str:
-    place = coordinates(rehearsal.layout, rank)["pipeline"]
+    place = rehearsal.layout.coordinates(rank)["pipeline"]
     stages = stages_of_rank(place, rehearsal.parallel)
     return ",".join(map(str, stages)) if len(stages) < 3 else f"{stages[0]},.."
 
@@ -225,7 +225,7 @@ def size_text(num_bytes: int) -> str:
 
 
 def _verdict(rehearsal: Rehearsal) -> list[str]:
-    ranks = f"{len(rehearsal.recordings)} of {_world_size(rehearsal.layout):,} processes"
+    ranks = f"{len(rehearsal.recordings)} of {rehearsal.layout.world_size:,} processes"
     lines = []
     for finding in rehearsal.comparison.findings:
         text = f"{finding.kind}: {finding.text}"
@@ -239,10 +239,3 @@ def _verdict(rehearsal: Rehearsal) -> list[str]:
             f"{ranks} rehearsed: {rehearsal.comparison.num_messages:,} pairs of messages fit"
         )
     return lines
-
-
-def _world_size(layout: Layout) -> int:
-    count = 1
-    for size in layout.sizes:
-        count *= size
-    return count
