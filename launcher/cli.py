@@ -27,6 +27,10 @@ COMMANDS = {
         "triax.launcher.commands.bench",
         "Measure a training step, its limit, and where its time goes.",
     ),
+    "rehearse": (
+        "triax.launcher.commands.rehearse",
+        "Take a step of chosen processes of a large job here, without a GPU.",
+    ),
     "submit": ("triax.launcher.commands.submit", "Submit a run to SLURM as a batch job."),
     "tokenizer": ("triax.launcher.commands.tokenizer", "Train a tokenizer on text."),
     "data": ("triax.launcher.commands.data", "Turn text into token shards, or look into them."),
