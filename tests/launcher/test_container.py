@@ -111,5 +111,7 @@ def test_the_quickstart_begins_in_the_image(
     assert (run / "loss.png").stat().st_size > 0
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) >= 8
-    said = in_image(storage, image, tmp_path, ("triax", "generate", "runs/image", "--prompt", "import"))
+    said = in_image(
+        storage, image, tmp_path, ("triax", "generate", "runs/image", "--prompt", "import")
+    )
     assert "import" in said
