@@ -91,16 +91,7 @@ def _passing(forecast: Forecast, parts: tuple[StagePart, ...], rank: int) -> Ite
         "what one block computes again, and the loss's gradient",
         "Korthikanti et al. 2022, sections 4 and 5; planning/activations.py",
     )
-    architecture = describe(setup.model).architecture
-    terms = block_terms(
-        architecture.layers[0],
-        architecture.hidden_size,
-        setup.seq_len,
-        setup.parallel.activation_checkpointing,
-        Rules.of(setup),
-    )
-    for term in terms:
-        yield Figure(f"  {term.name}", f"{term.bytes_per_token:,.0f} B", "a token and block", "")
+    yield from _terms(setup)
     yield Figure(
         "logits",
         _gib(memory.logits),
@@ -129,6 +120,20 @@ def _passing(forecast: Forecast, parts: tuple[StagePart, ...], rank: int) -> Ite
         "the device's memory less 2.5 GiB for the driver, CUDA's libraries and NCCL",
         "an allowance",
     )
+
+
+def _terms(setup: Setup) -> Iterator[Figure]:
+    """What the first block keeps for a token."""
+    architecture = describe(setup.model).architecture
+    terms = block_terms(
+        architecture.layers[0],
+        architecture.hidden_size,
+        setup.seq_len,
+        setup.parallel.activation_checkpointing,
+        Rules.of(setup),
+    )
+    for term in terms:
+        yield Figure(f"  {term.name}", f"{term.bytes_per_token:,.0f} B", "a token and block", "")
 
 
 _TIMES = {

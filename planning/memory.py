@@ -17,7 +17,7 @@ from triax.models.config import ModelConfig
 from triax.models.description import describe
 from triax.planning.activations import Rules, bytes_per_token, norm_terms
 from triax.planning.in_flight import micro_batches_in_flight
-from triax.planning.setup import Setup, coordinates
+from triax.planning.setup import Setup
 from triax.planning.stage import StagePart, heaviest_ranks, parts_of
 from triax.planning.states import FP32, States, gradient_bytes, states_of
 
@@ -73,7 +73,7 @@ def memory_of_rank(setup: Setup, rank: int) -> Memory:
     Raises:
         UserError: the degrees don't multiply to the processes, or the layers can't be divided.
     """
-    place = coordinates(setup.layout, rank)
+    place = setup.layout.coordinates(rank)
     return memory_of_place(setup, place["pipeline"], place["shard"])
 
 

@@ -37,11 +37,11 @@ def save_picture(forecast: Forecast, ranked: Sequence[Outcome], path: Path) -> N
 def _draw_memory(axes: Any, forecast: Forecast) -> None:
     ranks = [each.pipeline_rank for each in forecast.ranks]
     bottoms = [0.0] * len(ranks)
-    for number, part in enumerate(PARTS):
+    for part in PARTS:
         values = [getattr(each.memory, part) / GIB for each in forecast.ranks]
         if not any(values):
             continue
-        axes.bar(ranks, values, bottom=bottoms, label=_shown(part), color=_color(number))
+        axes.bar(ranks, values, bottom=bottoms, label=_shown(part), color=_color(part, PARTS))
         bottoms = [a + b for a, b in zip(bottoms, values, strict=True)]
     usable = forecast.device.usable_bytes / GIB
     axes.axhline(usable, color="black", linestyle="--", linewidth=1)
@@ -58,11 +58,12 @@ def _draw_memory(axes: Any, forecast: Forecast) -> None:
 def _draw_time(axes: Any, outcomes: Sequence[Outcome]) -> None:
     names = [_layout(each) for each in outcomes]
     lefts = [0.0] * len(names)
-    for number, part in enumerate(TIME_PARTS):
+    for part in TIME_PARTS:
         values = [getattr(each.time, part) for each in outcomes]
         if max(values) < 0.001 * outcomes[0].time.total:
             continue
-        axes.barh(names, values, left=lefts, label=_shown(part), color=_color(number))
+        color = _color(part, TIME_PARTS)
+        axes.barh(names, values, left=lefts, label=_shown(part), color=color)
         lefts = [a + b for a, b in zip(lefts, values, strict=True)]
     axes.invert_yaxis()
     axes.tick_params(axis="y", labelsize=8)
@@ -83,8 +84,9 @@ def _layout(outcome: Outcome) -> str:
 
 
 def _shown(part: str) -> str:
-    return part.replace("_", " ")
+    return part.replace("_", " ").replace("zero", "ZeRO")
 
 
-def _color(number: int) -> str:
-    return f"C{number % 10}"
+def _color(part: str, parts: Sequence[str]) -> str:
+    """Each part its own; slack, which is nothing's, light."""
+    return "lightgray" if part == "slack" else f"C{parts.index(part) % 10}"

@@ -8,7 +8,7 @@ from typing import Literal
 
 from triax.models.config import ModelConfig
 from triax.parallel.config import ParallelConfig, PrecisionConfig
-from triax.parallel.layout import AXES, Layout
+from triax.parallel.layout import Layout
 from triax.training.config import BatchConfig, OptimizerConfig
 
 COMPUTE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 2}
@@ -46,8 +46,9 @@ class Setup:
     @cached_property
     def num_micro_batches(self) -> int:
         """Forward passes of one data-parallel rank in a step."""
-        ranks = self.layout.data_parallel * self.batch.micro_batch_size
-        return max(1, self.batch.global_batch_size // ranks)
+        batch = self.batch
+        count = self.layout.num_micro_batches(batch.global_batch_size, batch.micro_batch_size)
+        return max(1, count)
 
     @property
     def micro_batch_tokens(self) -> int:
@@ -78,11 +79,3 @@ class Setup:
         is_alone = self.layout.data_parallel == 1 and self.parallel.tensor == 1
         has_copies = self.precision.compute != "fp32" and self.parallel.zero_stage == 3
         return not is_alone or has_copies
-
-
-def coordinates(layout: Layout, rank: int) -> dict[str, int]:
-    """Where a process stands on every axis: neighbours on the last axis are neighbours."""
-    places = {}
-    for axis, size in zip(reversed(AXES), reversed(layout.sizes), strict=True):
-        rank, places[axis] = divmod(rank, size)
-    return places

@@ -7,7 +7,7 @@ import argparse
 
 from triax.common.errors import ExitCode, UserError
 from triax.common.quantities import parse_count
-from triax.launcher.planner import advise, plan
+from triax.launcher.plan.plan import advise, plan
 from triax.launcher.terminal.arguments import as_path, as_path_text, positive_int
 from triax.models.presets import PRESETS
 

@@ -11,7 +11,7 @@ from triax.models.description import Parameter, describe
 from triax.models.families import model_config
 from triax.parallel.config import ParallelConfig, PrecisionConfig
 from triax.planning.memory import memory_of_place, memory_of_rank
-from triax.planning.setup import Setup, coordinates
+from triax.planning.setup import Setup
 from triax.training.config import BatchConfig, OptimizerConfig
 
 TINY = {"num_layers": 4, "hidden_size": 32, "num_heads": 4, "num_kv_heads": 2, "vocab_size": 96}
@@ -71,14 +71,3 @@ def test_a_tied_head_of_another_stage_is_a_weight_without_moments() -> None:
     first, last = memory_of_place(setup, 0), memory_of_place(setup, 1)
     assert first.main_params + last.main_params == 4 * num_parameters(setup.model)
     assert last.weights - last.main_params // 2 == 2 * 96 * 32
-
-
-def test_coordinates_count_the_tensor_axis_first() -> None:
-    setup = make_setup(8, tensor=2, pipeline=2, zero_stage=1)
-    assert coordinates(setup.layout, 5) == {
-        "pipeline": 1,
-        "replicate": 0,
-        "shard": 0,
-        "context": 0,
-        "tensor": 1,
-    }

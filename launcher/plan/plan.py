@@ -12,14 +12,14 @@ from typing import Any
 from triax.common.errors import UserError
 from triax.launcher.checks.sections import find_problems, find_step_problems
 from triax.launcher.config.loading import load_config
-from triax.launcher.config.planned import (
+from triax.launcher.config.problems import listed
+from triax.launcher.config.run_config import RunConfig
+from triax.launcher.plan.planned import (
     Planned,
     planned_from_file,
     planned_from_preset,
     write_layout,
 )
-from triax.launcher.config.problems import listed
-from triax.launcher.config.run_config import RunConfig
 from triax.launcher.terminal.messages import print_warning
 from triax.models.counts import num_parameters
 from triax.planning import report
