@@ -59,7 +59,7 @@ def shown_search(found: Found, seconds: float) -> Iterator[str]:
     if not found.ranked:
         return
     yield ""
-    yield ("   tp  pp    dp repl zero  mb schedule      checkpoints   GiB  tok/s/GPU    MFU")
+    yield ("   tp  pp    dp repl zero  mb schedule       checkpoint   GiB  tok/s/GPU    MFU")
     for number, outcome in enumerate(found.ranked, start=1):
         yield _layout(number, outcome)
         if outcome.why:
@@ -84,8 +84,8 @@ def _layout(number: int, outcome: Outcome) -> str:
     return (
         f"{number:>2}{parallel.tensor:>3} {parallel.pipeline:>3} "
         f"{setup.layout.data_parallel:>5} {parallel.replicate:>4} {parallel.zero_stage:>4} "
-        f"{setup.batch.micro_batch_size:>3} {schedule:<14}"
-        f"{parallel.activation_checkpointing:<12} {outcome.memory.total / GIB:>5.1f} "
+        f"{setup.batch.micro_batch_size:>3} {schedule:<15}"
+        f"{parallel.activation_checkpointing:<11} {outcome.memory.total / GIB:>5.1f} "
         f"{rate:>10,.0f} {outcome.mfu:>6.1%}"
     )
 
