@@ -278,7 +278,9 @@ def why_slower(outcome: Outcome, best: Outcome) -> str:
     worst = max(more, key=lambda part: more[part])
     if slower < 0.0005:
         return "as fast; needs more memory" if more_memory(outcome, best) else "as fast"
-    return f"{slower:.1%} slower: {more[worst]:.1%} of it {worst.replace('_', ' ')}"
+    compute = outcome.setup.precision.compute
+    other = "" if compute == best.setup.precision.compute else f", in {compute}"
+    return f"{slower:.1%} slower{other}: {more[worst]:.1%} of it {worst.replace('_', ' ')}"
 
 
 def more_memory(outcome: Outcome, best: Outcome) -> bool:
