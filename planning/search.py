@@ -16,6 +16,7 @@ from functools import lru_cache
 from triax.models.config import ModelConfig
 from triax.models.description import describe
 from triax.parallel.config import ParallelConfig
+from triax.parallel.layout import Layout
 from triax.parallel.stages import SCHEDULES, num_stages, schedule_problem
 from triax.planning.devices import GIB, Device
 from triax.planning.memory import PARTS, Memory, fullest_memory
@@ -163,8 +164,9 @@ def candidates(setup: Setup, device: Device, space: Space) -> Iterator[Setup]:
     """Every combination; those that have one meaning come once."""
     parallel = setup.parallel
     for tensor, pipeline in itertools.product(space.tensor, space.pipeline):
-        ranks, remainder = divmod(setup.world_size, tensor * pipeline)
-        if remainder or ranks == 0:
+        split = parallel.model_copy(update={"tensor": tensor, "pipeline": pipeline})
+        ranks = Layout.data_parallel_of(split, setup.world_size)
+        if ranks is None:
             continue
         schedules = space.schedules if pipeline > 1 else space.schedules[:1]
         per_node = max(1, device.card.gpus_per_node // tensor)
@@ -173,10 +175,8 @@ def candidates(setup: Setup, device: Device, space: Space) -> Iterator[Setup]:
         for (schedule, stages), zero_stage, replicate, kind in itertools.product(
             schedules, space.zero_stages, degrees, space.checkpointing
         ):
-            chosen = parallel.model_copy(
+            chosen = split.model_copy(
                 update={
-                    "tensor": tensor,
-                    "pipeline": pipeline,
                     "pipeline_schedule": schedule,
                     "stages_per_rank": stages,
                     "pipeline_split": None,

@@ -40,6 +40,7 @@ LAZY_IMPORTS = {"triax.launcher.cli", "triax.launcher.job.engine"}
 """The modules that resolve the two string tables: commands and engines."""
 TORCH_FREE = (
     "triax.launcher.cli",
+    "triax.launcher.cluster.launchers",
     "triax.launcher.commands.check",
     "triax.launcher.commands.diagnose",
     "triax.launcher.commands.plan",
@@ -48,6 +49,7 @@ TORCH_FREE = (
     "triax.models.counts",
     "triax.models.families.gpt2",
     "triax.models.families.llama",
+    "triax.parallel.layout",
 )
 """Besides every `config.py`, `common/` and `planning/` (but for its rehearsal)."""
 MAX_LINES = 400

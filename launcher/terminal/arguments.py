@@ -7,6 +7,7 @@ from pathlib import Path
 
 from triax.common.errors import UserError
 from triax.common.paths import expand
+from triax.common.quantities import parse_count
 
 
 def positive_int(text: str) -> int:
@@ -73,6 +74,14 @@ def count(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 10):
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, got {text!r}")
     return int(text)
+
+
+def large_count(text: str) -> int:
+    """A count such as 32000 or 32k, for argparse's `type`."""
+    try:
+        return parse_count(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def add_num_processes(parser: argparse.ArgumentParser) -> None:
