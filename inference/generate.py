@@ -90,26 +90,25 @@ def generate_batch(
     for step in range(max_new_tokens):
         if step > 0:
             logits_BV = _continue(model, cache, texts)
-        if not bool(logits_BV.isfinite().all()):
-            raise UserError(
-                "the model's logits aren't finite: its weights are of no use, perhaps those of a "
-                "run that diverged; try an earlier checkpoint"
-            )
+        _refuse_non_finite(logits_BV)
         tokens_B, log_probs_B = sampling.draw(logits_BV, seen_BV, generators)
         if seen_BV is not None:
             seen_BV.scatter_(-1, tokens_B[:, None], True)
-        tokens, log_probs = tokens_B.tolist(), log_probs_B.tolist()
-        for text, token in zip(texts, tokens, strict=True):
-            text.append(token)
-        is_open = [
-            still and token not in stop_tokens for still, token in zip(is_open, tokens, strict=True)
-        ]
+        drawn = list(map(NewToken, tokens_B.tolist(), log_probs_B.tolist()))
+        for row, new in enumerate(drawn):
+            texts[row].append(new.token)
+            is_open[row] = is_open[row] and new.token not in stop_tokens
         if not any(is_open):
             return
-        yield [
-            NewToken(token, log_prob) if still else None
-            for still, token, log_prob in zip(is_open, tokens, log_probs, strict=True)
-        ]
+        yield [new if still else None for new, still in zip(drawn, is_open, strict=True)]
+
+
+def _refuse_non_finite(logits_BV: Tensor) -> None:
+    if not bool(logits_BV.isfinite().all()):
+        raise UserError(
+            "the model's logits aren't finite: its weights are of no use, perhaps those of a run "
+            "that diverged; try an earlier checkpoint"
+        )
 
 
 def _seen(model: Transformer, texts: Sequence[Sequence[int]]) -> Tensor:
