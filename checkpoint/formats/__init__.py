@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from triax.checkpoint.formats import gpt2, llama
+from triax.checkpoint.formats import experts, gpt2, llama
 from triax.checkpoint.formats.table import Format, Theirs
 from triax.common.errors import UserError
 from triax.models.config import ModelConfig
@@ -16,7 +16,13 @@ _BY_TYPE: dict[str, Format] = {
     "qwen3": llama,
     "mistral": llama,
     "gpt2": gpt2,
+    **dict.fromkeys(experts.KINDS, experts),
 }
+
+
+def _format_for(model: ModelConfig) -> Format:
+    has_experts = getattr(model, "experts", None) is not None
+    return experts if has_experts else _BY_FAMILY[model.family]
 
 
 def format_of(config: Mapping[str, Any], where: str) -> Format:
@@ -49,11 +55,11 @@ def to_huggingface(
     Raises:
         UserError: no architecture there computes this model.
     """
-    return _BY_FAMILY[model.family].to_huggingface(
+    return _format_for(model).to_huggingface(
         model, dtype=dtype, seq_len=seq_len, special_tokens=special_tokens
     )
 
 
 def tensor_table(model: ModelConfig) -> list[Theirs]:
     """Their tensors and what of ours is in each, in the order of the model."""
-    return list(_BY_FAMILY[model.family].tensors(model))
+    return list(_format_for(model).tensors(model))

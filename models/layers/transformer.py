@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
-from triax.models.architecture import Attention
+from triax.common.tokens import IGNORE_INDEX
+from triax.models.architecture import Attention, Experts
 from triax.models.config import ModelConfig
 from triax.models.description import describe
 from triax.models.layers.block import Block
@@ -20,6 +22,7 @@ from triax.models.layers.masks import attention_mask
 from triax.models.layers.norm import make_norm
 from triax.models.layers.positions import LearnedPositions
 from triax.models.layers.rotary import rotary_table
+from triax.models.layers.router import Objective
 
 
 class Transformer(nn.Module):
@@ -52,6 +55,7 @@ class Transformer(nn.Module):
         )
         self.norm = make_norm(model.norm, width)
         self.head = Head(model)
+        self._has_experts = any(isinstance(layer.feed_forward, Experts) for layer in model.layers)
         self.tie()
 
     def keep(self, layers: range) -> None:
@@ -74,7 +78,11 @@ class Transformer(nn.Module):
             self.head.weight = self.embedding.weight
 
     def hidden_states(
-        self, x: Tensor, num_tokens: int, document_ids_BT: Tensor | None = None
+        self,
+        x: Tensor,
+        num_tokens: int,
+        document_ids_BT: Tensor | None = None,
+        objective: Objective | None = None,
     ) -> Tensor:
         """The last block's output (B, T, D) in the weights' dtype.
 
@@ -82,6 +90,7 @@ class Transformer(nn.Module):
             x: int64 token ids (B, T), or the former stage's output where there is no embedding.
             num_tokens: T, which `x` doesn't tell where its tokens are divided over processes.
             document_ids_BT: as in `forward`.
+            objective: for layers with a loss of their own; None where nothing is differentiated.
         """
         layers = [self._attention(number) for number in self.blocks]
         masks = {
@@ -96,7 +105,8 @@ class Transformer(nn.Module):
         if self.positions is not None:
             h_BTD = self.positions(h_BTD)
         for layer, block in zip(layers, self.blocks.values(), strict=True):
-            h_BTD = block(h_BTD, turns[layer.rotary, layer.head_dim], masks[layer.window])
+            turn, mask = turns[layer.rotary, layer.head_dim], masks[layer.window]
+            h_BTD = block(h_BTD, turn, mask, objective)
         return h_BTD
 
     def _attention(self, block: str) -> Attention:
@@ -123,7 +133,10 @@ class Transformer(nn.Module):
         Returns:
             Loss sums; the last block's output (B, T, D) from a stage without a head.
         """
-        h_BTD = self.hidden_states(x, targets_BT.shape[1], document_ids_BT)
+        objective = None
+        if self._has_experts and torch.is_grad_enabled():
+            objective = Objective(targets_BT != IGNORE_INDEX, weight)
+        h_BTD = self.hidden_states(x, targets_BT.shape[1], document_ids_BT, objective)
         if self.norm is None or self.head is None:
             return h_BTD
         sums: LossSums = self.head(self.norm(h_BTD), targets_BT, weight)

@@ -15,6 +15,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from triax.models.config import ModelConfig
 from triax.models.description import describe
 from triax.models.init import initialise
+from triax.parallel.balance import make_balance
 from triax.parallel.config import ParallelConfig, PrecisionConfig
 from triax.parallel.dtypes import DTYPES
 from triax.parallel.engine import (
@@ -79,9 +80,7 @@ class NativeEngine:
         # Once: a part of a mesh is made anew each time it is asked for.
         self._tensor_size, self._num_readers = mesh["tensor"].size(), num_readers(mesh)
         self.parts = parallelize(model, mesh, config, precision, seq_len)
-        for part in self.parts:
-            part.module.to_empty(device=self.device)
-            part.module.tie()
+        self._buffers = _on_device(self.parts, self.device)
         self._tied = tied_head(model, mesh, config, self.parts)
         weights = {n: p for part in self.parts for n, p in part.module.named_parameters()}
         followers = [] if self._tied is None else [weights.pop("head.weight", None)]
@@ -99,6 +98,7 @@ class NativeEngine:
         for name, parameter in self.parameters.items():
             local, offset = _local_part(parameter)
             initialise(local, describe(model).parameters[name], offset, seed)
+        self._balance = make_balance(model, self.parts, mesh)
         self._schedule = _make_schedule(self.parts, mesh, config, precision, model.hidden_size)
         copies = [num_copies(parameter, mesh) for parameter in self.parameters.values()]
         self._num_copies = torch.tensor(copies, device=self.device)
@@ -119,8 +119,12 @@ class NativeEngine:
         if self._main_params is not None and self._writes_copies and self._config.pipeline == 1:
             self._main_params.expect(len(micro_batches))
         inputs = [Inputs.on(self.device, batch) for batch in micro_batches]
+        if self._balance is not None:
+            self._balance.begin()
         with attention_kernels(self._config.attention):
             cross_entropy = self._schedule.forward_backward(inputs, weight)
+        if self._balance is not None:
+            self._balance.reduce()
         if self._tied is not None:
             self._tied.give_gradient()
         if self._main_params is not None:
@@ -138,6 +142,8 @@ class NativeEngine:
         elif not bool(skip):
             torch._foreach_mul_(self._local_gradients(), gradient_factor)
             self.optimizer.step()
+        if self._balance is not None:
+            self._balance.update(skip)
         self.optimizer.zero_grad(set_to_none=True)
         self._is_published = self._is_published and self._writes_copies
 
@@ -166,6 +172,7 @@ class NativeEngine:
         tensors = {
             f"model.{name}": parameter.detach() for name, parameter in self.parameters.items()
         }
+        tensors |= {f"model.{name}": buffer for name, buffer in self._buffers.items()}
         for name, parameter in self.parameters.items():
             for key, value in self.optimizer.state[parameter].items():
                 tensors[f"optimizer.{name}.{key}"] = value
@@ -214,6 +221,18 @@ class NativeEngine:
         for state in self.optimizer.state.values():
             for value in state.values():
                 value.zero_()
+
+
+def _on_device(parts: Sequence[Part], device: torch.device) -> dict[str, Tensor]:
+    """Give the parts memory; returns what the model keeps and doesn't train, as it begins."""
+    found = {}
+    for part in parts:
+        part.module.to_empty(device=device)
+        part.module.tie()
+        for name, buffer in part.module.named_buffers():
+            buffer.fill_(part.module.description.parameters[name].init_value)
+            found[name] = buffer
+    return found
 
 
 def _make_schedule(
