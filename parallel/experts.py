@@ -11,8 +11,8 @@ experts of one process, R rows, one for each expert of each token, by expert.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -24,6 +24,7 @@ from torch.distributed.tensor.placement_types import Placement
 from torch.nn import functional as F
 
 from triax.models.layers.experts import Experts, MixtureOfExperts, Work, grouped_product
+from triax.models.layers.output import LayerOutput
 from triax.models.layers.transformer import Transformer
 from triax.parallel.config import ParallelConfig
 from triax.parallel.tensor import distribute, gathered
@@ -109,12 +110,19 @@ def _linear_of_part(linear: nn.Module, x: Tensor) -> Tensor:
     return F.linear(x, weight.to_local())
 
 
-def _on_whole(forward: Any, mesh: DeviceMesh, tokens: Placement, x: Tensor, *rest: Any) -> Tensor:
+def _on_whole(
+    forward: Callable[..., LayerOutput],
+    mesh: DeviceMesh,
+    tokens: Placement,
+    x: Tensor,
+    counted_BT: Tensor | None = None,
+) -> LayerOutput:
     """The layer on all tokens, whose outputs, and gradients of inputs, are summed over the mesh."""
     whole = gathered(x, tokens, mesh).to_local(grad_placements=[Partial()])
-    part = DTensor.from_local(forward(whole, *rest), mesh, [Partial()], run_check=False)
-    result: Tensor = part.redistribute(placements=[tokens]).to_local()
-    return result
+    output = forward(whole, counted_BT)
+    part = DTensor.from_local(output.x, mesh, [Partial()], run_check=False)
+    result: DTensor = part.redistribute(placements=[tokens])
+    return output._replace(x=result.to_local())
 
 
 def work_elsewhere(

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 MAY_IMPORT = {
     "common": set(),
     "models": {"common"},
-    "data": {"common"},
+    "data": {"common", "models"},
     "parallel": {"common", "models"},
     "checkpoint": {"common", "models", "parallel"},
     "training": {"common", "models", "parallel", "checkpoint", "data"},
@@ -192,3 +192,8 @@ def test_a_folder_is_imported_from_its_place_at_the_root(folder: str) -> None:
     spec = importlib.util.find_spec(f"triax.{folder}")
     assert spec is not None and spec.origin is not None
     assert Path(spec.origin).name == "__init__.py"
+
+
+@pytest.mark.parametrize("folder", MAY_IMPORT)
+def test_a_folder_is_seen_by_the_type_checker(folder: str) -> None:
+    assert (ROOT / ".typing" / "triax" / folder).resolve() == ROOT / folder

@@ -127,7 +127,7 @@ def _open_xz(path: Path) -> BinaryIO:
 
 
 def _open_zstd(path: Path) -> BinaryIO:
-    import pyarrow  # type: ignore[import-untyped]
+    import pyarrow
 
     # pyarrow comes with `datasets`, and reports a file cut short; `zstandard` ends silently.
     return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))

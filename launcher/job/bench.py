@@ -114,8 +114,7 @@ def _measure_step(
 
 
 def _num_micro_batches(config: RunConfig, layout: Layout) -> int:
-    per_rank = config.batch.global_batch_size // layout.data_parallel
-    return per_rank // config.batch.micro_batch_size
+    return layout.num_micro_batches(config.batch.global_batch_size, config.batch.micro_batch_size)
 
 
 def _work(config: RunConfig, layout: Layout, moved: int) -> Work:
@@ -176,11 +175,10 @@ def _refuse_hopeless(config: RunConfig, layout: Layout, processes: Processes) ->
     if processes.device.type == "cuda":
         return
     num_weights = num_parameters(config.model)
-    num_parts = layout.tensor * layout.pipeline * layout.shard
     num_here = processes.environment.local_world_size
     gradients, moments = DTYPES[config.precision.gradients], DTYPES[config.optimizer.state_dtype]
     bytes_a_weight = 4 + gradients.itemsize + 2 * moments.itemsize
-    needed = bytes_a_weight * num_weights * num_here / num_parts
+    needed = bytes_a_weight * num_weights * num_here / layout.num_parts
     there = memory_bytes(processes.device)
     if needed > there:
         raise UserError(

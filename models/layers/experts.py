@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from triax.models import architecture
 from triax.models.architecture import FeedForward, FeedForwardKind
 from triax.models.layers.feed_forward import make_feed_forward
-from triax.models.layers.router import Choice, Objective, Router
+from triax.models.layers.output import LayerOutput
+from triax.models.layers.router import Choice, Router
 
 Work = Callable[[Tensor, Tensor], Tensor]
 """What experts make of rows (R, D) by expert, given how many each has (E,)."""
@@ -66,7 +67,8 @@ class Experts(nn.Module):
         rows_RD = x_ND.index_select(0, order_R // top_k)
         rows_RD = self.visit(self._swiglu, rows_RD, counts_E)
         made_NKD = rows_RD.index_select(0, order_R.argsort()).unflatten(0, (-1, top_k))
-        return (made_NKD * weights_NK[..., None]).sum(1).to(x_ND.dtype)
+        y_ND: Tensor = (made_NKD * weights_NK[..., None]).sum(1)
+        return y_ND.to(x_ND.dtype)
 
     def _swiglu(self, rows_RD: Tensor, counts_E: Tensor) -> Tensor:
         ends_E = counts_E.cumsum(0, dtype=torch.int32)
@@ -81,17 +83,20 @@ class MixtureOfExperts(nn.Module):
     def __init__(self, layer: architecture.Experts, width: int) -> None:
         super().__init__()
         self.router = Router(layer, width)
+        self.sum_shapes = self.router.sum_shapes
         self.experts = Experts(layer, width)
         self.shared: nn.Module | None = None
         if layer.shared_hidden_size:
             shared = FeedForward(FeedForwardKind.SWIGLU, layer.shared_hidden_size)
             self.shared = make_feed_forward(shared, width)
 
-    def forward(self, x_BTD: Tensor, objective: Objective | None = None) -> Tensor:
-        """Each token's experts' outputs; `objective` is that of the router."""
-        choice: Choice = self.router(x_BTD, objective)
+    def forward(self, x_BTD: Tensor, counted_BT: Tensor | None = None) -> LayerOutput:
+        """What each token's experts make of it; see `Router.forward` for the rest."""
+        choice: Choice = self.router(x_BTD, counted_BT)
         y_ND = self.experts(
             x_BTD.flatten(0, 1), choice.experts_BTK.flatten(0, 1), choice.weights_BTK.flatten(0, 1)
         )
         y_BTD: Tensor = y_ND.view_as(x_BTD)
-        return y_BTD if self.shared is None else y_BTD + self.shared(x_BTD)
+        if self.shared is not None:
+            y_BTD = y_BTD + self.shared(x_BTD)
+        return LayerOutput(y_BTD, choice.sums, choice.loss)

@@ -2,10 +2,10 @@
 
 Shape letters: B sequences, T tokens, D hidden size, E experts, K experts of a token, G groups.
 
-Each loss is a sum over the target tokens of a micro-batch times the weight of the objective, which
-is 1 over the number of targets of the whole batch, like the cross entropy. So none of them depends
-on how a batch is divided. With a token's shares s (its scores over their sum), of n target tokens
-in a sequence c_i those that chose expert i:
+Each loss is a sum over target tokens, or over sequences by their number of targets, like the cross
+entropy, and is divided by the same number of all targets of a step. So none of them depends on how
+a batch is divided. With a token's shares s (its scores over their sum), of n target tokens in a
+sequence c_i those that chose expert i:
 
 | loss | sum over | of |
 |---|---|---|
@@ -20,7 +20,7 @@ only after all of its forward passes, and backward passes have begun by then.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,17 +28,10 @@ from torch.nn import functional as F
 
 from triax.models import architecture
 from triax.models.architecture import ScoreKind
+from triax.models.layers.output import Shape
 
 _TINY = 1e-20
 """Added to a sum of scores, which sigmoids could make 0."""
-
-
-class Objective(NamedTuple):
-    """What the loss of a micro-batch is summed over, for layers that have a loss of their own."""
-
-    is_target_BT: Tensor
-    weight: Tensor
-    """fp32 scalar that multiplies the loss."""
 
 
 class Choice(NamedTuple):
@@ -48,34 +41,10 @@ class Choice(NamedTuple):
     """int64."""
     weights_BTK: Tensor
     """fp32."""
-
-
-class Sums(NamedTuple):
-    """Sums over the target tokens of a micro-batch; fp32."""
-
-    counts_E: Tensor
-    """Tokens that chose each expert."""
-    shares_E: Tensor
-    sequence_loss: Tensor
-    """Unweighted, like the next two."""
-    z_loss: Tensor
-    entropy: Tensor
-    """Of shares, in nats."""
-
-    @staticmethod
-    def count(num_experts: int) -> int:
-        """How many numbers they are."""
-        return 2 * num_experts + 3
-
-    def joined(self) -> Tensor:
-        """All of them, one after the other."""
-        return torch.cat((self.counts_E, self.shares_E, torch.stack(self[2:])))
-
-    @staticmethod
-    def of(joined: Tensor, num_experts: int) -> Sums:
-        """From what `joined` has made, or a sum of such."""
-        counts_E, shares_E, rest = joined.split((num_experts, num_experts, 3), dim=-1)
-        return Sums(counts_E, shares_E, *rest.unbind(-1))
+    sums: dict[str, Tensor]
+    """See `Router.sum_shapes`; {} where tokens don't count."""
+    loss: Tensor | None
+    """fp32 scalar, the weighted sum of the losses; None where tokens don't count."""
 
 
 class Router(nn.Module):
@@ -86,13 +55,14 @@ class Router(nn.Module):
 
     Attributes:
         bias, load: fp32 (E,), for what needs them; changed once a step from outside.
-        totals: gets the `Sums` of every backward pass added, if it isn't None.
         loss_share: what this process adds of the losses, where several compute the same.
+        sum_shapes: of what is told of the tokens that count: how many have chosen each expert; how
+            many choices found no place, which is always 0; the sequence loss (unweighted); and the
+            entropy of shares, in nats.
     """
 
     multiply: Callable[[Tensor, Tensor], Tensor] = staticmethod(F.linear)
     """How logits come about."""
-    totals: Tensor | None = None
     loss_share = 1.0
     bias: Tensor | None
     load: Tensor | None
@@ -102,16 +72,22 @@ class Router(nn.Module):
         self.layer, self.num_experts = layer.router, layer.num_experts
         self.weight = nn.Parameter(torch.empty(layer.num_experts, width))
         nn.init.normal_(self.weight, std=width**-0.5)
+        self.sum_shapes: dict[str, Shape] = {
+            "expert_tokens": (layer.num_experts,),
+            "expert_dropped": (),
+            "expert_balance": (),
+            "router_entropy": (),
+        }
         has_bias, has_load = layer.router.bias_rate > 0, layer.router.batch_loss > 0
         self.register_buffer("bias", torch.zeros(layer.num_experts) if has_bias else None)
         self.register_buffer("load", torch.ones(layer.num_experts) if has_load else None)
 
-    def forward(self, x_BTD: Tensor, objective: Objective | None) -> Choice:
+    def forward(self, x_BTD: Tensor, counted_BT: Tensor | None) -> Choice:
         """Choose experts.
 
         Args:
             x_BTD: whole sequences, or the loss of each wouldn't be one of a sequence.
-            objective: None where nothing is differentiated.
+            counted_BT: how much each token counts in losses and sums; None for neither.
         """
         logits_BTE = self.multiply(x_BTD.float(), self.weight.float())
         is_softmax = self.layer.scores is ScoreKind.SOFTMAX
@@ -121,13 +97,13 @@ class Router(nn.Module):
         if self.layer.is_normalised:
             weights_BTK = weights_BTK / (weights_BTK.sum(-1, keepdim=True) + _TINY)
         weights_BTK = weights_BTK * self.layer.scale
-        if objective is not None:
-            shares_BTE = scores_BTE
-            if not is_softmax:
-                shares_BTE = scores_BTE / (scores_BTE.sum(-1, keepdim=True) + _TINY)
-            loss, sums = self._balance(logits_BTE, shares_BTE, experts_BTK, objective)
-            weights_BTK = _WithLoss.apply(weights_BTK, loss, sums, self.totals)
-        return Choice(experts_BTK, weights_BTK)
+        if counted_BT is None:
+            return Choice(experts_BTK, weights_BTK, {}, None)
+        shares_BTE = scores_BTE
+        if not is_softmax:
+            shares_BTE = scores_BTE / (scores_BTE.sum(-1, keepdim=True) + _TINY)
+        loss, sums = self._balance(logits_BTE, shares_BTE, experts_BTK, counted_BT[..., None])
+        return Choice(experts_BTK, weights_BTK, sums, loss)
 
     @torch.no_grad()
     def _best(self, scores_BTE: Tensor) -> Tensor:
@@ -145,42 +121,25 @@ class Router(nn.Module):
         return scores_BTE.topk(self.layer.top_k, dim=-1).indices
 
     def _balance(
-        self, logits_BTE: Tensor, shares_BTE: Tensor, experts_BTK: Tensor, objective: Objective
-    ) -> tuple[Tensor, Tensor]:
-        """The losses' weighted sum (fp32 scalar), and `Sums` in one tensor."""
-        layer, num_experts = self.layer, self.num_experts
-        is_target_BT1 = objective.is_target_BT[..., None].float()
+        self, logits_BTE: Tensor, shares_BTE: Tensor, experts_BTK: Tensor, counted_BT1: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The losses' weighted sum, and the sums."""
+        layer = self.layer
         chosen_BTE = torch.zeros_like(shares_BTE).scatter(-1, experts_BTK, 1.0)
-        counts_BE = (chosen_BTE * is_target_BT1).sum(1)
-        shares_BE = (shares_BTE * is_target_BT1).sum(1)
-        num_B = is_target_BT1.sum((1, 2)).clamp(min=1)
-        sequence_B = (counts_BE * shares_BE).sum(-1) * num_experts / (layer.top_k * num_B)
-        z_loss = (logits_BTE.logsumexp(-1, keepdim=True).square() * is_target_BT1).sum()
-        loss = layer.sequence_loss * sequence_B.sum() + layer.z_loss * z_loss
+        counts_BE = (chosen_BTE * counted_BT1).sum(1)
+        shares_BE = (shares_BTE * counted_BT1).sum(1)
+        num_B = counted_BT1.sum((1, 2))
+        even_B = layer.top_k / self.num_experts * num_B
+        sequence_loss = ((counts_BE * shares_BE).sum(-1) / even_B.where(num_B > 0, 1)).sum()
+        z_loss = (logits_BTE.logsumexp(-1, keepdim=True).square() * counted_BT1).sum()
+        loss = layer.sequence_loss * sequence_loss + layer.z_loss * z_loss
         if self.load is not None:
             loss = loss + layer.batch_loss * (self.load * shares_BE).sum()
-        with torch.no_grad():
-            entropy = -(torch.xlogy(shares_BTE, shares_BTE) * is_target_BT1).sum()
-            sums = Sums(counts_BE.sum(0), shares_BE.sum(0), sequence_B.sum(), z_loss, entropy)
-        return objective.weight * self.loss_share * loss, sums.joined().detach()
-
-
-class _WithLoss(torch.autograd.Function):
-    """Hands on a tensor, and has a loss beside it differentiated in the same backward pass.
-
-    Such a loss needs no way to the model's end, so it is in the gradient under any schedule. The
-    step's sums grow in the backward pass too, which is made once however often activations are.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, loss: Tensor, sums: Tensor, totals: Tensor | None) -> Tensor:
-        ctx.save_for_backward(loss, sums)
-        ctx.totals = totals
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        loss, sums = ctx.saved_tensors
-        if ctx.totals is not None:
-            ctx.totals.add_(sums)
-        return grads[0], torch.ones_like(loss), None, None
+        entropies_BTE = -torch.special.xlogy(shares_BTE.detach(), shares_BTE.detach())
+        sums = {
+            "expert_tokens": counts_BE.sum(0),
+            "expert_dropped": layer.top_k * num_B.sum() - counts_BE.sum(),
+            "expert_balance": sequence_loss,
+            "router_entropy": (entropies_BTE * counted_BT1).sum(),
+        }
+        return self.loss_share * loss, sums

@@ -6,44 +6,37 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+from triax.models.batch import Batch
 from triax.models.config import ModelConfig
-from triax.models.description import describe
-from triax.models.init import initialise
-from triax.parallel.balance import make_balance
+from triax.parallel.balance import Balance
 from triax.parallel.config import ParallelConfig, PrecisionConfig
 from triax.parallel.dtypes import DTYPES
 from triax.parallel.engine import (
     CopyingOptimizer,
     Counts,
+    EvaluationSums,
     MakeOptimizer,
-    MicroBatch,
     RMSNorm,
     StepSums,
     set_rates,
     takes_flags,
 )
 from triax.parallel.flat_shards import local_tensor
+from triax.parallel.initial_weights import initialise_parts
 from triax.parallel.main_params import MainParams
-from triax.parallel.mesh import num_copies, num_readers
+from triax.parallel.mesh import num_copies
 from triax.parallel.nonfinite import NonFiniteFinder, first_non_finite
 from triax.parallel.norms import squared_norms
 from triax.parallel.parallelize import parallelize
 from triax.parallel.pipeline import PipelineSchedule
 from triax.parallel.reading import ReadingCounter
-from triax.parallel.schedule import (
-    Inputs,
-    NoPipelining,
-    Part,
-    Schedule,
-    attention_kernels,
-    num_targets,
-)
+from triax.parallel.results import evaluation_sums, shared_log_probs, step_sums
+from triax.parallel.schedule import Evaluated, NoPipelining, Part, Schedule, attention_kernels
+from triax.parallel.stages import num_stages, rank_of_stage
 from triax.parallel.tied import tied_head
 from triax.parallel.zero import keep_gradients_in
 
@@ -78,7 +71,8 @@ class NativeEngine:
         self.device = torch.device(mesh.device_type)
         self._config = config
         # Once: a part of a mesh is made anew each time it is asked for.
-        self._tensor_size, self._num_readers = mesh["tensor"].size(), num_readers(mesh)
+        self._tensor_size = mesh["tensor"].size()
+        self._pipeline_group = mesh["pipeline"].get_group()
         self.parts = parallelize(model, mesh, config, precision, seq_len)
         self._buffers = _on_device(self.parts, self.device)
         self._tied = tied_head(model, mesh, config, self.parts)
@@ -95,10 +89,8 @@ class NativeEngine:
         elif self._gradient_dtype != torch.float32:
             for part in self.parts:
                 keep_gradients_in(part.module, self._gradient_dtype)
-        for name, parameter in self.parameters.items():
-            local, offset = _local_part(parameter)
-            initialise(local, describe(model).parameters[name], offset, seed)
-        self._balance = make_balance(model, self.parts, mesh)
+        initialise_parts(self.parameters, model, seed)
+        self._balance = Balance(self.parts)
         self._schedule = _make_schedule(self.parts, mesh, config, precision, model.hidden_size)
         copies = [num_copies(parameter, mesh) for parameter in self.parameters.values()]
         self._num_copies = torch.tensor(copies, device=self.device)
@@ -111,26 +103,25 @@ class NativeEngine:
         self._is_published = False
         self._fill_in_optimizer_state()
 
-    def count_targets(self, micro_batches: Sequence[MicroBatch]) -> Counts:
+    def count_targets(self, micro_batches: Sequence[Batch]) -> Counts:
         return self._reading.count(micro_batches)
 
-    def forward_backward(self, micro_batches: Sequence[MicroBatch], weight: Tensor) -> StepSums:
+    def forward_backward(self, micro_batches: Sequence[Batch], weight: Tensor) -> StepSums:
         self._publish()
         if self._main_params is not None and self._writes_copies and self._config.pipeline == 1:
             self._main_params.expect(len(micro_batches))
-        inputs = [Inputs.on(self.device, batch) for batch in micro_batches]
-        if self._balance is not None:
-            self._balance.begin()
+        inputs = [batch.to(self.device) for batch in micro_batches]
         with attention_kernels(self._config.attention):
-            cross_entropy = self._schedule.forward_backward(inputs, weight)
-        if self._balance is not None:
-            self._balance.reduce()
+            sums = self._schedule.forward_backward(inputs, weight)
         if self._tied is not None:
             self._tied.give_gradient()
         if self._main_params is not None:
             self._main_params.take_gradients()
-        own_finite = (torch.isfinite(cross_entropy) & torch.isfinite(weight)).float()
-        return StepSums(*self._reduce(cross_entropy), own_finite)
+        # What several processes hold counts once.
+        squared_norm = (squared_norms(self._local_gradients()) / self._num_copies).sum()
+        told = step_sums(sums, squared_norm, weight, self._tensor_size)
+        self._balance.learn(told.extra)
+        return told
 
     def update(self, lr: float, gradient_factor: Tensor, skip: Tensor) -> None:
         set_rates(self.optimizer, lr)
@@ -142,22 +133,26 @@ class NativeEngine:
         elif not bool(skip):
             torch._foreach_mul_(self._local_gradients(), gradient_factor)
             self.optimizer.step()
-        if self._balance is not None:
-            self._balance.update(skip)
+        self._balance.update(skip)
         self.optimizer.zero_grad(set_to_none=True)
         self._is_published = self._is_published and self._writes_copies
 
-    def evaluate(self, micro_batches: Sequence[MicroBatch]) -> tuple[Tensor, Tensor]:
-        self._publish()
-        inputs = [Inputs.on(self.device, batch) for batch in micro_batches]
-        with attention_kernels(self._config.attention):
-            cross_entropy = self._schedule.forward(inputs) / self._tensor_size
-        targets = num_targets(micro_batches, self.device).double() / self._num_readers
-        totals = torch.stack((cross_entropy, targets))
-        dist.all_reduce(totals)
-        return totals[0], totals[1].round()
+    def evaluate(self, micro_batches: Sequence[Batch]) -> EvaluationSums:
+        evaluated = self._forward([batch.to(self.device) for batch in micro_batches])
+        num_readers = self._reading.num_readers
+        return evaluation_sums(evaluated, micro_batches, self._tensor_size, num_readers)
 
-    def locate_non_finite(self, micro_batches: Sequence[MicroBatch]) -> str | None:
+    def log_probs(self, batches: Sequence[Batch]) -> list[Tensor]:
+        inputs = [batch.to(self.device) for batch in batches]
+        last = rank_of_stage(num_stages(self._config) - 1, self._config)
+        return shared_log_probs(self._forward(inputs), inputs, self._pipeline_group, last)
+
+    def _forward(self, inputs: Sequence[Batch]) -> Evaluated:
+        self._publish()
+        with attention_kernels(self._config.attention):
+            return self._schedule.forward(inputs)
+
+    def locate_non_finite(self, micro_batches: Sequence[Batch]) -> str | None:
         finders = [NonFiniteFinder(part.module) for part in self.parts]
         with ExitStack() as stack:
             for finder in finders:
@@ -195,16 +190,6 @@ class NativeEngine:
                 assert gradient.placements == parameter.placements, f"{name}: not a whole gradient"
             gradients.append(local_tensor(gradient))
         return gradients
-
-    def _reduce(self, cross_entropy: Tensor) -> tuple[Tensor, Tensor]:
-        """The cross entropy and the gradient's norm over all processes.
-
-        One all-reduce in fp64, in which what several of them hold counts once.
-        """
-        squared_norm = (squared_norms(self._local_gradients()) / self._num_copies).sum()
-        sums = torch.stack((cross_entropy / self._tensor_size, squared_norm))
-        dist.all_reduce(sums)
-        return sums[0].float(), sums[1].sqrt().float()
 
     def _fill_in_optimizer_state(self) -> None:
         """Let the optimizer make its state now, so that a checkpoint can be read into it.
@@ -245,13 +230,3 @@ def _make_schedule(
     if config.pipeline == 1:
         return NoPipelining(parts[0].module, config.zero_stage)
     return PipelineSchedule(parts, mesh, config, hidden_size, DTYPES[precision.compute])
-
-
-def _local_part(parameter: Tensor) -> tuple[Tensor, Sequence[int]]:
-    """This process's part of a parameter, and where in the parameter it begins."""
-    if not isinstance(parameter, DTensor):
-        return parameter, [0] * parameter.ndim
-    _, offset = compute_local_shape_and_global_offset(
-        parameter.shape, parameter.device_mesh, parameter.placements
-    )
-    return parameter.to_local(), offset

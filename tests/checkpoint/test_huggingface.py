@@ -510,7 +510,7 @@ def test_transformers_4_finds_the_window_by_layer(tmp_path: Path, shape: str, fi
     path = tmp_path / "hf" / "config.json"
     config = json.loads(path.read_text())
     assert config["max_window_layers"] == first
-    assert config["use_sliding_window"] == (model.sliding_window is not None)
+    assert config["use_sliding_window"] == (shape == "window, qk-norm")
     del config["layer_types"]
     path.write_text(json.dumps(config))
     assert import_huggingface(tmp_path / "hf")[0] == model
@@ -533,7 +533,9 @@ def test_transformers_4_keys_and_5_keys_read_alike(exported: Path) -> None:
     path.write_text(json.dumps(new | {"rope_parameters": scaling | {"rope_theta": 7.5}}))
     from_new, _ = import_huggingface(exported)
     assert from_old == from_new
-    assert from_old.rope_theta == 7.5 and from_old.rope_scaling.factor == 4.0
+    rotary = from_old.architecture().layers[0].attention.rotary
+    assert rotary is not None and rotary.scaling is not None
+    assert rotary.theta == 7.5 and rotary.scaling.factor == 4.0
 
 
 def test_sizes_that_nobody_can_count_are_refused() -> None:

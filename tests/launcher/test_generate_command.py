@@ -75,9 +75,9 @@ def test_all_that_is_drawn_is_shown(checkpoint: str, capsys: pytest.CaptureFixtu
         texts.append(capsys.readouterr().out.removesuffix("\n"))
     assert all(text.startswith("<|endoftext|>x") for text in texts)
     # A byte each, of which at most four make a character.
-    for text, num_tokens in zip(texts, (1, 12, 40), strict=True):
+    for text, num_bytes in zip(texts, (1, 12, 40), strict=True):
         added = text.removeprefix("<|endoftext|>x")
-        assert num_tokens / 4 <= len(added) <= num_tokens
+        assert num_bytes / 4 <= len(added) <= num_bytes
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 from worlds import SEED, SMALL, Case, Run, sequences
 
-from triax.common.tokens import IGNORE_INDEX
 from triax.models.families import model_config
 from triax.models.init import initialise_model
 from triax.models.layers.experts import MixtureOfExperts
-from triax.models.layers.router import Router, Sums
+from triax.models.layers.router import Router
 from triax.models.layers.transformer import Transformer
 from triax.training.config import OptimizerConfig
 
@@ -34,10 +33,10 @@ def sparse_model(experts: dict[str, Any], **changes: Any) -> dict[str, Any]:
     return SMALL | {"experts": experts} | changes
 
 
-def routers_of(model: Transformer) -> list[Router]:
-    """In the order of the layers."""
-    mlps = (block.mlp for block in model.blocks.values())
-    return [mlp.router for mlp in mlps if isinstance(mlp, MixtureOfExperts)]
+def routers_of(model: Transformer) -> dict[int, Router]:
+    """By the numbers of their layers."""
+    mlps = {int(number): block.mlp for number, block in model.blocks.items()}
+    return {n: mlp.router for n, mlp in mlps.items() if isinstance(mlp, MixtureOfExperts)}
 
 
 def plain_expert_run(case: Case) -> Run:
@@ -46,7 +45,7 @@ def plain_expert_run(case: Case) -> Run:
     model = Transformer(config)
     initialise_model(model, model.description, SEED)
     settings = OptimizerConfig(**case.optimizer)
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in model.parameters() if p.ndim >= 2]},
         {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
     ]
@@ -58,11 +57,9 @@ def plain_expert_run(case: Case) -> Run:
     for step in range(case.num_steps):
         first = step * case.global_batch_size
         rows = sequences(first, case.global_batch_size, config.vocab_size, case.seq_len)
-        for router in routers_of(model):
-            router.totals = torch.zeros(Sums.count(router.num_experts), dtype=torch.float64)
-        num_targets = (rows.targets_BT != IGNORE_INDEX).sum()
-        sums = model(rows.tokens_BT, rows.targets_BT, rows.document_ids_BT, 1 / num_targets)
-        sums.objective.backward()
+        num_targets = rows.num_targets
+        output = model(rows.tokens_BT, rows, 1 / num_targets)
+        output.x.backward()
         gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
         norm = sum(gradient.double().square().sum() for gradient in gradients.values()) ** 0.5
         if step == 0:
@@ -72,9 +69,9 @@ def plain_expert_run(case: Case) -> Run:
         )
         optimizer.step()
         optimizer.zero_grad()
-        for router in routers_of(model):
-            _learn_load(router)
-        run.losses.append((sums.cross_entropy / num_targets).item())
+        for number, router in routers_of(model).items():
+            _learn_load(router, output.sums["expert_tokens"][number].tolist())
+        run.losses.append((output.sums["cross_entropy"] / num_targets).item())
         run.grad_norms.append(norm.item())
     tensors = (*model.named_parameters(), *model.named_buffers())
     run.parameters = {name: tensor.detach().clone() for name, tensor in tensors}
@@ -82,9 +79,7 @@ def plain_expert_run(case: Case) -> Run:
 
 
 @torch.no_grad()
-def _learn_load(router: Router) -> None:
-    assert router.totals is not None
-    counts: list[float] = router.totals[: router.num_experts].tolist()
+def _learn_load(router: Router, counts: list[float]) -> None:
     mean = sum(counts) / len(counts)
     if router.load is not None:
         router.load.copy_(Tensor([count / mean for count in counts]))
