@@ -19,9 +19,11 @@ from torch.utils.checkpoint import (
 from triax.models.config import ModelConfig
 from triax.models.description import Description
 from triax.models.layers.block import Block
+from triax.models.layers.experts import MixtureOfExperts
 from triax.models.layers.head import Head
 from triax.models.layers.loss import CHUNK_TOKENS, chunk_gradient, chunk_statistics
 from triax.models.layers.masks import BLOCK_TOKENS, block_mask
+from triax.models.layers.router import choosing_once
 from triax.parallel.config import ParallelConfig, PrecisionConfig
 from triax.parallel.experts import spread_all_experts
 from triax.parallel.float8 import use_float8
@@ -48,11 +50,10 @@ _EXPENSIVE = (
     torch.ops._c10d_functional.all_reduce.default,
     torch.ops._c10d_functional.all_to_all_single.default,
     torch.ops.aten._grouped_mm.default,
+    torch.ops.aten.topk.default,
 )
-"""What selective checkpointing keeps: matrix products, attention, and what came from peers."""
-_DECISIONS = (torch.ops.aten.topk.default,)
-"""What all checkpointing keeps: computed again with other last bits, routers could choose other
-experts, and other numbers of rows would come back than were differentiated."""
+"""What selective checkpointing keeps: matrix products, attention, what came from peers, and which
+experts were chosen."""
 
 
 def masks_in_blocks(
@@ -148,9 +149,10 @@ def checkpoint_activations(block: nn.Module, what: str) -> None:
         return
     forward: Callable[..., Any] = block.forward
     options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
-    if what == "selective" or getattr(block, "has_experts", False):
-        policy = _policy if what == "selective" else _keep_decisions
-        options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, policy)
+    if what == "selective":
+        options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _policy)
+    elif isinstance(block, Block) and isinstance(block.mlp, MixtureOfExperts):
+        options["context_fn"] = functools.partial(choosing_once, block.mlp.router)
     block.forward = functools.partial(checkpoint, forward, **options)
 
 
@@ -169,10 +171,5 @@ def compile_loss(head: Head) -> None:
 
 
 def _policy(_context: Any, operation: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
-    keep = operation in _EXPENSIVE + _DECISIONS
-    return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
-
-
-def _keep_decisions(_context: Any, operation: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
-    keep = operation in _DECISIONS
+    keep = operation in _EXPENSIVE
     return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE

@@ -20,6 +20,7 @@ only after all of its forward passes, and backward passes have begun by then.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import torch
@@ -92,7 +93,7 @@ class Router(nn.Module):
         logits_BTE = self.multiply(x_BTD.float(), self.weight.float())
         is_softmax = self.layer.scores is ScoreKind.SOFTMAX
         scores_BTE = logits_BTE.softmax(-1) if is_softmax else logits_BTE.sigmoid()
-        experts_BTK = self._best(scores_BTE)
+        experts_BTK = self.choose(scores_BTE)
         weights_BTK = scores_BTE.gather(-1, experts_BTK)
         if self.layer.is_normalised:
             weights_BTK = weights_BTK / (weights_BTK.sum(-1, keepdim=True) + _TINY)
@@ -106,7 +107,7 @@ class Router(nn.Module):
         return Choice(experts_BTK, weights_BTK, sums, loss)
 
     @torch.no_grad()
-    def _best(self, scores_BTE: Tensor) -> Tensor:
+    def choose(self, scores_BTE: Tensor) -> Tensor:
         """The experts that each token chooses, of the best groups if there are groups: those whose
         two best experts have the largest sum (DeepSeek-V3)."""
         if self.bias is not None:
@@ -143,3 +144,37 @@ class Router(nn.Module):
             "router_entropy": (entropies_BTE * counted_BT1).sum(),
         }
         return self.loss_share * loss, sums
+
+
+def choosing_once(
+    router: Router,
+) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Contexts for a layer's forward pass and for computing it again, for activation checkpointing.
+
+    The second finds the experts that were chosen in the first: computed again with other last bits,
+    scores could choose others, and other rows would come back than were differentiated.
+    """
+    kept: list[Tensor] = []
+
+    def first(scores_BTE: Tensor) -> Tensor:
+        kept.append(Router.choose(router, scores_BTE))
+        return kept[-1]
+
+    def again(_scores_BTE: Tensor) -> Tensor:
+        return kept[-1]
+
+    return _Choosing(router, first), _Choosing(router, again)
+
+
+class _Choosing(AbstractContextManager[None]):
+    """While it is entered, which may be several times, a router chooses in another way."""
+
+    def __init__(self, router: Router, choose: Callable[[Tensor], Tensor]) -> None:
+        self._router = router
+        self._choose = choose
+
+    def __enter__(self) -> None:
+        self._router.choose = self._choose  # type: ignore[assignment, method-assign]
+
+    def __exit__(self, *exception: object) -> None:
+        del self._router.choose
