@@ -34,7 +34,8 @@ import torch
 from rivals import RIVALS, Loop
 
 from triax.common.errors import UserError
-from triax.launcher.cluster.environment import Environment, discover
+from triax.launcher.cluster.environment import Environment
+from triax.launcher.cluster.launchers import discover
 from triax.launcher.cluster.process_group import joined
 from triax.launcher.config.run_config import RunConfig
 from triax.launcher.job.bench import bench

@@ -28,7 +28,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from triax.data.read.loader import Loader
 from triax.launcher.checks.sections import load_checked
-from triax.launcher.cluster.environment import discover
+from triax.launcher.cluster.launchers import discover
 from triax.launcher.config.run_config import RunConfig
 from triax.launcher.job.run import run as run_job
 from triax.models.batch import Batch

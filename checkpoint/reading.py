@@ -86,7 +86,7 @@ def load_model(folder: Path, config: ModelConfig) -> Transformer:
     """The checkpoint's weights as a plain model on the CPU, in fp32.
 
     Raises:
-        UserError: it is a checkpoint of another model, or its shards cannot be read.
+        UserError: it is a checkpoint of another model or optimizer, or its shards cannot be read.
     """
     num_saved = len(_tensor_metadata(ShardReader(folder).read_metadata()))
     if config.num_layers > num_saved:  # to build so many may take for ever
@@ -134,7 +134,9 @@ def _refuse_another_model(folder: Path, differences: list[str]) -> None:
         shown = "\n".join(differences[:_NUM_SHOWN])
         rest = len(differences) - _NUM_SHOWN
         more = f"\n  and {rest} more" if rest > 0 else ""
+        is_optimizer = all(line.startswith("  optimizer.") for line in differences)
+        what = "optimizer" if is_optimizer else "model"
         raise UserError(
-            f"{folder}: a checkpoint of another model:\n{shown}{more}\n"
-            "Use the [model] section it was trained with, or another run.name to start anew."
+            f"{folder}: a checkpoint of another {what}:\n{shown}{more}\n"
+            f"Use the [{what}] section it was trained with, or another run.name to start anew."
         )

@@ -20,11 +20,6 @@ _BY_TYPE: dict[str, Format] = {
 }
 
 
-def _format_for(model: ModelConfig) -> Format:
-    has_experts = getattr(model, "experts", None) is not None
-    return experts if has_experts else _BY_FAMILY[model.family]
-
-
 def format_of(config: Mapping[str, Any], where: str) -> Format:
     """The table for the contents of a `config.json`.
 
@@ -61,5 +56,19 @@ def to_huggingface(
 
 
 def tensor_table(model: ModelConfig) -> list[Theirs]:
-    """Their tensors and what of ours is in each, in the order of the model."""
+    """Their tensors and what of ours is in each, in the order of the model.
+
+    Raises:
+        UserError: the family has no table.
+    """
     return list(_format_for(model).tensors(model))
+
+
+def _format_for(model: ModelConfig) -> Format:
+    if model.family not in _BY_FAMILY:
+        raise UserError(
+            f'the family "{model.family}" has no form at Hugging Face here: only '
+            f"{' and '.join(_BY_FAMILY)} models can be exported"
+        )
+    has_experts = getattr(model, "experts", None) is not None
+    return experts if has_experts else _BY_FAMILY[model.family]

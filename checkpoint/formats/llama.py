@@ -61,7 +61,11 @@ _LLAMA3_KEYS = (
 def to_huggingface(
     model: ModelConfig, *, dtype: str, seq_len: int, special_tokens: Mapping[str, int | list[int]]
 ) -> dict[str, Any]:
-    """The contents of `config.json`; see `formats.to_huggingface`."""
+    """The contents of `config.json`; see `formats.to_huggingface`.
+
+    Raises:
+        UserError: no architecture there computes this model.
+    """
     assert isinstance(model, LlamaConfig)
     return _architecture(model) | common_keys(
         model, dtype=dtype, seq_len=seq_len, special_tokens=special_tokens

@@ -27,6 +27,7 @@ from typing import Any, BinaryIO, cast
 
 from triax.common.errors import UserError
 from triax.data.prepare.inputs import SAVED_DATASET, DatasetName, Source, TextFile, resolve_all
+from triax.data.prepare.rows import missing_field, row_text
 
 _log = logging.getLogger(__name__)
 MAX_DOCUMENT = 1 << 24
@@ -100,7 +101,7 @@ def _file_documents(file: TextFile, text_field: str) -> Iterator[str]:
     suffixes = [suffix.lower() for suffix in path.suffixes]
     open_file = _OPENERS.get(suffixes[-1], _open_plain) if suffixes else _open_plain
     kind = suffixes[:-1] if open_file is not _open_plain else suffixes
-    read = _READERS.get(kind[-1], _read_whole) if kind else _read_whole
+    read = READERS.get(kind[-1], _read_whole) if kind else _read_whole
     try:
         with open_file(path) as stream:
             yield from read(stream, file, text_field)
@@ -184,7 +185,7 @@ def _json_text(line: bytes, where: str, text_field: str) -> str:
     if not isinstance(row, dict):
         kind = type(row).__name__
         raise UserError(f"{where}: expected a JSON object, got {kind}; {_ONE_A_LINE}")
-    return _row_text(row, where, text_field)
+    return row_text(row, where, text_field)
 
 
 def _json(line: bytes) -> Any:
@@ -197,35 +198,6 @@ def _json(line: bytes) -> Any:
         return json.loads(line, parse_int=float)
 
 
-def _row_text(row: dict[str, Any], where: str, text_field: str) -> str:
-    """The text of one row; null is an empty text."""
-    if text_field not in row:
-        raise UserError(_missing_field(where, text_field, list(row)))
-    text = row[text_field]
-    if text is None:
-        return ""
-    if not isinstance(text, str):
-        raise UserError(f'{where}: "{text_field}" holds {type(text).__name__}, expected a string')
-    return _valid_unicode(text)
-
-
-def _missing_field(where: str, text_field: str, fields: Sequence[str]) -> str:
-    found = ", ".join(fields[:10]) or "none"
-    return (
-        f'{where}: no field "{text_field}"; there are: {found}. '
-        "Name the one that holds the text with --text-field (text_field in a config)"
-    )
-
-
-def _valid_unicode(text: str) -> str:
-    """Replace half surrogate pairs, which JSON escapes can spell and UTF-8 cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
-
-
 def _read_parquet(stream: BinaryIO, source: TextFile, text_field: str) -> Iterator[str]:
     import pyarrow
     from pyarrow import parquet
@@ -234,12 +206,12 @@ def _read_parquet(stream: BinaryIO, source: TextFile, text_field: str) -> Iterat
     try:
         file = parquet.ParquetFile(_seekable(stream, path))
         if text_field not in file.schema_arrow.names:
-            raise UserError(_missing_field(str(path), text_field, file.schema_arrow.names))
+            raise UserError(missing_field(str(path), text_field, file.schema_arrow.names))
         number = 0
         for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=[text_field]):
             for value in batch.column(0).to_pylist():
                 number += 1
-                yield _row_text({text_field: value}, f"{path}, row {number}", text_field)
+                yield row_text({text_field: value}, f"{path}, row {number}", text_field)
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise UserError(f"{path}: damaged or no parquet file: {error}") from None
 
@@ -269,7 +241,7 @@ def _dataset_documents(source: DatasetName, text_field: str) -> Iterator[str]:
     try:
         rows = datasets.load_dataset(source.name, source.config, split="train", streaming=True)
         for number, row in enumerate(rows, start=1):
-            yield _row_text(row, f"{title}, row {number}", text_field)
+            yield row_text(row, f"{title}, row {number}", text_field)
     except UserError:
         raise
     except Exception as error:  # a library of many back ends raises many kinds
@@ -285,10 +257,11 @@ _OPENERS: dict[str, Callable[[Path], BinaryIO]] = {
     ".xz": _open_xz,
     ".zst": _open_zstd,
 }
-_READERS: dict[str, Callable[[BinaryIO, TextFile, str], Iterator[str]]] = {
+READERS: dict[str, Callable[[BinaryIO, TextFile, str], Iterator[str]]] = {
     ".arrow": _read_arrow,
     ".jsonl": _read_json_lines,
     ".ndjson": _read_json_lines,
     ".json": _read_json_lines,
     ".parquet": _read_parquet,
 }
+"""By suffix, how the texts of an open file are read; of any other the file is one text."""

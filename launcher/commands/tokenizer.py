@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import time
 
-from triax.common.errors import ExitCode
+from triax.common.errors import ExitCode, UserError
+from triax.common.files import is_file
 from triax.data.prepare.document_tokens import document_tokens
 from triax.data.prepare.split_patterns import PATTERNS
 from triax.data.prepare.tokenizer import load_tokenizer, train_tokenizer, vocabulary_size
 from triax.data.prepare.tokenizer_formats import import_tokenizer
-from triax.launcher.terminal.arguments import as_path, utf8
+from triax.launcher.terminal.arguments import as_path, large_count, utf8
 
 _EXAMPLE = """\
 INPUT is a file (text, .jsonl or .parquet, plain or compressed), a folder, a
@@ -41,7 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     train.add_argument("inputs", nargs="+", metavar="INPUT", help="where the text is")
-    train.add_argument("--vocab-size", type=int, required=True, metavar="N", help="at least 257")
+    train.add_argument(
+        "--vocab-size", type=large_count, required=True, metavar="N", help="at least 257, as 32k"
+    )
     train.add_argument(
         "--output", type=as_path, required=True, metavar="DIR", help="folder to write"
     )
@@ -95,6 +98,11 @@ def _import(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
+    if is_file(args.output / "tokenizer.json"):
+        raise UserError(
+            f"{args.output}: holds a tokenizer.json already, and data made with it would be of no "
+            "more use; give another --output, or remove it"
+        )
     began = time.monotonic()
     print(f"training a tokenizer of {args.vocab_size:,} tokens", flush=True)
     path = train_tokenizer(args.inputs, args.vocab_size, args.output, args.text_field)

@@ -112,6 +112,15 @@ class DeepSpeedEngine:
             for offset, values in shard.rectangles:
                 initialise(values, describe(model).parameters[name], offset, seed)
 
+    @property
+    def parts(self) -> list[Part]:
+        """As `NativeEngine.parts`: the one stage that this process holds."""
+        return [Part(0, self._part)]
+
+    def local_gradients(self) -> list[Tensor]:
+        """As `NativeEngine.local_gradients`; some are copies."""
+        return [gradient for _, gradient in self._zero.gradients()]
+
     def count_targets(self, micro_batches: Sequence[Batch]) -> Counts:
         return self._reading.count(micro_batches)
 

@@ -118,7 +118,7 @@ class NativeEngine:
         if self._main_params is not None:
             self._main_params.take_gradients()
         # What several processes hold counts once.
-        squared_norm = (squared_norms(self._local_gradients()) / self._num_copies).sum()
+        squared_norm = (squared_norms(self.local_gradients()) / self._num_copies).sum()
         told = step_sums(sums, squared_norm, weight, self._tensor_size)
         self._balance.learn(told.extra)
         return told
@@ -131,7 +131,7 @@ class NativeEngine:
             self.optimizer.found_inf = skip
             self.optimizer.step()
         elif not bool(skip):
-            torch._foreach_mul_(self._local_gradients(), gradient_factor)
+            torch._foreach_mul_(self.local_gradients(), gradient_factor)
             self.optimizer.step()
         self._balance.update(skip)
         self.optimizer.zero_grad(set_to_none=True)
@@ -173,15 +173,8 @@ class NativeEngine:
                 tensors[f"optimizer.{name}.{key}"] = value
         return tensors
 
-    def _publish(self) -> None:
-        """Let the model compute with the weights that the optimizer, or a checkpoint, has made."""
-        if self._main_params is not None and not self._is_published:
-            self._main_params.publish()
-            self._is_published = True
-        if self._tied is not None:
-            self._tied.follow()
-
-    def _local_gradients(self) -> list[Tensor]:
+    def local_gradients(self) -> list[Tensor]:
+        """What the update reads on this process: there from the passes to the update."""
         gradients = []
         for name, parameter in self.parameters.items():
             gradient = parameter.grad
@@ -190,6 +183,14 @@ class NativeEngine:
                 assert gradient.placements == parameter.placements, f"{name}: not a whole gradient"
             gradients.append(local_tensor(gradient))
         return gradients
+
+    def _publish(self) -> None:
+        """Let the model compute with the weights that the optimizer, or a checkpoint, has made."""
+        if self._main_params is not None and not self._is_published:
+            self._main_params.publish()
+            self._is_published = True
+        if self._tied is not None:
+            self._tied.follow()
 
     def _fill_in_optimizer_state(self) -> None:
         """Let the optimizer make its state now, so that a checkpoint can be read into it.

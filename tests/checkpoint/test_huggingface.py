@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 
+from triax.checkpoint.formats import tensor_table
 from triax.checkpoint.huggingface import (
     export_huggingface,
     import_huggingface,
@@ -19,6 +20,7 @@ from triax.checkpoint.huggingface_tokenizer import TokenizerExport
 from triax.common.errors import UserError
 from triax.models.config import ModelConfig
 from triax.models.families import model_config
+from triax.models.families.llama import LlamaConfig
 from triax.models.layers.transformer import Transformer
 
 transformers = pytest.importorskip("transformers")
@@ -265,6 +267,14 @@ def test_files_have_the_mode_that_the_umask_gives(tmp_path: Path, max_file_bytes
     finally:
         os.umask(before)
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "hf").iterdir()} == {0o640}
+
+
+def test_a_family_without_a_table_is_refused() -> None:
+    class MineConfig(LlamaConfig):
+        family: Literal["mine"] = "mine"  # type: ignore[assignment]
+
+    with pytest.raises(UserError, match=r'family "mine" has no form .* only llama and gpt2'):
+        tensor_table(MineConfig.model_validate(SMALL))
 
 
 def test_a_soft_cap_cannot_be_exported(tmp_path: Path) -> None:

@@ -260,6 +260,13 @@ def test_another_model_is_refused_with_both_shapes(tmp_path: Path) -> None:
     assert "model.new.weight: (2,) here, not in the checkpoint" in str(caught.value)
 
 
+def test_another_optimizer_is_told_from_another_model(tmp_path: Path) -> None:
+    store = save_steps(tmp_path, 10)
+    wanted = empty_like(tensors_at(10)) | {"optimizer.a.weight.exp_avg_sq": torch.zeros(7, 5)}
+    with pytest.raises(UserError, match=r"another optimizer:(.|\n)*Use the \[optimizer\] section"):
+        store.load(newest(store), wanted)
+
+
 def test_some_of_the_tensors_in_another_dtype(tmp_path: Path) -> None:
     store = save_steps(tmp_path, 10)
     wanted = {"model.a.weight": torch.nn.Parameter(torch.zeros(7, 5, dtype=torch.bfloat16))}

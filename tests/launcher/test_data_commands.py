@@ -25,6 +25,28 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_a_tokenizer_is_never_written_over(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (folder / "tok" / "tokenizer.json").read_bytes()
+    train = ["tokenizer", "train", str(folder / "text"), "--vocab-size", "0.4k"]
+    assert main([*train, "--output", str(folder / "tok")]) == ExitCode.BAD_INPUT
+    assert "holds a tokenizer.json already" in capsys.readouterr().err
+    assert (folder / "tok" / "tokenizer.json").read_bytes() == before
+    assert main([*train, "--output", str(folder / "tok400")]) == 0
+    assert "400 tokens" in capsys.readouterr().out
+
+
+def test_a_mistyped_path_is_looked_for_nowhere_else(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though it could be the name of a dataset on the hub."""
+    monkeypatch.chdir(folder.parent)
+    train = ["tokenizer", "train", f"{folder.name}/txt", "--vocab-size", "300"]
+    assert main([*train, "--output", str(folder / "other")]) == ExitCode.BAD_INPUT
+    assert f"{folder.name}/txt: no such file or folder" in capsys.readouterr().err
+
+
 def test_inspect_shows_a_table_that_fits_and_a_document(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
