@@ -11,15 +11,19 @@ def num_parameters(config: ModelConfig) -> int:
     return sum(parameter.num_elements for parameter in describe(config).weights.values())
 
 
-def num_active_parameters(config: ModelConfig) -> int:
+def num_active_parameters(config: ModelConfig, *, with_embeddings: bool = True) -> int:
     """Weights that a token passes: of experts, those that it chooses and the shared ones."""
-    return sum(parameter.num_active for parameter in describe(config).weights.values())
+    return sum(
+        parameter.num_active
+        for parameter in describe(config).weights.values()
+        if with_embeddings or parameter.role not in EMBEDDINGS
+    )
 
 
 def num_non_embedding_parameters(config: ModelConfig) -> int:
-    """Active weights outside of embeddings and head (Kaplan et al. 2020's N)."""
+    """Weights outside of embeddings and head (Kaplan et al. 2020's N)."""
     return sum(
-        parameter.num_active
+        parameter.num_elements
         for parameter in describe(config).weights.values()
         if parameter.role not in EMBEDDINGS
     )

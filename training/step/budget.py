@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from triax.common.errors import UserError
 from triax.common.quantities import MAX_COUNT, format_count
 from triax.models.config import ModelConfig
-from triax.models.counts import num_active_parameters, num_non_embedding_parameters
+from triax.models.counts import num_active_parameters
 from triax.training.config import BudgetConfig
 
 
@@ -27,9 +27,7 @@ class Budget:
 def counted_parameters(budget: BudgetConfig, model: ModelConfig) -> int:
     """The model's parameters by the convention that `budget.parameters` names; of experts, those
     that a token passes."""
-    if budget.parameters == "total":
-        return num_active_parameters(model)
-    return num_non_embedding_parameters(model)
+    return num_active_parameters(model, with_embeddings=budget.parameters == "total")
 
 
 def chinchilla_tokens(budget: BudgetConfig, model: ModelConfig) -> int:
