@@ -94,12 +94,9 @@ def load_model(folder: Path, config: ModelConfig) -> Transformer:
         _refuse_another_model(folder, differences)
     with torch.device("meta"):
         model = Transformer(config)
-    shapes = {f"model.{name}": tuple(p.shape) for name, p in model.named_parameters()}
+    shapes = {f"model.{name}": row.shape for name, row in model.description.parameters.items()}
     check_weights(folder, shapes, prefix="model.")
-    weights = {
-        f"model.{name}": torch.empty_like(parameter, device="cpu")
-        for name, parameter in model.named_parameters()
-    }
+    weights = {name: torch.empty(shape) for name, shape in shapes.items()}
     read_into(folder, weights)
     return model_of(
         config, {name.removeprefix("model."): tensor for name, tensor in weights.items()}

@@ -60,7 +60,12 @@ class ModelConfig(Section):
         family = cls.model_fields["family"].default
         if preset.get("family", family) != family:
             raise ValueError(f"preset {name!r} is of the family {preset['family']!r}")
-        return cls.fill_in({**preset, **given})
+        tables = {k: preset[k] | v for k, v in given.items() if _are_tables(preset.get(k), v)}
+        return cls.fill_in({**preset, **given, **tables})
+
+
+def _are_tables(*values: object) -> bool:
+    return all(isinstance(value, dict) for value in values)
 
 
 class Uneven(NamedTuple):
