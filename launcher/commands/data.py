@@ -1,4 +1,4 @@
-"""`triax data`: `prepare` makes shards of text, `inspect` shows and `verify` checks them."""
+"""`triax data`: `clean` text, `prepare` shards of it, `inspect` and `verify` them."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ from triax.data.prepare.tokenizer import decode, load_tokenizer, vocabulary_size
 from triax.data.read.integrity import KnownFile, known_files, verify
 from triax.data.read.shards import Shard, find_shards
 from triax.data.record import SplitCounts, load_prepared
+from triax.launcher.commands.data_clean import EXAMPLE as CLEAN_EXAMPLE
+from triax.launcher.commands.data_clean import add_clean, run_clean
 from triax.launcher.job.samples import RunSamples
 from triax.launcher.terminal.arguments import as_path, as_path_text, positive_int, utf8
 from triax.launcher.terminal.messages import print_warning
@@ -41,7 +43,7 @@ _EXCERPT_TOKENS = 200
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare `prepare`, `inspect` and `verify` and their arguments."""
+    """Declare `clean`, `prepare`, `inspect` and `verify` and their arguments."""
     parser.epilog = _EXAMPLE
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     _add_prepare(
@@ -51,6 +53,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             description="Tokenize text into training and validation shards (Megatron .bin/.idx).\n"
             "Interrupted, the same command goes on behind the finished shards.",
             epilog=_EXAMPLE,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+    )
+    add_clean(
+        actions.add_parser(
+            "clean",
+            help="filter and deduplicate documents by a recipe",
+            description="Take documents through a recipe's steps (docs/cleaning.md).\n"
+            "Interrupted, the same command goes on behind the finished pieces.",
+            epilog=CLEAN_EXAMPLE,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
     )
@@ -140,8 +152,10 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prepare, inspect or verify; `verify` ends with `ExitCode.BAD_INPUT` at damage."""
+    """Clean, prepare, inspect or verify; `verify` ends with `ExitCode.BAD_INPUT` at damage."""
     console = Console(highlight=False, soft_wrap=True)
+    if args.action == "clean":
+        return run_clean(args)
     if args.action == "verify":
         return _verify(args.prefixes, console)
     if args.action == "prepare":
