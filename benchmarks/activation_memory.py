@@ -59,13 +59,14 @@ def bytes_per_token(config: ModelConfig, what: str, num_tokens: int) -> float:
     checkpoint_activations(block, what)
     x_BTD = torch.randn(1, num_tokens, config.hidden_size, dtype=torch.bfloat16, requires_grad=True)
     rotary = rotary_table(layer.attention, num_tokens, x_BTD.device)
+    assert rotary is not None
     parameters = {p.untyped_storage()._cdata for p in block.parameters()}
     with LiveStorages() as live:
         live._known |= parameters | {x.untyped_storage()._cdata for x in (x_BTD, rotary)}
         output = block(x_BTD, rotary, None)
         kept = live.bytes - output.untyped_storage().nbytes()
     # The block's input is the former block's output: full keeps it, and so do the others.
-    return (kept + x_BTD.untyped_storage().nbytes()) / num_tokens
+    return float(kept + x_BTD.untyped_storage().nbytes()) / num_tokens
 
 
 def main() -> None:

@@ -34,7 +34,8 @@ import torch
 from rivals import RIVALS, Loop
 
 from triax.common.errors import UserError
-from triax.launcher.cluster.environment import Environment, discover
+from triax.launcher.cluster.environment import Environment
+from triax.launcher.cluster.launchers import discover
 from triax.launcher.cluster.process_group import joined
 from triax.launcher.config.run_config import RunConfig
 from triax.launcher.job.bench import bench
@@ -112,10 +113,11 @@ def _measured(
     loop, batches = make(config, device), batches_of(config, device)
     nothing = torch.zeros((), device=device)
 
-    def step(number: int) -> StepResult:
+    def step(number: int) -> StepResult[torch.Tensor]:
         (batch,) = batches.of_step(number)
         loss = loop(_on(device, batch.tokens_BT), _on(device, batch.targets_BT))
-        return StepResult(loss.detach().float(), *[nothing] * (len(StepResult._fields) - 1))
+        others = [nothing] * (len(StepResult._fields) - 2)
+        return StepResult._make([loss.detach().float(), *others, {}])
 
     # Garbage is collected as in a run of triax, and in torchtitan's trainer.
     return measure(

@@ -12,12 +12,12 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from triax.models.batch import Batch
 from triax.models.description import describe
 from triax.models.families import model_config
 from triax.parallel.config import ParallelConfig, PrecisionConfig
@@ -30,15 +30,6 @@ from triax.training.step.guard import Guard, Verdict
 from triax.training.step.optimizer import optimizer_maker
 from triax.training.step.precision import LossScaler
 from triax.training.step.step import StepContext, train_step
-
-
-@dataclass(frozen=True)
-class Rows:
-    """A micro-batch of random tokens."""
-
-    tokens_BT: Tensor
-    targets_BT: Tensor
-    document_ids_BT: Tensor | None = None
 
 
 class TimedGuard(Guard):
@@ -97,7 +88,7 @@ def main() -> None:
     for step in range(args.steps + 2):
         tokens = torch.randint(model.vocab_size, (args.batch, args.seq_len + 1))
         began = time.perf_counter()
-        result = train_step(context, [Rows(tokens[:, :-1], tokens[:, 1:])], lr=1e-4)
+        result = train_step(context, [Batch(tokens[:, :-1], tokens[:, 1:])], lr=1e-4)
         result.loss.item()
         if step >= 2:
             seconds.append(time.perf_counter() - began)

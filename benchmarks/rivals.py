@@ -82,7 +82,8 @@ def transformers(config: RunConfig, device: torch.device) -> Loop:
     # kernel nor grouped heads with that. For a name without a mask function it makes none.
     AttentionInterface.register("sdpa_is_causal", sdpa_attention_forward)
     with device:
-        model = LlamaForCausalLM(LlamaConfig(**fields, attn_implementation="sdpa_is_causal"))
+        fields |= {"attn_implementation": "sdpa_is_causal"}
+        model = LlamaForCausalLM(LlamaConfig(**fields))
     weights = with_weights(config, device).state_dict()
     table = tensor_table(config.model)
     model.load_state_dict({theirs.name: theirs.join(weights) for theirs in table}, strict=False)
@@ -103,9 +104,9 @@ def transformers(config: RunConfig, device: torch.device) -> Loop:
 
 def torchtitan(config: RunConfig, device: torch.device) -> Loop:
     """torchtitan's Llama 3 by its own parts, as its trainer puts them together."""
-    from titan import make_loop
+    import titan
 
-    return make_loop(config, device)
+    return titan.make_loop(config, device)
 
 
 def with_weights(config: RunConfig, device: torch.device) -> Transformer:

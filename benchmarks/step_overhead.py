@@ -26,12 +26,12 @@ from unittest import mock
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-from triax.common.tokens import IGNORE_INDEX
-from triax.data.read.loader import Batch, Loader
+from triax.data.read.loader import Loader
 from triax.launcher.checks.sections import load_checked
-from triax.launcher.cluster.environment import discover
+from triax.launcher.cluster.launchers import discover
 from triax.launcher.config.run_config import RunConfig
 from triax.launcher.job.run import run as run_job
+from triax.models.batch import Batch
 from triax.models.init import initialise_model
 from triax.models.layers.transformer import Transformer
 from triax.parallel.config import PrecisionConfig
@@ -80,19 +80,14 @@ class PlainLoop:
 
     def step(self, micro_batches: Sequence[Batch]) -> None:
         """Forward, backward, clip, update, and the loss to the host."""
-        num_targets = sum(int((b.targets_BT != IGNORE_INDEX).sum()) for b in micro_batches)
+        num_targets = sum(int(batch.num_targets) for batch in micro_batches)
         weight = torch.tensor(1 / num_targets, device=self.device)
         total = torch.zeros((), device=self.device)
         for batch in micro_batches:
-            ids = batch.document_ids_BT
-            sums = self.model(
-                batch.tokens_BT.to(self.device),
-                batch.targets_BT.to(self.device),
-                None if ids is None else ids.to(self.device),
-                weight,
-            )
-            sums.objective.backward()
-            total += sums.cross_entropy.detach()
+            there = batch.to(self.device)
+            output = self.model(there.tokens_BT, there, weight)
+            output.x.backward()
+            total += output.sums["cross_entropy"]
         clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip_norm or float("inf"))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

@@ -35,7 +35,8 @@ def make_loop(config: RunConfig, device: torch.device) -> Loop:
 
     def forward(tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
         with autocast(config, device):
-            return loss_of(model(tokens_BT), targets_BT) / targets_BT.numel()
+            loss: Tensor = loss_of(model(tokens_BT), targets_BT) / targets_BT.numel()
+            return loss
 
     return simple_loop(config, model.parameters(), forward)
 

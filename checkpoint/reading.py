@@ -86,7 +86,7 @@ def load_model(folder: Path, config: ModelConfig) -> Transformer:
     """The checkpoint's weights as a plain model on the CPU, in fp32.
 
     Raises:
-        UserError: it is a checkpoint of another model, or its shards cannot be read.
+        UserError: it is a checkpoint of another model or optimizer, or its shards cannot be read.
     """
     num_saved = len(_tensor_metadata(ShardReader(folder).read_metadata()))
     if config.num_layers > num_saved:  # to build so many may take for ever
@@ -101,11 +101,16 @@ def load_model(folder: Path, config: ModelConfig) -> Transformer:
         for name, parameter in model.named_parameters()
     }
     read_into(folder, weights)
-    model.load_state_dict(
-        {name.removeprefix("model."): tensor for name, tensor in weights.items()},
-        strict=not config.tie_embeddings,
-        assign=True,
+    return model_of(
+        config, {name.removeprefix("model."): tensor for name, tensor in weights.items()}
     )
+
+
+def model_of(config: ModelConfig, weights: Mapping[str, torch.Tensor]) -> Transformer:
+    """A plain model that takes over the given weights; with tied embeddings they lack the head."""
+    with torch.device("meta"):
+        model = Transformer(config)
+    model.load_state_dict(dict(weights), strict=not config.tie_embeddings, assign=True)
     model.tie()
     return model
 
@@ -137,7 +142,9 @@ def _refuse_another_model(folder: Path, differences: list[str]) -> None:
         shown = "\n".join(differences[:_NUM_SHOWN])
         rest = len(differences) - _NUM_SHOWN
         more = f"\n  and {rest} more" if rest > 0 else ""
+        is_optimizer = all(line.startswith("  optimizer.") for line in differences)
+        what = "optimizer" if is_optimizer else "model"
         raise UserError(
-            f"{folder}: a checkpoint of another model:\n{shown}{more}\n"
-            "Use the [model] section it was trained with, or another run.name to start anew."
+            f"{folder}: a checkpoint of another {what}:\n{shown}{more}\n"
+            f"Use the [{what}] section it was trained with, or another run.name to start anew."
         )

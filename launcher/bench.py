@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 
 from triax.common.errors import ExitCode, UserError
-from triax.launcher.cluster.environment import Environment, discover
+from triax.launcher.cluster.environment import Environment
 from triax.launcher.cluster.exits import report_from_rank, run_to_exit_code
+from triax.launcher.cluster.launchers import discover
 from triax.launcher.cluster.network import prepare
 from triax.launcher.cluster.process_group import end_with_launcher
 from triax.launcher.cluster.workers import let_signals_through

@@ -19,9 +19,17 @@ from triax.launcher.config.overrides import parse_arguments
 COMMANDS = {
     "check": ("triax.launcher.commands.check", "Say everything that is wrong with a config."),
     "train": ("triax.launcher.commands.train", "Train a model, or resume where a run stopped."),
+    "plan": (
+        "triax.launcher.commands.plan",
+        "Forecast memory, speed and price of a run; find its best layout.",
+    ),
     "bench": (
         "triax.launcher.commands.bench",
         "Measure a training step, its limit, and where its time goes.",
+    ),
+    "rehearse": (
+        "triax.launcher.commands.rehearse",
+        "Take a step of a large job's processes here, without a GPU.",
     ),
     "submit": ("triax.launcher.commands.submit", "Submit a run to SLURM as a batch job."),
     "tokenizer": ("triax.launcher.commands.tokenizer", "Train a tokenizer on text."),

@@ -11,8 +11,9 @@ from functools import partial
 
 from triax.common.output import lossy_output
 from triax.launcher.checks.sections import find_warnings, load_checked
-from triax.launcher.cluster.environment import Environment, discover
+from triax.launcher.cluster.environment import Environment
 from triax.launcher.cluster.exits import report_from_rank, run_to_exit_code
+from triax.launcher.cluster.launchers import discover
 from triax.launcher.cluster.network import prepare
 from triax.launcher.cluster.process_group import end_with_launcher
 from triax.launcher.cluster.workers import let_signals_through

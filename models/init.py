@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from triax.models.description import Description, Parameter
 
@@ -59,6 +60,8 @@ def initialise(shard: Tensor, parameter: Parameter, offset: Sequence[int], seed:
         offset: where the part begins in the whole parameter, one number a dimension.
         seed: the run's seed.
     """
+    if isinstance(shard, FakeTensor):
+        return  # it has no elements
     if parameter.init_std == 0:
         shard.fill_(parameter.init_value)
         return

@@ -85,7 +85,7 @@ def on_first(step: Callable[[], T], group: dist.ProcessGroup | None) -> T:
     """Run a step on the first rank alone, and return its value on every rank.
 
     The others wait in one collective, so the step must end within the group's timeout; for what may
-    take longer there is `collectives.on_first_however_long`.
+    take longer there is `on_first_however_long`.
 
     Raises:
         UserError, RankError: as in `agreed`.
@@ -96,6 +96,19 @@ def on_first(step: Callable[[], T], group: dist.ProcessGroup | None) -> T:
     if failure is not None:
         raise failure.as_error()
     return cast(T, attempt)
+
+
+def on_first_however_long(step: Callable[[], object], group: dist.ProcessGroup | None) -> None:
+    """Run a step of unknown length on the first rank, while the others wait for it.
+
+    Raises:
+        Exception: what the step raised, in a job of one process.
+        UserError, RankError: as in `agreed`, on every rank of others.
+    """
+    if group is None:
+        step()
+        return
+    agreed_however_long(step if group_rank(group) == 0 else lambda: None, group)
 
 
 def through_first(

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from triax.models.batch import Batch
+
 MakeOptimizer = Callable[[Mapping[str, Tensor]], Optimizer]
 """Builds the optimizer over parameters by name; given to the engine by training."""
 
@@ -54,22 +56,13 @@ RMSNorm = Callable[[Tensor, Tensor, float], Tensor]
 """RMS-normalises x (..., D) and multiplies by a weight (D,), with an epsilon; given by training."""
 
 
-class MicroBatch(Protocol):
-    """The tensors of one forward pass, on any device."""
-
-    @property
-    def tokens_BT(self) -> Tensor: ...
-    @property
-    def targets_BT(self) -> Tensor: ...
-    @property
-    def document_ids_BT(self) -> Tensor | None: ...
-
-
 class Counts(NamedTuple):
     """What the processes have read for a step; fp32 scalars on the engine's device."""
 
     num_targets: Tensor
-    """Over all processes."""
+    """Over all processes, whatever they weigh."""
+    total_weight: Tensor
+    """Of those targets; their number where batches have no weights. The loss is divided by it."""
     data_differs: Tensor
     """1 if processes that should work on the same samples have read others."""
     own_fingerprint: Tensor
@@ -77,14 +70,27 @@ class Counts(NamedTuple):
 
 
 class StepSums(NamedTuple):
-    """What a step amounts to over all processes; fp32 scalars on the engine's device."""
+    """What a step amounts to over all processes; fp32 on the engine's device, scalars but for
+    `extra`."""
 
     cross_entropy: Tensor
-    """Summed over the step's target tokens."""
+    """Summed over the step's target tokens, each times its own weight."""
     grad_norm: Tensor
     """L2 norm of the whole gradient, which still carries the loss weight's scale."""
     own_finite: Tensor
     """1 if this process's own objective was finite; not reduced."""
+    extra: dict[str, Tensor]
+    """What else the model's modules handed up, by name: see `models/layers/output.py`. Scalars, or
+    tensors with a row a layer; summed like the cross entropy. The same names on every process."""
+
+
+class EvaluationSums(NamedTuple):
+    """What a validation amounts to over all processes; fp64 scalars on the engine's device."""
+
+    cross_entropy: Tensor
+    num_targets: Tensor
+    total_weight: Tensor
+    """As in `Counts`."""
 
 
 class Engine(Protocol):
@@ -94,15 +100,17 @@ class Engine(Protocol):
     def device(self) -> torch.device:
         """Where the engine computes."""
 
-    def count_targets(self, micro_batches: Sequence[MicroBatch]) -> Counts:
+    def count_targets(self, micro_batches: Sequence[Batch]) -> Counts:
         """Count the step's target tokens, and compare what the processes have read."""
 
-    def forward_backward(self, micro_batches: Sequence[MicroBatch], weight: Tensor) -> StepSums:
-        """Accumulate the gradient of `weight` x the loss summed over all processes' targets.
+    def forward_backward(self, micro_batches: Sequence[Batch], weight: Tensor) -> StepSums:
+        """Accumulate the gradient of `weight` x the loss summed over all processes' targets, each
+        times its own weight if the batches have weights.
 
         Args:
             micro_batches: this process's part of the global batch.
-            weight: fp32 scalar: loss scale over the global number of targets.
+            weight: fp32 scalar: loss scale over the global weight of the targets. Where these have
+                weights of both signs, as in preference losses, it is the caller's own divisor.
         """
 
     def update(self, lr: float, gradient_factor: Tensor, skip: Tensor) -> None:
@@ -116,10 +124,22 @@ class Engine(Protocol):
                 on the device: the host waits for it only where the optimizer can't read it there.
         """
 
-    def evaluate(self, micro_batches: Sequence[MicroBatch]) -> tuple[Tensor, Tensor]:
-        """Cross entropy sum and number of targets over all processes; fp64 scalars."""
+    def evaluate(self, micro_batches: Sequence[Batch]) -> EvaluationSums:
+        """The loss without gradients."""
 
-    def locate_non_finite(self, micro_batches: Sequence[MicroBatch]) -> str | None:
+    def log_probs(self, batches: Sequence[Batch]) -> list[Tensor]:
+        """The log-probability of every target, without gradients.
+
+        Args:
+            batches: as for `evaluate`: equally many, of equal shapes, on every process.
+
+        Returns:
+            For each batch fp32 (B, T) on the device, 0 where there is no target, whatever the
+            targets weigh. The processes of a tensor and pipeline group all get those of the batches
+            that they share.
+        """
+
+    def locate_non_finite(self, micro_batches: Sequence[Batch]) -> str | None:
         """Where this process's forward pass first has a value that is not finite.
 
         The pass is run once more, without gradients.

@@ -34,4 +34,5 @@ def project_as_one(x: Tensor, linears: Sequence[nn.Linear]) -> Sequence[Tensor]:
         y = y if bias_F is None else y + bias_F
     else:
         y = F.linear(x, weight_FD, bias_F)
-    return y.split([linear.out_features for linear in linears], dim=-1)
+    outputs: tuple[Tensor, ...] = y.split([linear.out_features for linear in linears], dim=-1)
+    return outputs

@@ -13,9 +13,9 @@ def draw_mesh(layout: Layout, processes_per_node: int) -> str:
     Each bracket holds its processes' ranks and the node that they are on. At most 80 columns wide
     for up to 8-way tensor parallelism of up to 999 processes; large meshes are cut.
     """
-    data, tensor = layout.data_parallel, layout.context * layout.tensor
+    data, groups = layout.data_parallel, _tensor_groups(layout)
     cells = [
-        [_cell(range(first, first + tensor), processes_per_node) for first in _firsts(layout, row)]
+        [_cell(ranks, processes_per_node) for ranks in groups[row * data : (row + 1) * data]]
         for row in range(min(layout.pipeline, _MAX_ROWS))
     ]
     width = max(len(cell) for row in cells for cell in row)
@@ -34,18 +34,18 @@ def draw_mesh(layout: Layout, processes_per_node: int) -> str:
 
 def tensor_crosses_nodes(layout: Layout, processes_per_node: int) -> bool:
     """Whether some tensor-parallel group spans nodes, whose links are an order slower."""
-    group = layout.context * layout.tensor
-    return group > processes_per_node or processes_per_node % group != 0
+    return any(
+        ranks[0] // processes_per_node != ranks[-1] // processes_per_node
+        for ranks in _tensor_groups(layout)
+    )
 
 
-def _firsts(layout: Layout, row: int) -> list[int]:
-    """The first rank of every tensor-parallel group of a pipeline rank."""
-    group = layout.context * layout.tensor
-    start = row * layout.data_parallel * group
-    return [start + column * group for column in range(layout.data_parallel)]
+def _tensor_groups(layout: Layout) -> list[list[int]]:
+    """Ranks that work on one layer of the same samples: data-parallel ranks by pipeline rank."""
+    return layout.groups("context", "tensor")
 
 
-def _cell(ranks: range, processes_per_node: int) -> str:
+def _cell(ranks: list[int], processes_per_node: int) -> str:
     first, last = ranks[0] // processes_per_node, ranks[-1] // processes_per_node
     node = str(first) if first == last else f"{first}-{last}"
     shown = " ".join(str(rank) for rank in ranks)

@@ -24,11 +24,12 @@ from torch.distributed.pipelining import (
     ScheduleZBVZeroBubble,
 )
 
+from triax.models.batch import Batch
 from triax.models.config import ModelConfig
-from triax.models.layers.loss import LossSums
+from triax.models.layers.output import Output
 from triax.models.layers.transformer import Transformer
 from triax.parallel.config import ParallelConfig
-from triax.parallel.schedule import Inputs, Part
+from triax.parallel.schedule import Evaluated, Part, Totals
 from triax.parallel.stages import SCHEDULES, num_stages, rank_of_stage, split_layers
 from triax.parallel.zero import finish_backward, free_gathered, gather, set_micro_batch
 
@@ -57,18 +58,24 @@ class _StageModule(nn.Module):
     def __init__(self, part: Transformer, device: torch.device) -> None:
         super().__init__()
         self.part = part
-        self.cross_entropy = torch.zeros((), dtype=torch.float64, device=device)
+        self.begin(device)
 
-    def forward(
-        self, x: Tensor, targets_BT: Tensor, weights: Tensor, document_ids_BT: Tensor | None = None
-    ) -> Tensor:
-        """`Transformer.forward`, whose reported sum is kept here; `weights` has one element."""
-        result = self.part(x, targets_BT, document_ids_BT, weights[0])
-        if isinstance(result, LossSums):
-            self.cross_entropy += result.cross_entropy
-            return result.objective
-        assert isinstance(result, Tensor)
-        return result
+    def begin(self, device: torch.device) -> None:
+        """Count the coming passes from 0."""
+        self.totals = Totals(self.part.sum_shapes, device)
+
+    def forward(self, x: Tensor, *, weights_of_loss: Tensor, **fields: Tensor) -> Tensor:
+        """`Transformer.forward`, whose sums are kept here.
+
+        Args:
+            x: the batch's tokens, or the former stage's output.
+            weights_of_loss: the objective's weight as a tensor of one element: a schedule cuts what
+                it is given into micro-batches.
+            fields: a `Batch`'s tensors.
+        """
+        output: Output = self.part(x, Batch(**fields), weights_of_loss[0])
+        self.totals.add(output)
+        return output.x
 
 
 class _Stage(PipelineStage):
@@ -128,60 +135,61 @@ class PipelineSchedule:
         self._modules = {stage: _StageModule(part, self._device) for stage, part in parts}
         self._schedules: dict[tuple[int, ...], Any] = {}
 
-    def forward_backward(self, micro_batches: Sequence[Inputs], weight: Tensor) -> Tensor:
+    def forward_backward(self, micro_batches: Sequence[Batch], weight: Tensor) -> dict[str, Tensor]:
         schedule = self._schedule(micro_batches)
         for module in self._modules.values():
-            module.cross_entropy.zero_()
-        keywords = {
-            "targets_BT": torch.cat([inputs.targets_BT for inputs in micro_batches]),
-            "weights": weight.expand(len(micro_batches)),
-        }
-        if micro_batches[0].document_ids_BT is not None:
-            ids = [inputs.document_ids_BT for inputs in micro_batches]
-            keywords["document_ids_BT"] = torch.cat([x for x in ids if x is not None])
-        args = [torch.cat([inputs.tokens_BT for inputs in micro_batches])] if self._holds(0) else []
+            module.begin(self._device)
+        batch = Batch.cat(micro_batches)
+        args = [batch.tokens_BT] if self._holds(0) else []
         # The loss is the last stage's output; the target only tells the schedule that there is one.
-        target = keywords["targets_BT"] if self._holds(self._num_stages - 1) else None
+        target = batch.targets_BT if self._holds(self._num_stages - 1) else None
+        keywords = batch.tensors() | {"weights_of_loss": weight.expand(len(micro_batches))}
         schedule.step(*args, target=target, return_outputs=False, **keywords)
-        return torch.stack([m.cross_entropy for m in self._modules.values()]).sum()
+        return self._sums()
 
     @torch.no_grad()
-    def forward(self, micro_batches: Sequence[Inputs]) -> Tensor:
-        total = torch.zeros((), dtype=torch.float64, device=self._device)
-        weights = torch.ones(1, device=self._device)
-        for inputs in micro_batches:
-            x = inputs.tokens_BT
+    def forward(self, micro_batches: Sequence[Batch]) -> Evaluated:
+        weight, log_probs = torch.ones((), device=self._device), []
+        for module in self._modules.values():
+            module.begin(self._device)
+        for batch in micro_batches:
+            x = batch.tokens_BT
             for stage, module in self._modules.items():
                 if stage > 0 and not self._holds(stage - 1):
-                    x = self._receive(inputs, stage - 1)
-                result = module.part(x, inputs.targets_BT, inputs.document_ids_BT, weights[0])
-                if isinstance(result, LossSums):
-                    total += result.cross_entropy
-                    continue
-                x = result
-                if not self._holds(stage + 1):
+                    x = self._receive(batch, stage - 1)
+                output: Output = module.part(x, batch, weight)
+                module.totals.add(output)
+                x = output.x
+                if output.log_probs_BT is not None:
+                    log_probs.append(output.log_probs_BT)
+                elif not self._holds(stage + 1):
                     receiver = rank_of_stage(stage + 1, self._config)
                     dist.send(x, group=self._group, group_dst=receiver)
         for module in self._modules.values():
             free_gathered(module.part)
-        return total
+        return Evaluated(self._sums(), log_probs)
+
+    def _sums(self) -> dict[str, Tensor]:
+        """Those of this process's stages together."""
+        of_stages = [module.totals.sums for module in self._modules.values()]
+        return {name: torch.stack([s[name] for s in of_stages]).sum(0) for name in of_stages[0]}
 
     def _holds(self, stage: int) -> bool:
         return stage in self._modules
 
-    def _hidden_shape(self, inputs: Inputs) -> tuple[int, int, int]:
+    def _hidden_shape(self, inputs: Batch) -> tuple[int, int, int]:
         """Shape of the activations between stages; sequence parallelism divides the tokens."""
         num_rows, num_tokens = inputs.targets_BT.shape
         if self._config.sequence_parallel:
             num_tokens //= self._config.tensor
         return num_rows, num_tokens, self._hidden_size
 
-    def _receive(self, inputs: Inputs, stage: int) -> Tensor:
+    def _receive(self, inputs: Batch, stage: int) -> Tensor:
         x = torch.empty(self._hidden_shape(inputs), dtype=self._dtype, device=self._device)
         dist.recv(x, group=self._group, group_src=rank_of_stage(stage, self._config))
         return x
 
-    def _schedule(self, micro_batches: Sequence[Inputs]) -> Any:
+    def _schedule(self, micro_batches: Sequence[Batch]) -> Any:
         """The schedule for so many micro-batches of this shape; made once."""
         first = micro_batches[0]
         key = (len(micro_batches), *first.targets_BT.shape)
@@ -196,7 +204,7 @@ class PipelineSchedule:
             )
         return self._schedules[key]
 
-    def _stage(self, stage: int, module: _StageModule, inputs: Inputs) -> _Stage:
+    def _stage(self, stage: int, module: _StageModule, inputs: Batch) -> _Stage:
         """Shapes are given, so that torch doesn't run the model once to infer them."""
         hidden = torch.empty(self._hidden_shape(inputs), dtype=self._dtype, device="meta")
         is_first, is_last = stage == 0, stage == self._num_stages - 1

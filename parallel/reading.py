@@ -11,11 +11,12 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 import xxhash
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from triax.parallel.engine import Counts, MicroBatch
+from triax.models.batch import Batch
+from triax.parallel.engine import Counts
 from triax.parallel.mesh import num_readers
-from triax.parallel.schedule import num_targets
 
 _FINGERPRINT_BITS = 24
 """fp32 holds so many exactly: fingerprints reach the host among a step's figures."""
@@ -30,33 +31,39 @@ class ReadingCounter:
 
     def __init__(self, mesh: DeviceMesh) -> None:
         self._device = torch.device(mesh.device_type)
-        self._num_readers = num_readers(mesh)
+        self.num_readers = num_readers(mesh)
+        """How many processes read the same samples."""
         is_first = all(mesh[axis].get_local_rank() == 0 for axis in ("tensor", "pipeline"))
         # They sum to zero over the processes that read the same: so do the fingerprints then.
-        self._coefficient = self._num_readers - 1 if is_first else -1
+        self._coefficient = self.num_readers - 1 if is_first else -1
 
-    def count(self, micro_batches: Sequence[MicroBatch]) -> Counts:
-        """Collective; one all-reduce of two numbers, for which the host doesn't wait."""
-        counts = num_targets(micro_batches, self._device)
-        own = fingerprint(micro_batches) if self._num_readers > 1 else 0
-        # Filled on the device, not copied to it.
-        own_fingerprint = torch.full_like(counts, own)
-        sums = torch.stack((counts, own_fingerprint * self._coefficient))
+    def count(self, micro_batches: Sequence[Batch]) -> Counts:
+        """Collective; one all-reduce of three numbers, for which the host doesn't wait."""
+        counts = own_counts(micro_batches, self._device)
+        own = fingerprint(micro_batches) if self.num_readers > 1 else 0
+        # Filled on the device, not copied to it; fp64 holds whole numbers of 53 bits exactly.
+        own_fingerprint = torch.full_like(counts[:1], own)
+        sums = torch.cat((counts, own_fingerprint * self._coefficient))
         dist.all_reduce(sums)
-        return Counts(
-            (sums[0] // self._num_readers).float(), (sums[1] != 0).float(), own_fingerprint.float()
-        )
+        num_targets, total_weight = (sums[:2] / self.num_readers).float()
+        return Counts(num_targets, total_weight, (sums[2] != 0).float(), own_fingerprint[0].float())
 
 
-def fingerprint(micro_batches: Sequence[MicroBatch]) -> int:
-    """A number of 24 bits that other tokens, targets or documents would all but surely change.
+def own_counts(micro_batches: Sequence[Batch], device: torch.device) -> Tensor:
+    """This process's target tokens and their summed weight; fp64 (2,) on the device."""
+    counts = [torch.stack((b.num_targets.double(), b.total_weight)) for b in micro_batches]
+    # A blocking copy would wait for all that the device still has to do.
+    return torch.stack(counts).sum(0).to(device, non_blocking=True)
+
+
+def fingerprint(micro_batches: Sequence[Batch]) -> int:
+    """A number of 24 bits that other tokens, targets or other tensors would all but surely change.
 
     Args:
         micro_batches: on the host.
     """
     digest = xxhash.xxh3_64()
     for batch in micro_batches:
-        for tensor in (batch.tokens_BT, batch.targets_BT, batch.document_ids_BT):
-            if tensor is not None:
-                digest.update(tensor.contiguous().cpu().numpy().data)
+        for tensor in batch.tensors().values():
+            digest.update(tensor.contiguous().cpu().numpy().data)
     return digest.intdigest() >> (64 - _FINGERPRINT_BITS)

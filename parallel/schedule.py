@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
@@ -10,37 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from triax.common.tokens import IGNORE_INDEX
-from triax.models.layers.loss import LossSums
+from triax.models.batch import Batch
+from triax.models.layers.output import Output, Shape
 from triax.models.layers.transformer import Transformer
-from triax.parallel.engine import MicroBatch
 from triax.parallel.zero import free_gathered, set_micro_batch
-
-
-class Inputs(NamedTuple):
-    """One micro-batch on the device; see `Transformer.forward`."""
-
-    tokens_BT: Tensor
-    targets_BT: Tensor
-    document_ids_BT: Tensor | None
-
-    @staticmethod
-    def on(device: torch.device, batch: MicroBatch) -> Inputs:
-        """Begin to copy a micro-batch to the device; nobody waits for it."""
-        ids = batch.document_ids_BT
-        return Inputs(
-            batch.tokens_BT.to(device, non_blocking=True),
-            batch.targets_BT.to(device, non_blocking=True),
-            None if ids is None else ids.to(device, non_blocking=True),
-        )
-
-
-def num_targets(micro_batches: Sequence[MicroBatch], device: torch.device) -> Tensor:
-    """This process's target tokens; int64 scalar on the device."""
-    counts = [(batch.targets_BT != IGNORE_INDEX).sum() for batch in micro_batches]
-    # A blocking copy would wait for all that the device still has to do.
-    return torch.stack(counts).sum().to(device, non_blocking=True)
-
 
 _KERNELS = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
@@ -68,16 +41,42 @@ class Part(NamedTuple):
     module: Transformer
 
 
+class Totals:
+    """Sums over the passes of one process, by the names of `Transformer.sum_shapes`; fp64.
+
+    What another process's pipeline stage hands up stays 0.
+    """
+
+    def __init__(self, shapes: Mapping[str, Shape], device: torch.device) -> None:
+        self.sums = {
+            name: torch.zeros(shape, dtype=torch.float64, device=device)
+            for name, shape in shapes.items()
+        }
+
+    def add(self, output: Output) -> None:
+        """Count one micro-batch's output."""
+        for name, value in output.sums.items():
+            self.sums[name] += value
+
+
+class Evaluated(NamedTuple):
+    """What passes without gradients give."""
+
+    sums: dict[str, Tensor]
+    """As in `Totals`."""
+    log_probs: list[Tensor]
+    """The targets' log-probabilities, (B, T) of every micro-batch; empty on a process without the
+    head."""
+
+
 class Schedule(Protocol):
     """Runs the model over micro-batches."""
 
-    def forward_backward(self, micro_batches: Sequence[Inputs], weight: Tensor) -> Tensor:
-        """Accumulate reduced gradients; returns the cross entropy sum of this process's
-        micro-batches (fp64 scalar), 0 on processes without the head."""
+    def forward_backward(self, micro_batches: Sequence[Batch], weight: Tensor) -> dict[str, Tensor]:
+        """Accumulate reduced gradients; returns the sums of this process, as in `Totals`."""
 
-    def forward(self, micro_batches: Sequence[Inputs]) -> Tensor:
-        """The cross entropy sum (fp64 scalar) without gradients, 0 on processes without the
-        head."""
+    def forward(self, micro_batches: Sequence[Batch]) -> Evaluated:
+        """Run the model without gradients."""
 
 
 class NoPipelining:
@@ -92,21 +91,23 @@ class NoPipelining:
         self._model = model
         self._zero_stage = zero_stage
 
-    def forward_backward(self, micro_batches: Sequence[Inputs], weight: Tensor) -> Tensor:
-        cross_entropy = torch.zeros_like(weight, dtype=torch.float64)
-        for number, inputs in enumerate(micro_batches, start=1):
+    def forward_backward(self, micro_batches: Sequence[Batch], weight: Tensor) -> dict[str, Tensor]:
+        totals = Totals(self._model.sum_shapes, weight.device)
+        for number, batch in enumerate(micro_batches, start=1):
             set_micro_batch(self._model, self._zero_stage, is_last=number == len(micro_batches))
-            sums: LossSums = self._model(*inputs, weight)
-            sums.objective.backward()
-            cross_entropy += sums.cross_entropy
-        return cross_entropy
+            output: Output = self._model(batch.tokens_BT, batch, weight)
+            output.x.backward()
+            totals.add(output)
+        return totals.sums
 
     @torch.no_grad()
-    def forward(self, micro_batches: Sequence[Inputs]) -> Tensor:
+    def forward(self, micro_batches: Sequence[Batch]) -> Evaluated:
         weight = torch.ones((), device=micro_batches[0].tokens_BT.device)
-        total = weight.double() * 0
-        for inputs in micro_batches:
-            sums: LossSums = self._model(*inputs, weight)
-            total += sums.cross_entropy
+        totals, log_probs = Totals(self._model.sum_shapes, weight.device), []
+        for batch in micro_batches:
+            output: Output = self._model(batch.tokens_BT, batch, weight)
+            totals.add(output)
+            assert output.log_probs_BT is not None
+            log_probs.append(output.log_probs_BT)
         free_gathered(self._model)
-        return total
+        return Evaluated(totals.sums, log_probs)

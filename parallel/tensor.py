@@ -27,9 +27,10 @@ from torch.distributed.tensor.parallel import (
 from torch.distributed.tensor.placement_types import Placement
 
 from triax.common.errors import UserError
+from triax.models.batch import Batch
 from triax.models.description import Role
-from triax.models.layers.head import Head
-from triax.models.layers.loss import LossSums, chunked_cross_entropy
+from triax.models.layers.head import Head, head_loss
+from triax.models.layers.loss import LossSums
 from triax.models.layers.transformer import Transformer
 
 _TOKENS, _HEADS = Shard(1), Shard(2)
@@ -149,9 +150,14 @@ class _WholeWeight(ParallelStyle):
         _distribute(module, device_mesh, Replicate())
         forward = module.forward
 
-        def on_parts(x: Tensor) -> Tensor:
+        def on_parts(x: Tensor, *rest: Tensor | None) -> Tensor:
             whole = DTensor.from_local(x, device_mesh, [self._layout], run_check=False)
-            result: DTensor = forward(whole)
+            everywhere = [
+                None if y is None
+                else DTensor.from_local(y, device_mesh, [Replicate()], run_check=False)
+                for y in rest
+            ]  # fmt: skip
+            result: DTensor = forward(whole, *everywhere)
             return result.to_local()
 
         module.forward = on_parts
@@ -175,16 +181,14 @@ class _VocabularyHead(ParallelStyle):
 
 
 def _split_head(
-    head: Head, mesh: DeviceMesh, tokens: Placement, h: Tensor, targets_BT: Tensor, weight: Tensor
+    head: Head, mesh: DeviceMesh, tokens: Placement, h: Tensor, batch: Batch, weight: Tensor
 ) -> LossSums:
     """`Head.forward` with whole hidden states and this process's rows; the hidden states' gradient
     is the sum over all processes' rows."""
     h_BTD = _gathered(h, tokens, mesh).to_local(grad_placements=[Partial()])
     rows = head.weight
     assert isinstance(rows, DTensor)
-    return chunked_cross_entropy(
-        h_BTD.flatten(0, 1), rows.to_local(), targets_BT.flatten(), weight, head.options
-    )
+    return head_loss(h_BTD, rows.to_local(), batch, weight, head.options)
 
 
 class SplitVocabulary:

@@ -134,12 +134,12 @@ def finish_backward(model: nn.Module, zero_stage: int, is_last: bool) -> None:
 def _post_backward(model: nn.Module) -> None:
     root = fully_shard.state(model)  # type: ignore[attr-defined]
     for state in root._state_ctx.all_states:
-        for group in _parameter_groups(state):
+        for group in parameter_groups(state):
             group.post_backward()
     root._root_post_backward_final_callback()
 
 
-def _parameter_groups(state: Any) -> list[Any]:
+def parameter_groups(state: Any) -> list[Any]:
     """FSDP2's groups of one module: a list since torch 2.12, one or none before."""
     groups = getattr(state, "_fsdp_param_groups", None)
     if groups is not None:

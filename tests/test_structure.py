@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 MAY_IMPORT = {
     "common": set(),
     "models": {"common"},
-    "data": {"common"},
+    "data": {"common", "models"},
     "parallel": {"common", "models"},
     "checkpoint": {"common", "models", "parallel"},
     "training": {"common", "models", "parallel", "checkpoint", "data"},
@@ -40,15 +40,18 @@ LAZY_IMPORTS = {"triax.launcher.cli", "triax.launcher.job.engine"}
 """The modules that resolve the two string tables: commands and engines."""
 TORCH_FREE = (
     "triax.launcher.cli",
+    "triax.launcher.cluster.launchers",
     "triax.launcher.commands.check",
     "triax.launcher.commands.diagnose",
+    "triax.launcher.commands.plan",
     "triax.launcher.commands.submit",
     "triax.launcher.slurm.placement",
     "triax.models.counts",
     "triax.models.families.gpt2",
     "triax.models.families.llama",
+    "triax.parallel.layout",
 )
-"""Besides every `config.py` and `common/`."""
+"""Besides every `config.py`, `common/` and `planning/` (but for its rehearsal)."""
 MAX_LINES = 400
 MAX_FUNCTION_LINES = 50
 MAX_IMPORTS = 20
@@ -137,7 +140,9 @@ def test_configs_and_checks_import_no_torch() -> None:
     free = [
         module
         for module in FILES
-        if module in TORCH_FREE or module.endswith(".config") or module.split(".")[1] == "common"
+        if module in TORCH_FREE
+        or module.endswith(".config")
+        or (module.startswith(("triax.common.", "triax.planning.")) and "rehearsal" not in module)
     ]
     code = "import importlib, sys\nfor name in sys.argv[1:]:\n    importlib.import_module(name)\n"
     code += "sys.exit('torch' in sys.modules and 'torch was imported')"
@@ -192,3 +197,8 @@ def test_a_folder_is_imported_from_its_place_at_the_root(folder: str) -> None:
     spec = importlib.util.find_spec(f"triax.{folder}")
     assert spec is not None and spec.origin is not None
     assert Path(spec.origin).name == "__init__.py"
+
+
+@pytest.mark.parametrize("folder", MAY_IMPORT)
+def test_a_folder_is_seen_by_the_type_checker(folder: str) -> None:
+    assert (ROOT / ".typing" / "triax" / folder).resolve() == ROOT / folder

@@ -43,9 +43,11 @@ class BatchConfig(Section):
 class OptimizerConfig(Section):
     """`[optimizer]`: AdamW (Loshchilov and Hutter 2019), decay on matrices only."""
 
+    name: Literal["adamw"] = "adamw"
+    """The algorithm."""
     implementation: Literal["auto", "torch", "apex", "compiled"] = "auto"
-    """Whose fused kernel: NVIDIA's apex (deepspeed engine only), torch's, or our own, compiled
-    (native engine only), which writes the bf16 weights of a single data-parallel process too.
+    """Whose fused kernel of AdamW: NVIDIA's apex (deepspeed engine only), torch's, or our own,
+    compiled (native engine only), which writes the bf16 weights of a single data-parallel process.
     `auto` is the deepspeed engine's apex on CUDA where it is installed, our own for bf16 moments or
     gradients and for a single data-parallel process on CUDA, and else torch's."""
     lr: PositiveFp32 = 3e-4

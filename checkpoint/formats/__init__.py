@@ -49,11 +49,24 @@ def to_huggingface(
     Raises:
         UserError: no architecture there computes this model.
     """
-    return _BY_FAMILY[model.family].to_huggingface(
+    return _format_for(model).to_huggingface(
         model, dtype=dtype, seq_len=seq_len, special_tokens=special_tokens
     )
 
 
 def tensor_table(model: ModelConfig) -> list[Theirs]:
-    """Their tensors and what of ours is in each, in the order of the model."""
-    return list(_BY_FAMILY[model.family].tensors(model))
+    """Their tensors and what of ours is in each, in the order of the model.
+
+    Raises:
+        UserError: the family has no table.
+    """
+    return list(_format_for(model).tensors(model))
+
+
+def _format_for(model: ModelConfig) -> Format:
+    if model.family not in _BY_FAMILY:
+        raise UserError(
+            f'the family "{model.family}" has no form at Hugging Face here: only '
+            f"{' and '.join(_BY_FAMILY)} models can be exported"
+        )
+    return _BY_FAMILY[model.family]

@@ -53,7 +53,11 @@ _LLAMA3_KEYS = (
 def to_huggingface(
     model: ModelConfig, *, dtype: str, seq_len: int, special_tokens: Mapping[str, int | list[int]]
 ) -> dict[str, Any]:
-    """The contents of `config.json`; see `formats.to_huggingface`."""
+    """The contents of `config.json`; see `formats.to_huggingface`.
+
+    Raises:
+        UserError: no architecture there computes this model.
+    """
     assert isinstance(model, LlamaConfig)
     if model.logit_softcap is not None:
         raise UserError(

@@ -1,7 +1,8 @@
 """Documents to token ids on all cores, in order, with bounded memory.
 
-A document's encoding takes some hundred bytes a token before it is ids, so a long one is encoded
-in pieces (`triax.data.prepare.pieces`).
+`tiktoken` encodes where it is certain to give the tokenizer's own ids. Else `tokenizers` does,
+which takes some hundred bytes a token before they are ids, so it gets a long document in pieces
+(`triax.data.prepare.pieces`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from triax.common.errors import UserError
 from triax.data.prepare.document_tokens import DocumentTokens, Token
 from triax.data.prepare.encoder import document_encoder
 from triax.data.prepare.pieces import LONGEST_PIECE, encode_in_pieces
+from triax.data.prepare.tiktoken_encoder import TiktokenEncoder, tiktoken_encoder
 from triax.data.prepare.tokenizer import library_errors, vocabulary_size
 from triax.data.read.shards import Array, token_dtype
 
@@ -114,29 +117,44 @@ def _with_less_memory(num_workers: int) -> str:
     return "where more memory is free: one process works already, on a piece of text at a time"
 
 
+@dataclass(frozen=True)
+class _Encoder:
+    """What a worker keeps of the tokenizer."""
+
+    tokenizer: Tokenizer
+    fast: TiktokenEncoder | None
+    dtype: np.dtype[Any]
+
+    def encode(self, texts: list[str]) -> list[list[Array]]:
+        """Each text's token ids, in one or several arrays."""
+        found = [None if self.fast is None else self.fast.encode(text) for text in texts]
+        left = zip(texts, found, strict=True)
+        short = [text for text, ids in left if ids is None and len(text) <= LONGEST_PIECE]
+        encodings = iter(self.tokenizer.encode_batch_fast(short, add_special_tokens=False))
+        return [
+            self._encode_slowly(text, encodings) if ids is None else [ids]
+            for text, ids in zip(texts, found, strict=True)
+        ]
+
+    def _encode_slowly(self, text: str, short: Iterator[Encoding]) -> list[Array]:
+        """By `tokenizers`; a short text's encoding is the next of `short`."""
+        if len(text) <= LONGEST_PIECE:
+            return [np.array(next(short).ids, self.dtype)]
+        return [np.array(ids, self.dtype) for ids in encode_in_pieces(self.tokenizer, text)]
+
+
 @lru_cache(maxsize=1)
-def _encoder(path: str, reserved: tuple[Token, ...]) -> Tokenizer:
-    return document_encoder(Path(path), reserved)
+def _encoder(path: str, reserved: tuple[Token, ...]) -> _Encoder:
+    tokenizer = document_encoder(Path(path), reserved)
+    dtype = token_dtype(vocabulary_size(tokenizer))
+    with library_errors(path):
+        return _Encoder(tokenizer, tiktoken_encoder(tokenizer, dtype), dtype)
 
 
 def _encode(tokenizer_path: str, tokens: DocumentTokens, texts: list[str]) -> list[Array]:
     first = () if tokens.begin is None else (tokens.begin,)
-    tokenizer = _encoder(tokenizer_path, (*first, tokens.end))
-    dtype = token_dtype(vocabulary_size(tokenizer))
-    begin = np.array([token.id for token in first], dtype)
-    end = np.array([tokens.end.id], dtype)
-    short = [text for text in texts if len(text) <= LONGEST_PIECE]
-    with library_errors(Path(tokenizer_path)):
-        encodings = iter(tokenizer.encode_batch_fast(short, add_special_tokens=False))
-        return [
-            np.concatenate((begin, *_ids(tokenizer, text, encodings, dtype), end)) for text in texts
-        ]
-
-
-def _ids(
-    tokenizer: Tokenizer, text: str, short: Iterator[Encoding], dtype: np.dtype[Any]
-) -> list[Array]:
-    """The text's token ids in one or several arrays; a short text's are the next of `short`."""
-    if len(text) <= LONGEST_PIECE:
-        return [np.array(next(short).ids, dtype)]
-    return [np.array(ids, dtype) for ids in encode_in_pieces(tokenizer, text)]
+    encoder = _encoder(tokenizer_path, (*first, tokens.end))
+    begin = np.array([token.id for token in first], encoder.dtype)
+    end = np.array([tokens.end.id], encoder.dtype)
+    with library_errors(tokenizer_path):
+        return [np.concatenate((begin, *ids, end)) for ids in encoder.encode(texts)]

@@ -71,7 +71,8 @@ def resolve(text: str) -> Source:
     if re.search(r"[*?[]", os.fspath(path)):
         return _filled(text, _glob(path))
     match = _DATASET.fullmatch(text)
-    if match is None or _FILE_SUFFIX.search(text) or text.startswith("."):
+    looks_local = text.startswith(".") or ("/" in text and is_folder(path.parent))
+    if match is None or _FILE_SUFFIX.search(text) or looks_local:
         raise UserError(f"{text}: no such file or folder; check the path")
     return DatasetName(match["name"], match["config"])
 

@@ -27,6 +27,7 @@ from typing import Any, BinaryIO, NamedTuple, cast
 
 from triax.common.errors import UserError
 from triax.data.prepare.inputs import SAVED_DATASET, DatasetName, Source, TextFile, resolve_all
+from triax.data.prepare.rows import Row, Wanted, missing_field, row_text
 
 _log = logging.getLogger(__name__)
 MAX_DOCUMENT = 1 << 24
@@ -56,15 +57,6 @@ class Record(NamedTuple):
     """The row's other fields; none if they weren't asked for."""
 
 
-class _Wanted(NamedTuple):
-    text_field: str
-    with_fields: bool
-
-
-_Row = tuple[int, str, dict[str, Any]]
-"""Number, text and other fields."""
-
-
 def iter_documents(inputs: Sequence[str], text_field: str = "text") -> Iterator[str]:
     """The texts of `iter_records`."""
     return (record.text for record in iter_records(inputs, text_field))
@@ -89,10 +81,10 @@ def iter_records(
         UserError: an input is missing, damaged or has no such field; names file and line.
     """
     # Here and not in the generator: a wrong input is found before anything is read.
-    return _records(resolve_all(inputs), _Wanted(text_field, with_fields))
+    return _records(resolve_all(inputs), Wanted(text_field, with_fields))
 
 
-def _records(sources: Sequence[Source], wanted: _Wanted) -> Iterator[Record]:
+def _records(sources: Sequence[Source], wanted: Wanted) -> Iterator[Record]:
     for source in sources:
         rows = (
             _dataset_rows(source, wanted)
@@ -120,7 +112,7 @@ def _end_of_part(text: str, start: int) -> int:
     return text.rfind("\n", start + MAX_DOCUMENT // 2, end) + 1 or end
 
 
-def _files_rows(files: Sequence[TextFile], wanted: _Wanted) -> Iterator[tuple[str, _Row]]:
+def _files_rows(files: Sequence[TextFile], wanted: Wanted) -> Iterator[tuple[str, Row]]:
     for file in files:
         origin = str(file.path)
         try:
@@ -130,12 +122,12 @@ def _files_rows(files: Sequence[TextFile], wanted: _Wanted) -> Iterator[tuple[st
             _log.warning("%s: left out, %s", file.path, error)
 
 
-def _file_rows(file: TextFile, wanted: _Wanted) -> Iterator[_Row]:
+def _file_rows(file: TextFile, wanted: Wanted) -> Iterator[Row]:
     path = file.path
     suffixes = [suffix.lower() for suffix in path.suffixes]
     open_file = _OPENERS.get(suffixes[-1], _open_plain) if suffixes else _open_plain
     kind = suffixes[:-1] if open_file is not _open_plain else suffixes
-    read = _READERS.get(kind[-1], _read_whole) if kind else _read_whole
+    read = READERS.get(kind[-1], _read_whole) if kind else _read_whole
     try:
         with open_file(path) as stream:
             yield from read(stream, file, wanted)
@@ -162,13 +154,13 @@ def _open_xz(path: Path) -> BinaryIO:
 
 
 def _open_zstd(path: Path) -> BinaryIO:
-    import pyarrow  # type: ignore[import-untyped]
+    import pyarrow
 
     # pyarrow comes with `datasets`, and reports a file cut short; `zstandard` ends silently.
     return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
 
 
-def _read_whole(stream: BinaryIO, file: TextFile, _wanted: _Wanted) -> Iterator[_Row]:
+def _read_whole(stream: BinaryIO, file: TextFile, _wanted: Wanted) -> Iterator[Row]:
     """The file's text; in several parts if it is long, which are read one by one."""
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
     part, number = "", 1
@@ -190,7 +182,7 @@ def _read_whole(stream: BinaryIO, file: TextFile, _wanted: _Wanted) -> Iterator[
     yield number, part, {}
 
 
-def _read_json_lines(stream: BinaryIO, file: TextFile, wanted: _Wanted) -> Iterator[_Row]:
+def _read_json_lines(stream: BinaryIO, file: TextFile, wanted: Wanted) -> Iterator[Row]:
     number = 0
     # Found in a folder, and not called JSON lines: it may be any program's.
     may_be_other = not file.must_be_text and ".json" in map(str.lower, file.path.suffixes)
@@ -203,7 +195,7 @@ def _read_json_lines(stream: BinaryIO, file: TextFile, wanted: _Wanted) -> Itera
             continue
         try:
             row = _json_object(line.removeprefix(codecs.BOM_UTF8), where)
-            text = _row_text(row, where, wanted.text_field)
+            text = row_text(row, where, wanted.text_field)
             yield number, text, _other_fields(row, wanted)
         except UserError as error:
             if may_be_other:
@@ -234,42 +226,13 @@ def _json(line: bytes) -> Any:
         return json.loads(line, parse_int=float)
 
 
-def _row_text(row: dict[str, Any], where: str, text_field: str) -> str:
-    """The text of one row; null is an empty text."""
-    if text_field not in row:
-        raise UserError(_missing_field(where, text_field, list(row)))
-    text = row[text_field]
-    if text is None:
-        return ""
-    if not isinstance(text, str):
-        raise UserError(f'{where}: "{text_field}" holds {type(text).__name__}, expected a string')
-    return _valid_unicode(text)
-
-
-def _other_fields(row: dict[str, Any], wanted: _Wanted) -> dict[str, Any]:
+def _other_fields(row: dict[str, Any], wanted: Wanted) -> dict[str, Any]:
     if not wanted.with_fields:
         return {}
     return {name: value for name, value in row.items() if name != wanted.text_field}
 
 
-def _missing_field(where: str, text_field: str, fields: Sequence[str]) -> str:
-    found = ", ".join(fields[:10]) or "none"
-    return (
-        f'{where}: no field "{text_field}"; there are: {found}. '
-        "Name the one that holds the text with --text-field (text_field in a config)"
-    )
-
-
-def _valid_unicode(text: str) -> str:
-    """Replace half surrogate pairs, which JSON escapes can spell and UTF-8 cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
-
-
-def _read_parquet(stream: BinaryIO, source: TextFile, wanted: _Wanted) -> Iterator[_Row]:
+def _read_parquet(stream: BinaryIO, source: TextFile, wanted: Wanted) -> Iterator[Row]:
     import pyarrow
     from pyarrow import parquet
 
@@ -277,13 +240,13 @@ def _read_parquet(stream: BinaryIO, source: TextFile, wanted: _Wanted) -> Iterat
     try:
         file = parquet.ParquetFile(_seekable(stream, path))
         if text_field not in file.schema_arrow.names:
-            raise UserError(_missing_field(str(path), text_field, file.schema_arrow.names))
+            raise UserError(missing_field(str(path), text_field, file.schema_arrow.names))
         number = 0
         columns = None if wanted.with_fields else [text_field]
         for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=columns):
             for row in batch.to_pylist():
                 number += 1
-                text = _row_text(row, f"{path}, row {number}", text_field)
+                text = row_text(row, f"{path}, row {number}", text_field)
                 yield number, text, _other_fields(row, wanted)
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise UserError(f"{path}: damaged or no parquet file: {error}") from None
@@ -302,11 +265,11 @@ def _seekable(stream: BinaryIO, path: Path) -> BinaryIO:
     return io.BytesIO(content)
 
 
-def _read_arrow(_stream: BinaryIO, file: TextFile, _wanted: _Wanted) -> Iterator[_Row]:
+def _read_arrow(_stream: BinaryIO, file: TextFile, _wanted: Wanted) -> Iterator[Row]:
     raise UserError(f"{file.path}: an Arrow file; {SAVED_DATASET}")
 
 
-def _dataset_rows(source: DatasetName, wanted: _Wanted) -> Iterator[tuple[str, _Row]]:
+def _dataset_rows(source: DatasetName, wanted: Wanted) -> Iterator[tuple[str, Row]]:
     # Takes seconds to import, and most runs read files.
     import datasets  # type: ignore[import-untyped]
 
@@ -314,7 +277,7 @@ def _dataset_rows(source: DatasetName, wanted: _Wanted) -> Iterator[tuple[str, _
     try:
         rows = datasets.load_dataset(source.name, source.config, split="train", streaming=True)
         for number, row in enumerate(rows, start=1):
-            text = _row_text(row, f"{title}, row {number}", wanted.text_field)
+            text = row_text(row, f"{title}, row {number}", wanted.text_field)
             yield title, (number, text, _other_fields(row, wanted))
     except UserError:
         raise
@@ -331,10 +294,11 @@ _OPENERS: dict[str, Callable[[Path], BinaryIO]] = {
     ".xz": _open_xz,
     ".zst": _open_zstd,
 }
-_READERS: dict[str, Callable[[BinaryIO, TextFile, _Wanted], Iterator[_Row]]] = {
+READERS: dict[str, Callable[[BinaryIO, TextFile, Wanted], Iterator[Row]]] = {
     ".arrow": _read_arrow,
     ".jsonl": _read_json_lines,
     ".ndjson": _read_json_lines,
     ".json": _read_json_lines,
     ".parquet": _read_parquet,
 }
+"""By suffix, how the texts of an open file are read; of any other the file is one text."""

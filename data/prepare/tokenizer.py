@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import chain
@@ -136,6 +137,8 @@ def library_errors(file: Path | str) -> Iterator[None]:
     """
     try:
         yield
+    except UserError:
+        raise
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
@@ -179,12 +182,7 @@ def tokenizer_file(path: Path | str) -> Path:
     file = path / "tokenizer.json" if is_folder(path) else path
     other = _other_format(path)
     if other is not None and (file.name != "tokenizer.json" or not is_file(file)):
-        folder = path if is_folder(path) else path.parent
-        raise UserError(
-            f"{path}: {other}, which triax doesn't read; transformers writes the tokenizer.json "
-            "that it needs: python -c 'from transformers import AutoTokenizer; "
-            f'AutoTokenizer.from_pretrained("{folder}").save_pretrained("{folder}")\''
-        )
+        raise UserError(f"{path}: {other}")
     if not is_file(file):
         raise UserError(
             f"{file}: no such tokenizer; `triax tokenizer train` writes one, or give the folder "
@@ -194,16 +192,26 @@ def tokenizer_file(path: Path | str) -> Path:
 
 
 def _other_format(path: Path) -> str | None:
-    """What a folder without tokenizer.json, or a file, holds of a tokenizer's older formats."""
-    if is_folder(path):
-        if is_file(path / "vocab.json") and is_file(path / "merges.txt"):
-            return "holds vocab.json and merges.txt (GPT-2's format)"
-        for name in ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model"):
-            if is_file(path / name):
-                return f"holds {name} (SentencePiece)"
-        return "holds vocab.txt (BERT's format)" if is_file(path / "vocab.txt") else None
-    if not is_file(path):
-        return None
-    if path.name in ("vocab.json", "merges.txt", "vocab.txt"):
-        return f"{path.name} is one part of an older format"
-    return "a SentencePiece file" if path.suffix == ".model" else None
+    """What a folder without tokenizer.json, or a file, holds of other formats, and what to do."""
+    folder = path if is_folder(path) else path.parent
+    if is_file(folder / "vocab.json") and is_file(folder / "merges.txt"):
+        return f"GPT-2's format, vocab.json and merges.txt; {_import_advice(folder)}"
+    if is_file(folder / "vocab.txt"):
+        return (
+            "BERT's format, which triax doesn't read; transformers writes a tokenizer.json: "
+            "python -c 'from transformers import AutoTokenizer; "
+            f'AutoTokenizer.from_pretrained("{folder}").save_pretrained("{folder}")\''
+        )
+    names = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+    files = [folder / name for name in names] if is_folder(path) else [path]
+    for file in files:
+        if file.suffix in (".model", ".tiktoken") and is_file(file):
+            return f"{file.name} is a file of SentencePiece or tiktoken; {_import_advice(file)}"
+    return None
+
+
+def _import_advice(path: Path) -> str:
+    return (
+        "make a tokenizer.json of it: triax tokenizer import "
+        f"{shlex.quote(str(path))} --output FOLDER"
+    )

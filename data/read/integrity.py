@@ -88,6 +88,36 @@ def verify(files: Sequence[KnownFile], rest: Callable[[float], bool] = lambda _:
         _log.info("%s is as it was prepared", file.path)
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """What the verification of a dataset found."""
+
+    num_known: int
+    """Files whose checksums are known."""
+    num_unknown: int
+    problems: list[str]
+    """One for each damaged file."""
+
+
+def verify_dataset(prefix: str) -> Verdict:
+    """Read a dataset whole; all damage to it, not the first alone.
+
+    Raises:
+        UserError: as `known_files`.
+    """
+    known, unknown = known_files(prefix)
+    problems = [problem for file in known if (problem := _problem(file)) is not None]
+    return Verdict(len(known), len(unknown), problems)
+
+
+def _problem(file: KnownFile) -> str | None:
+    try:
+        verify([file])
+    except UserError as error:
+        return str(error)
+    return None
+
+
 def _checksum(path: Path, rest: Callable[[float], bool]) -> str | None:
     """None if a rest ended it."""
     file_size(path)  # refuses a pipe, which would wait for ever

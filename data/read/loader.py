@@ -9,7 +9,6 @@ Shape legend: B = micro_batch_size, T = seq_len.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,18 +18,7 @@ from triax.common.tokens import IGNORE_INDEX
 from triax.data.read.prefetch import prefetched
 from triax.data.read.sampler import Sampler
 from triax.data.read.source import Source, Window
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One micro-batch, on the host."""
-
-    tokens_BT: torch.Tensor
-    """int64."""
-    targets_BT: torch.Tensor
-    """int64: the token that follows each position, or IGNORE_INDEX."""
-    document_ids_BT: torch.Tensor | None
-    """int32, counted from 0 in each row; None where documents are not masked."""
+from triax.models.batch import Batch
 
 
 def make_batch(
@@ -40,11 +28,11 @@ def make_batch(
     pin_memory: bool,
     num_real: int | None = None,
 ) -> Batch:
-    """Stack windows of equal length into a micro-batch.
+    """Stack windows of equal length into a micro-batch on the host.
 
     Args:
-        mask_documents: keep document ids, and ignore the targets that belong to another
-            document than their position.
+        mask_documents: keep document ids (int32, counted from 0 in each row), and ignore the
+            targets that belong to another document than their position.
         pin_memory: put the tensors in page-locked memory, for asynchronous copies to the GPU.
         num_real: only the first so many rows carry targets; None means all.
     """
@@ -55,13 +43,9 @@ def make_batch(
     if mask_documents:
         documents = np.stack([window.document_ids for window in windows])
         targets[documents[:, 1:] != documents[:, :-1]] = IGNORE_INDEX
-        document_ids_BT = _tensor(documents[:, :-1].copy(), pin_memory)
-    return Batch(_tensor(inputs, pin_memory), _tensor(targets, pin_memory), document_ids_BT)
-
-
-def _tensor(array: np.ndarray, pin_memory: bool) -> torch.Tensor:
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory() if pin_memory else tensor
+        document_ids_BT = torch.from_numpy(documents[:, :-1].copy())
+    batch = Batch(torch.from_numpy(inputs), torch.from_numpy(targets), document_ids_BT)
+    return batch.pin_memory() if pin_memory else batch
 
 
 class Loader:

@@ -222,7 +222,11 @@ class ShardWriter:
         return self
 
     def add_document(self, tokens: Array) -> None:
-        """Append one document: [num_tokens] of any integer type, within the range of `dtype`."""
+        """Append one document: [num_tokens] of any integer type, within the range of `dtype`.
+
+        Raises:
+            UserError: it is longer than an index can say.
+        """
         if tokens.size > np.iinfo(np.int32).max:
             raise UserError(f"{self.prefix}: a document has {tokens.size:,} tokens, above 2^31 - 1")
         limits = np.iinfo(self.dtype)

@@ -11,6 +11,7 @@ from triax.launcher.config.problems import Problem
 from triax.models.config import ModelConfig
 from triax.models.description import Width, describe
 from triax.parallel.config import ParallelConfig, PrecisionConfig
+from triax.parallel.layout import Layout
 from triax.parallel.stages import (
     SCHEDULES,
     SPLIT_BACKWARD_NEEDS_TORCH,
@@ -22,16 +23,16 @@ from triax.training.config import BatchConfig, OptimizerConfig
 
 def world_fits(parallel: ParallelConfig, world_size: int | None) -> Iterator[Problem]:
     """Every axis must divide the number of processes."""
-    fixed = parallel.tensor * parallel.pipeline * parallel.replicate
-    if world_size is None or world_size % fixed == 0:
+    unit = Layout.unit_of(parallel)
+    if world_size is None or world_size % unit == 0:
         return
     axes = ("pipeline", "replicate", "tensor")
     degrees = " x ".join(f"{axis} {getattr(parallel, axis)}" for axis in axes)
     path = next(f"parallel.{axis}" for axis in axes if getattr(parallel, axis) > 1)
     yield Problem(
         path,
-        f"the number of processes, {world_size}, is not a multiple of {degrees} = {fixed}; "
-        f"start {_nearest_multiples(world_size, fixed)} processes or lower a degree",
+        f"the number of processes, {world_size}, is not a multiple of {degrees} = {unit}; "
+        f"start {_nearest_multiples(world_size, unit)} processes or lower a degree",
     )
 
 
@@ -39,8 +40,7 @@ def batch_divides(
     batch: BatchConfig, parallel: ParallelConfig, world_size: int | None
 ) -> Iterator[Problem]:
     """An update is whole micro-batches, equally many on every data-parallel rank."""
-    model_ranks = parallel.tensor * parallel.pipeline
-    data_ranks = 1 if world_size is None or world_size % model_ranks else world_size // model_ranks
+    data_ranks = Layout.data_parallel_of(parallel, world_size) or 1
     unit = batch.micro_batch_size * data_ranks
     if batch.global_batch_size % unit == 0:
         return
@@ -66,7 +66,7 @@ def gradients_are_summed_exactly(
     world_size: int | None,
 ) -> Iterator[Problem]:
     """Many micro-batches' gradients are not added up in bf16."""
-    data_ranks = max(1, (world_size or 1) // (parallel.tensor * parallel.pipeline))
+    data_ranks = Layout.data_parallel_of(parallel, world_size) or 1
     count = batch.global_batch_size // (batch.micro_batch_size * data_ranks)
     is_in_bf16 = parallel.zero_stage >= 2 or (data_ranks == 1 and parallel.tensor == 1)
     if precision.gradients == "bf16" and is_in_bf16 and count > 1:
@@ -203,10 +203,10 @@ def schedule_fits_batch(
     batch: BatchConfig, parallel: ParallelConfig, world_size: int | None
 ) -> Iterator[Problem]:
     """The schedule can run the number of micro-batches of a step."""
-    model_ranks = parallel.tensor * parallel.pipeline
-    if parallel.pipeline == 1 or world_size is None or world_size % model_ranks:
+    data_ranks = Layout.data_parallel_of(parallel, world_size)
+    if parallel.pipeline == 1 or data_ranks is None:
         return
-    unit = batch.micro_batch_size * (world_size // model_ranks)
+    unit = batch.micro_batch_size * data_ranks
     if batch.global_batch_size % unit:
         return
     num_micro_batches = batch.global_batch_size // unit

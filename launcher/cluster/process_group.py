@@ -121,12 +121,16 @@ def log_to_file(path: Path) -> None:
     logger.propagate = False
 
 
+_SHOW_ALL_GPUS = ("torchrun", "deepspeed", "triax")
+"""The launchers whose processes all see all of their machine's GPUs."""
+
+
 def _choose_device(environment: Environment) -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
     num_devices = torch.cuda.device_count()
-    if num_devices == 1 and environment.launcher in ("srun", "mpirun"):
-        # Such launchers can show each process its own GPU alone (`--gpus-per-task 1`).
+    if num_devices == 1 and environment.launcher not in _SHOW_ALL_GPUS:
+        # Others can show each process its own GPU alone (srun: `--gpus-per-task 1`).
         return torch.device("cuda", 0)
     if environment.local_world_size > num_devices:
         raise UserError(

@@ -20,16 +20,16 @@ from triax.data.clean.statistics import Statistics
 from triax.launcher.config.recipe import load_recipe
 from triax.launcher.terminal.arguments import as_path, positive_int, utf8
 
-EXAMPLE = """\
-examples:
-  triax data clean corpus/ --output cleaned --recipe examples/clean.toml
-  triax data prepare cleaned/documents --tokenizer tokenizer --output data
-"""
+HELP = "filter and deduplicate documents by a recipe"
+DESCRIPTION = (
+    "Take documents through a recipe's steps (docs/cleaning.md).\n"
+    "Interrupted, the same command goes on behind the finished pieces."
+)
 _SECONDS_BETWEEN_LINES = 10.0
 
 
-def add_clean(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of `clean`."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
     parser.add_argument(
         "inputs",
         nargs="+",
@@ -48,7 +48,7 @@ def add_clean(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run_clean(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     """Clean, and show what each step did."""
     console = Console(highlight=False, soft_wrap=True)
     recipe = load_recipe(args.recipe)

@@ -12,7 +12,6 @@ import torch
 from triax.checkpoint.run_folder import recorded_table
 from triax.common.errors import UserError
 from triax.common.paths import same_path
-from triax.common.tokens import IGNORE_INDEX
 from triax.data.read.identity import identify
 from triax.data.read.loader import validation_batches
 from triax.data.read.source import Source
@@ -105,15 +104,10 @@ def _evaluate(
     )
     with torch.no_grad():
         for batch in batches:
-            ids = batch.document_ids_BT
-            sums = loaded.model(
-                batch.tokens_BT.to(device),
-                batch.targets_BT.to(device),
-                None if ids is None else ids.to(device),
-                torch.ones((), device=device),
-            )
-            totals[0] += sums.cross_entropy.cpu()
-            totals[1] += (batch.targets_BT != IGNORE_INDEX).sum()
+            there = batch.to(device)
+            output = loaded.model(there.tokens_BT, there, torch.ones((), device=device))
+            totals[0] += output.sums["cross_entropy"].cpu()
+            totals[1] += batch.num_targets
     return mean_loss(float(totals[0]), int(totals[1]))
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from triax.common.errors import ExitCode, UserError
 from triax.launcher.checks.sections import find_warnings, load_checked
 from triax.launcher.config.problems import likely_not_meant
-from triax.launcher.config.run_config import RunConfig
-from triax.launcher.slurm.batch_job import BatchJob, read_template, refuse_hopeless_time, submit
+from triax.launcher.slurm.batch_job import BatchJob, read_template, refuse_hopeless_times, submit
+from triax.launcher.slurm.mounts import mounts_for
 from triax.launcher.terminal.arguments import as_path, as_path_text, count, positive_int
 from triax.launcher.terminal.messages import print_warning
 
@@ -135,8 +135,7 @@ def run(args: argparse.Namespace) -> int:
     per_node = _processes_per_node(args.processes_per_node, num_gpus)
     if args.container_mounts and not args.container:
         raise UserError("--container-mounts is of use with --container IMAGE alone; give both")
-    for time in _time_limits(args):
-        refuse_hopeless_time(time, args.grace)
+    refuse_hopeless_times(args.time, args.extra_sbatch, args.grace)
     world_size = args.nodes * per_node
     config = load_checked(args.config, args.overrides, world_size)
     if warnings := find_warnings(config, world_size):
@@ -160,7 +159,8 @@ def run(args: argparse.Namespace) -> int:
         qos=args.qos,
         cpus_per_task=args.cpus_per_task or (CPUS_PER_GPU if num_gpus else None),
         container=args.container,
-        container_mounts=_mounts(args, config),
+        container_mounts=args.container_mounts
+        or (mounts_for(args.config, config) if args.container else None),
         setup=tuple(args.setup),
         extra_sbatch=tuple(args.extra_sbatch),
         extra_srun=tuple(args.extra_srun),
@@ -195,41 +195,3 @@ def _gpus(text: str) -> tuple[str, int]:
     if match is None:
         raise argparse.ArgumentTypeError(f"expected a number, as 8 or h100:8, got {text!r}")
     return match[1] or "", int(match[2])
-
-
-def _mounts(args: argparse.Namespace, config: RunConfig) -> str | None:
-    """What a container mounts: what is asked for, else what the ranks read and write, where it is
-    outside: folders, each mounted at its own place.
-
-    Raises:
-        UserError: a path can't stand in pyxis's list.
-    """
-    if args.container is None or args.container_mounts:
-        return args.container_mounts or None
-    data, prepare = config.data, config.data.prepare
-    paths = [args.config, *(source.path for source in data.sources), data.validation]
-    paths += [data.tokenizer, config.checkpoint.init_from, config.parallel.offload_path]
-    if prepare is not None:
-        paths += [prepare.output, *(item for item in prepare.inputs if "/" in item)]
-    wanted = {_folder_of(Path(path).expanduser().absolute()) for path in paths if path is not None}
-    # Submitting makes the run's folder.
-    wanted |= {Path.cwd(), config.run_dir.absolute()}
-    roots = [path for path in sorted(wanted) if not wanted.intersection(path.parents)]
-    for root in roots:
-        if {":", ","} & set(str(root)) or root == Path("/"):
-            raise UserError(f"{root} can't be mounted into the container: give --container-mounts")
-    return ",".join(f"{root}:{root}" for root in roots)
-
-
-def _folder_of(path: Path) -> Path:
-    """The folder itself or the nearest above that exists: shards have a prefix, globs stars."""
-    return next(each for each in (path, *path.parents) if each.is_dir())
-
-
-def _time_limits(args: argparse.Namespace) -> list[str]:
-    """The limits given, also by sbatch's own option."""
-    passed_on = [option.removeprefix("-t") for option in args.extra_sbatch if option[:2] == "-t"]
-    passed_on += [
-        option.removeprefix("--time=") for option in args.extra_sbatch if option[:7] == "--time="
-    ]
-    return [time.strip() for time in [args.time, *passed_on] if time is not None]

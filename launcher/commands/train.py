@@ -10,7 +10,7 @@ import argparse
 
 from triax.common.output import lossy_output
 from triax.launcher.checks.sections import load_checked
-from triax.launcher.cluster.environment import discover
+from triax.launcher.cluster.launchers import discover
 from triax.launcher.cluster.workers import become_worker, launch
 from triax.launcher.terminal.arguments import add_num_processes, as_path_text
 

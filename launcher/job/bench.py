@@ -87,7 +87,7 @@ def make_step(config: RunConfig, layout: Layout, processes: Processes) -> tuple[
         vocab_size=config.model.vocab_size,
         seq_len=config.data.seq_len,
         micro_batch_size=config.batch.micro_batch_size,
-        num_micro_batches=_num_micro_batches(config, layout),
+        num_micro_batches=num_micro_batches(config, layout),
         dp_rank=layout.data_rank(processes.environment.rank),
         mask_documents=config.data.mask_documents,
         pin_memory=processes.device.type == "cuda",
@@ -113,15 +113,15 @@ def _measure_step(
     return measured, built + measured.first_step_seconds, moved
 
 
-def _num_micro_batches(config: RunConfig, layout: Layout) -> int:
-    per_rank = config.batch.global_batch_size // layout.data_parallel
-    return per_rank // config.batch.micro_batch_size
+def num_micro_batches(config: RunConfig, layout: Layout) -> int:
+    """Forward passes of one process in a step."""
+    return layout.num_micro_batches(config.batch.global_batch_size, config.batch.micro_batch_size)
 
 
 def _work(config: RunConfig, layout: Layout, moved: int) -> Work:
     return Work(
         config.model,
-        _num_micro_batches(config, layout),
+        num_micro_batches(config, layout),
         config.batch.micro_batch_size,
         config.data.seq_len,
         config.precision.compute,
@@ -139,7 +139,7 @@ def _setup(config: RunConfig, layout: Layout, processes: Processes, start_second
         num_parameters=num_parameters(config.model),
         seq_len=config.data.seq_len,
         micro_batch_size=config.batch.micro_batch_size,
-        num_micro_batches=_num_micro_batches(config, layout),
+        num_micro_batches=num_micro_batches(config, layout),
         num_tokens=config.batch.global_batch_size * config.data.seq_len,
         flops_per_token=flops_per_token(config.model, config.data.seq_len),
         device=name,
@@ -176,11 +176,10 @@ def _refuse_hopeless(config: RunConfig, layout: Layout, processes: Processes) ->
     if processes.device.type == "cuda":
         return
     num_weights = num_parameters(config.model)
-    num_parts = layout.tensor * layout.pipeline * layout.shard
     num_here = processes.environment.local_world_size
     gradients, moments = DTYPES[config.precision.gradients], DTYPES[config.optimizer.state_dtype]
     bytes_a_weight = 4 + gradients.itemsize + 2 * moments.itemsize
-    needed = bytes_a_weight * num_weights * num_here / num_parts
+    needed = bytes_a_weight * num_weights * num_here / layout.num_parts
     there = memory_bytes(processes.device)
     if needed > there:
         raise UserError(

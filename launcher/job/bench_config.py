@@ -9,6 +9,7 @@ from triax.launcher.checks.sections import find_step_problems
 from triax.launcher.config.loading import CrossCheck, no_checks, parse_config, read_config
 from triax.launcher.config.run_config import RunConfig
 from triax.models.description import describe
+from triax.parallel.layout import Layout
 
 _SOURCE = "triax bench"
 _DEFAULTS = (
@@ -57,6 +58,5 @@ def _parse(overrides: Sequence[str], check: CrossCheck = no_checks) -> RunConfig
 
 def _fewest_sequences(config: RunConfig, world_size: int) -> int:
     """One micro-batch on each data-parallel rank, and one more for each further stage."""
-    parallel = config.parallel
-    data_parallel = max(1, world_size // (parallel.tensor * parallel.pipeline))
-    return config.batch.micro_batch_size * data_parallel * parallel.pipeline
+    data_parallel = Layout.data_parallel_of(config.parallel, world_size) or 1
+    return config.batch.micro_batch_size * data_parallel * config.parallel.pipeline

@@ -8,15 +8,16 @@ from functools import partial
 from triax.data.prepare.ensure import ensure_prepared
 from triax.data.read.identity import Identity, identify, identify_sources
 from triax.data.read.integrity import Verification, files_of, verify
-from triax.data.read.loader import Batch, Loader, validation_batches
+from triax.data.read.loader import Loader, validation_batches
 from triax.data.read.sampler import Sampler
 from triax.data.read.source import Source, open_sources
 from triax.launcher.cluster.preflight import data_facts, refuse_differences
 from triax.launcher.cluster.process_group import Processes
 from triax.launcher.job.job import Job
 from triax.launcher.job.resume import ResumePoint
-from triax.parallel.agreement import agreed_however_long
-from triax.parallel.collectives import gather_objects, on_first_however_long
+from triax.models.batch import Batch
+from triax.parallel.agreement import agreed_however_long, on_first_however_long
+from triax.parallel.collectives import gather_objects
 from triax.training.loop.loop import RunData
 
 

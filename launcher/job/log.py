@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 
+from triax.launcher.job.forecast import forecast_writers
 from triax.launcher.job.job import Job
 from triax.models.counts import flops_per_token
 from triax.training.records.console import Console
@@ -28,15 +29,15 @@ def opened_log(job: Job, state: TrainState) -> Iterator[MetricsLogger]:
     """Log of a session that goes on from `state`, closed at the end; rank 0's alone shows it."""
     is_main, budget = job.processes.is_main, job.budget
     with (
-        _make_writers(job, state.step + 1) as writers,
         Console(budget.num_steps, state.step, budget.tokens_per_step, enabled=is_main) as console,
+        _make_writers(job, state.step + 1, console) as writers,
     ):
         metrics_logger = MetricsLogger(is_main, job.directory, writers, console, _row_maker(job))
         metrics_logger.started(state.step, asdict(job.layout))
         yield metrics_logger
 
 
-def _make_writers(job: Job, next_step: int) -> MetricsWriters:
+def _make_writers(job: Job, next_step: int, console: Console) -> MetricsWriters:
     """None but on rank 0; what older files say from `next_step` on is hidden."""
     writers: list[MetricsWriter] = []
     config, directory = job.config, job.directory
@@ -47,6 +48,7 @@ def _make_writers(job: Job, next_step: int) -> MetricsWriters:
     if config.metrics.wandb_project is not None:
         settings = config.model_dump(mode="json")
         writers.append(WeightsAndBiases(config.metrics.wandb_project, directory.path, settings))
+    writers += forecast_writers(job, console.say)
     return MetricsWriters(writers)
 
 

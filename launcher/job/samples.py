@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from triax.checkpoint.folders import list_checkpoints
 from triax.checkpoint.run_folder import kept_tokenizer
 from triax.common.errors import UserError
+from triax.common.showing import printable
 from triax.data.prepare.tokenizer import decode, load_tokenizer
 from triax.data.read.blend import Blend
 from triax.data.read.identity import Identity, identify_sources
@@ -31,6 +32,13 @@ class Sample:
     window: int
     num_documents: int
     text: str
+
+    def describe(self) -> str:
+        """Its place, in words."""
+        return (
+            f"{printable(self.source)}, window {self.window:,}, epoch {self.epoch}, "
+            f"{self.num_documents} documents"
+        )
 
 
 class RunSamples:

@@ -67,8 +67,8 @@ def opening_summary(config: RunConfig, budget: Budget, layout: Layout, device: t
         )
         if size > 1
     )
-    num_processes = layout.pipeline * layout.data_parallel * layout.context * layout.tensor
-    processes = "1 process" if num_processes == 1 else f"{num_processes} processes ({axes})"
+    count = layout.world_size
+    processes = "1 process" if count == 1 else f"{count} processes ({axes})"
     return "\n".join(
         (
             f"run      {config.run_dir}",

@@ -123,6 +123,19 @@ class BatchJob:
         return [*options, *self.extra_srun]
 
 
+def refuse_hopeless_times(
+    time: str | None, extra_sbatch: Sequence[str], grace_seconds: int
+) -> None:
+    """As `refuse_hopeless_time`, for the limit given and those in sbatch's own options."""
+    passed_on = [option.removeprefix("-t") for option in extra_sbatch if option[:2] == "-t"]
+    passed_on += [
+        option.removeprefix("--time=") for option in extra_sbatch if option[:7] == "--time="
+    ]
+    for limit in (time, *passed_on):
+        if limit is not None:
+            refuse_hopeless_time(limit.strip(), grace_seconds)
+
+
 def refuse_hopeless_time(time: str, grace_seconds: int) -> None:
     """Refuse a time limit that SLURM's signal would come so long before that nothing is trained.
 

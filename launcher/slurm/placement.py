@@ -19,6 +19,7 @@ from triax.launcher.config.overrides import parse_arguments
 from triax.launcher.terminal.arguments import positive_int
 from triax.launcher.terminal.messages import print_note
 from triax.parallel.config import ParallelConfig
+from triax.parallel.layout import Layout
 from triax.parallel.stages import schedule_problem
 from triax.training.config import BatchConfig
 from triax.training.records.run_directory import RunDirectory
@@ -37,16 +38,17 @@ def largest_world(batch: BatchConfig, parallel: ParallelConfig, num_available: i
     Returns:
         None when even one data-parallel rank per replica needs more processes.
     """
-    model_ranks = parallel.tensor * parallel.pipeline
+    unit = Layout.unit_of(parallel)
     micro_batches, remainder = divmod(batch.global_batch_size, batch.micro_batch_size)
     if remainder:
         return None
-    for data_ranks in range(min(num_available // model_ranks, micro_batches), 0, -1):
-        if micro_batches % data_ranks or data_ranks % parallel.replicate:
+    for num_processes in range(num_available // unit * unit, 0, -unit):
+        data_ranks = Layout.of(parallel, num_processes).data_parallel
+        if micro_batches % data_ranks:
             continue
         if parallel.pipeline > 1 and schedule_problem(parallel, micro_batches // data_ranks):
             continue
-        return data_ranks * model_ranks
+        return num_processes
     return None
 
 

@@ -7,10 +7,15 @@ from pathlib import Path
 
 from triax.common.errors import UserError
 from triax.common.paths import expand
+from triax.common.quantities import parse_count
 
 
 def positive_int(text: str) -> int:
-    """A whole number of at least 1, for argparse's `type`."""
+    """A whole number of at least 1, for argparse's `type`.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
     if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) > 0):
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
     return int(text)
@@ -18,7 +23,11 @@ def positive_int(text: str) -> int:
 
 def utf8(text: str) -> str:
     """Text as it is, for argparse's `type`. Bytes that are no UTF-8 come as lone surrogates, which
-    nothing but a path can hold."""
+    nothing but a path can hold.
+
+    Raises:
+        argparse.ArgumentTypeError: it has such bytes.
+    """
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -27,7 +36,11 @@ def utf8(text: str) -> str:
 
 
 def torch_seed(text: str) -> int:
-    """A whole number of at least 0 and below 2^64, as torch's generators take it."""
+    """A whole number of at least 0 and below 2^64, as torch's generators take it.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
     if not (text.isascii() and text.isdigit() and len(text) <= 20 and int(text) < 2**64):
         raise argparse.ArgumentTypeError(
             f"expected a whole number of at least 0 and below 2^64, got {text[:40]!r}"
@@ -36,7 +49,11 @@ def torch_seed(text: str) -> int:
 
 
 def as_path(text: str) -> Path:
-    """A path by the rule of `expand`, for argparse's `type`."""
+    """A path by the rule of `expand`, for argparse's `type`.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
     try:
         return expand(text)
     except UserError as error:
@@ -49,10 +66,22 @@ def as_path_text(text: str) -> str:
 
 
 def count(text: str) -> int:
-    """A whole number of at least 0, for argparse's `type`."""
+    """A whole number of at least 0, for argparse's `type`.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
     if not (text.isascii() and text.isdigit() and len(text) < 10):
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, got {text!r}")
     return int(text)
+
+
+def large_count(text: str) -> int:
+    """A count such as 32000 or 32k, for argparse's `type`."""
+    try:
+        return parse_count(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def add_num_processes(parser: argparse.ArgumentParser) -> None:

@@ -5,9 +5,9 @@ RMSNorm before each part, rotary positions, grouped queries, SwiGLU, no biases.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import PositiveInt, model_validator
+from pydantic import BeforeValidator, PositiveInt, model_validator
 
 from triax.common.section import PositiveFp32
 from triax.models.architecture import (
@@ -21,7 +21,7 @@ from triax.models.architecture import (
     RopeScaling,
     Rotary,
 )
-from triax.models.config import ModelConfig, Size, fill_in_head_dim
+from triax.models.config import ModelConfig, Size, fill_in_head_dim, whole_head_dim
 
 
 class LlamaConfig(ModelConfig):
@@ -30,7 +30,7 @@ class LlamaConfig(ModelConfig):
     family: Literal["llama"] = "llama"
     num_kv_heads: Size
     """Grouped-query attention when below `num_heads`; the same by default."""
-    head_dim: Size
+    head_dim: Annotated[Size, BeforeValidator(whole_head_dim)]
     """`hidden_size / num_heads` by default."""
     ffn_hidden_size: Size
     qk_norm: bool = False

@@ -88,4 +88,5 @@ class Attention(nn.Module):
         mixed_BHTK = self.attend(
             q_BTHK.transpose(1, 2), k_BTGK.transpose(1, 2), v_BTGK.transpose(1, 2), mask
         )
-        return self.output(mixed_BHTK.transpose(1, 2).flatten(2))
+        y_BTD: Tensor = self.output(mixed_BHTK.transpose(1, 2).flatten(2))
+        return y_BTD

@@ -12,13 +12,14 @@ from triax.models.architecture import Layer
 from triax.models.layers.attention import Attention
 from triax.models.layers.feed_forward import make_feed_forward
 from triax.models.layers.norm import make_norm
+from triax.models.layers.output import LayerOutput, Shape, declared_sums
 
 
 class Block(nn.Module):
     """Pre-norm residual block: attention, then feed-forward."""
 
     mlp: nn.Module
-    """Maps (B, T, D) to (B, T, D), each token by itself."""
+    """Maps (B, T, D) to (B, T, D), each token by itself, or to a `LayerOutput` with that."""
 
     def __init__(self, layer: Layer, width: int) -> None:
         super().__init__()
@@ -27,9 +28,17 @@ class Block(nn.Module):
         self.mlp_norm = make_norm(layer.norm, width)
         self.mlp = make_feed_forward(layer.feed_forward, width)
 
+    @property
+    def sum_shapes(self) -> dict[str, Shape]:
+        """The sums that its feed-forward layer hands up."""
+        return declared_sums(self.mlp)
+
     def forward(
         self, x_BTD: Tensor, rotary: Tensor | None, mask: Tensor | BlockMask | None
-    ) -> Tensor:
+    ) -> Tensor | LayerOutput:
+        """The layer's output, with what its feed-forward layer hands up, if anything."""
         x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotary, mask)
-        mixed_BTD: Tensor = x_BTD + self.mlp(self.mlp_norm(x_BTD))
-        return mixed_BTD
+        mixed: Tensor | LayerOutput = self.mlp(self.mlp_norm(x_BTD))
+        if isinstance(mixed, LayerOutput):
+            return mixed._replace(x=x_BTD + mixed.x)
+        return x_BTD + mixed

@@ -21,7 +21,8 @@ class SwiGLU(nn.Module):
         self.down = nn.Linear(layer.hidden_size, width, bias=layer.has_bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return self.down(F.silu(self.gate(x_BTD)) * self.up(x_BTD))
+        y_BTD: Tensor = self.down(F.silu(self.gate(x_BTD)) * self.up(x_BTD))
+        return y_BTD
 
 
 class GELU(nn.Module):
@@ -33,7 +34,8 @@ class GELU(nn.Module):
         self.down = nn.Linear(layer.hidden_size, width, bias=layer.has_bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return self.down(F.gelu(self.up(x_BTD), approximate="tanh"))
+        y_BTD: Tensor = self.down(F.gelu(self.up(x_BTD), approximate="tanh"))
+        return y_BTD
 
 
 _KINDS: dict[FeedForwardKind, type[nn.Module]] = {

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from triax.models.architecture import Architecture
+from triax.models.batch import Batch
 from triax.models.layers.loss import LossOptions, LossSums, capped_logits, chunked_cross_entropy
+from triax.models.layers.output import Shape
 
 
 class Head(nn.Module):
@@ -27,8 +29,26 @@ class Head(nn.Module):
         """Logits (B, T, V) in fp32."""
         return capped_logits(h_BTD, self.weight, self.options.softcap)
 
-    def forward(self, h_BTD: Tensor, targets_BT: Tensor, weight: Tensor) -> LossSums:
+    @property
+    def sum_shapes(self) -> dict[str, Shape]:
+        """The sums that it tells beside the cross entropy."""
+        return {"z_loss": ()} if self.options.z_loss else {}
+
+    def forward(self, h_BTD: Tensor, batch: Batch, weight: Tensor) -> LossSums:
         """Loss sums; the arguments are those of `Transformer.forward`."""
-        return chunked_cross_entropy(
-            h_BTD.flatten(0, 1), self.weight, targets_BT.flatten(), weight, self.options
-        )
+        return head_loss(h_BTD, self.weight, batch, weight, self.options)
+
+
+def head_loss(
+    h_BTD: Tensor, head_VD: Tensor, batch: Batch, weight: Tensor, options: LossOptions
+) -> LossSums:
+    """`chunked_cross_entropy` of a batch, with the rows of the head that are here."""
+    weights_BT = batch.weights_BT
+    return chunked_cross_entropy(
+        h_BTD.flatten(0, 1),
+        head_VD,
+        batch.targets_BT.flatten(),
+        weight,
+        options,
+        None if weights_BT is None else weights_BT.flatten(),
+    )

@@ -19,12 +19,16 @@ CHUNK_TOKENS = 1024
 
 
 class LossSums(NamedTuple):
-    """Sums over the target tokens of a micro-batch; scalars."""
+    """Sums over the target tokens of a micro-batch, each times its own weight; scalars."""
 
     objective: Tensor
     """Weight x (cross entropy + z-loss), fp32: what is differentiated."""
     cross_entropy: Tensor
-    """Unweighted and without gradient, fp64: what is reported, in nats."""
+    """Not multiplied by `weight` and without gradient, fp64: what is reported, in nats."""
+    z_loss: Tensor
+    """Likewise, its factor included."""
+    log_probs_N: Tensor
+    """The targets' log-probabilities, fp32 without gradient; 0 where there is no target."""
 
 
 class Vocabulary(Protocol):
@@ -165,29 +169,35 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         h_ND: Tensor,
         head_VD: Tensor,
         targets_N: Tensor,
+        weights_N: Tensor | None,
         weight: Tensor,
         options: LossOptions,
         is_recording: bool,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> LossSums:
         # Evaluation: autograd asks for the gradients of weights even where it records nothing.
         needs_gradient = is_recording and any(ctx.needs_input_grad[:2])
         h_grad_ND = torch.empty_like(h_ND) if needs_gradient else None
         head_grad_VD: Tensor | None = None
         # Any number of chunks and micro-batches is added to it.
         sums = torch.zeros(2, dtype=torch.float64, device=h_ND.device)
+        log_probs_N = torch.empty(h_ND.shape[0], dtype=torch.float32, device=h_ND.device)
         for start in range(0, h_ND.shape[0], options.chunk_tokens):
             part = slice(start, start + options.chunk_tokens)
             h_CD, rows_C = h_ND[part], targets_N[part] - options.vocabulary.first
             is_target_C = targets_N[part] != IGNORE_INDEX
+            counts_C = is_target_C
+            if weights_N is not None:
+                counts_C = weights_N[part].float().where(is_target_C, 0)
             chunk = options.statistics(h_CD, head_VD, rows_C, options.softcap)
             log_normaliser_C = _log_normaliser(chunk, options.vocabulary)
             chosen_C = options.vocabulary.sum(chunk.chosen_C)
             z_loss_C = options.z_loss * log_normaliser_C.square()
-            sums[0] += ((log_normaliser_C - chosen_C) * is_target_C).sum()
-            sums[1] += (z_loss_C * is_target_C).sum()
+            log_probs_N[part] = (chosen_C - log_normaliser_C).where(is_target_C, 0)
+            sums[0] += ((log_normaliser_C - chosen_C) * counts_C).sum()
+            sums[1] += (z_loss_C * counts_C).sum()
             if h_grad_ND is None:
                 continue
-            weight_C = is_target_C * weight
+            weight_C = counts_C * weight
             grad_CV = options.gradient(chunk.logits_CV, rows_C, log_normaliser_C, weight_C, options)
             torch.mm(grad_CV, head_VD, out=h_grad_ND[part])
             if h_CD.shape[0] == h_ND.shape[0]:
@@ -198,19 +208,26 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         if h_grad_ND is not None and head_grad_VD is not None:
             ctx.save_for_backward(h_grad_ND, head_grad_VD)
         cross_entropy, z_loss = sums[0].clone(), sums[1].clone()
-        ctx.mark_non_differentiable(cross_entropy)
-        return weight * (cross_entropy + z_loss).float(), cross_entropy
+        ctx.mark_non_differentiable(cross_entropy, z_loss, log_probs_N)
+        objective = weight * (cross_entropy + z_loss).float()
+        return LossSums(objective, cross_entropy, z_loss, log_probs_N)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         h_grad_ND, head_grad_VD = ctx.saved_tensors
         scaled = torch.empty_like(head_grad_VD, dtype=ctx.dtype)
         torch.mul(head_grad_VD, grads[0], out=scaled)  # multiplies and casts in one pass
-        return h_grad_ND * grads[0].to(h_grad_ND.dtype), scaled, None, None, None, None
+        h_grad_ND = h_grad_ND * grads[0].to(h_grad_ND.dtype)
+        return h_grad_ND, scaled, None, None, None, None, None
 
 
 def chunked_cross_entropy(
-    h_ND: Tensor, head_VD: Tensor, targets_N: Tensor, weight: Tensor, options: LossOptions
+    h_ND: Tensor,
+    head_VD: Tensor,
+    targets_N: Tensor,
+    weight: Tensor,
+    options: LossOptions,
+    weights_N: Tensor | None = None,
 ) -> LossSums:
     """Cross entropy of `softmax(h @ head^T)` against the targets, summed over target tokens.
 
@@ -221,10 +238,13 @@ def chunked_cross_entropy(
         h_ND: hidden states in the compute dtype.
         head_VD: the head's weight in the compute dtype.
         targets_N: int64 token ids; `IGNORE_INDEX` where nothing is to be predicted.
-        weight: fp32 scalar that multiplies the objective: loss scale over number of targets.
+        weight: fp32 scalar that multiplies the objective: loss scale over the targets' weight.
         options: z-loss and soft-cap.
+        weights_N: what each target's own terms are multiplied by; None for 1.
     """
     is_recording = torch.is_grad_enabled()  # within `forward` it is off always
     return LossSums(
-        *_ChunkedCrossEntropy.apply(h_ND, head_VD, targets_N, weight, options, is_recording)
+        *_ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+            h_ND, head_VD, targets_N, weights_N, weight, options, is_recording
+        )
     )

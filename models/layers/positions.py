@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class LearnedPositions(nn.Module):
@@ -17,5 +18,8 @@ class LearnedPositions(nn.Module):
         self.weight = nn.Parameter(torch.empty(num_positions, width))
         nn.init.normal_(self.weight, std=init_std)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        return x_BTD + self.weight[: x_BTD.shape[1]]
+    def forward(self, x_BTD: Tensor, positions_BT: Tensor | None = None) -> Tensor:
+        """Positions count from 0 unless they are given."""
+        if positions_BT is None:
+            return x_BTD + self.weight[: x_BTD.shape[1]]
+        return x_BTD + F.embedding(positions_BT, self.weight)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
 from triax.models.architecture import Attention
+from triax.models.batch import Batch
 from triax.models.config import ModelConfig
 from triax.models.description import describe
 from triax.models.layers.block import Block
@@ -18,6 +19,14 @@ from triax.models.layers.head import Head
 from triax.models.layers.loss import LossSums
 from triax.models.layers.masks import attention_mask
 from triax.models.layers.norm import make_norm
+from triax.models.layers.output import (
+    Collected,
+    Output,
+    Shape,
+    declared_sums,
+    shapes_by_layer,
+    with_term,
+)
 from triax.models.layers.positions import LearnedPositions
 from triax.models.layers.rotary import rotary_table
 
@@ -34,6 +43,8 @@ class Transformer(nn.Module):
     positions: LearnedPositions | None
     norm: nn.RMSNorm | nn.LayerNorm | None
     head: Head | None
+    sum_shapes: dict[str, Shape]
+    """All sums of `Output`, those of other pipeline stages too, in the same order everywhere."""
     make_mask: Callable[..., Tensor | BlockMask | None] = staticmethod(attention_mask)
     """`attention_mask`, or `block_mask`, which compiled blocks on a GPU are fast with."""
 
@@ -52,6 +63,8 @@ class Transformer(nn.Module):
         )
         self.norm = make_norm(model.norm, width)
         self.head = Head(model)
+        self.sum_shapes = {"cross_entropy": ()}
+        self.sum_shapes |= declared_sums(self.head) | shapes_by_layer(self.blocks.values())
         self.tie()
 
     def keep(self, layers: range) -> None:
@@ -74,29 +87,37 @@ class Transformer(nn.Module):
             self.head.weight = self.embedding.weight
 
     def hidden_states(
-        self, x: Tensor, num_tokens: int, document_ids_BT: Tensor | None = None
+        self,
+        x: Tensor,
+        num_tokens: int,
+        document_ids_BT: Tensor | None = None,
+        positions_BT: Tensor | None = None,
+        collected: Collected | None = None,
     ) -> Tensor:
         """The last block's output (B, T, D) in the weights' dtype.
 
         Args:
             x: int64 token ids (B, T), or the former stage's output where there is no embedding.
             num_tokens: T, which `x` doesn't tell where its tokens are divided over processes.
-            document_ids_BT: as in `forward`.
+            document_ids_BT, positions_BT: those of a `Batch`.
+            collected: takes what the layers hand up.
         """
+        collected = Collected(self.sum_shapes) if collected is None else collected
         layers = [self._attention(number) for number in self.blocks]
         masks = {
             window: self.make_mask(document_ids_BT, num_tokens, window, x.device)
             for window in {layer.window for layer in layers}
         }
         turns = {
-            (layer.rotary, layer.head_dim): rotary_table(layer, num_tokens, x.device)
+            (layer.rotary, layer.head_dim): rotary_table(layer, num_tokens, x.device, positions_BT)
             for layer in dict.fromkeys(layers)
         }
         h_BTD = x if self.embedding is None else self.embedding(x)
         if self.positions is not None:
-            h_BTD = self.positions(h_BTD)
-        for layer, block in zip(layers, self.blocks.values(), strict=True):
-            h_BTD = block(h_BTD, turns[layer.rotary, layer.head_dim], masks[layer.window])
+            h_BTD = self.positions(h_BTD, positions_BT)
+        for layer, (name, block) in zip(layers, self.blocks.items(), strict=True):
+            output = block(h_BTD, turns[layer.rotary, layer.head_dim], masks[layer.window])
+            h_BTD = collected.take(int(name), output)
         return h_BTD
 
     def _attention(self, block: str) -> Attention:
@@ -108,23 +129,24 @@ class Transformer(nn.Module):
         h_BTD = self.hidden_states(tokens_BT, tokens_BT.shape[1], document_ids_BT)
         return self.head.logits(self.norm(h_BTD))
 
-    def forward(
-        self, x: Tensor, targets_BT: Tensor, document_ids_BT: Tensor | None, weight: Tensor
-    ) -> LossSums | Tensor:
-        """Loss sums over the target tokens of one micro-batch.
+    def forward(self, x: Tensor, batch: Batch, weight: Tensor) -> Output:
+        """The objective of one micro-batch, and what is reported of it.
 
         Args:
-            x: int64 token ids (B, T), or the former stage's output where there is no embedding.
-            targets_BT: int64 next tokens; `IGNORE_INDEX` where nothing is to be predicted.
-            document_ids_BT: integers that differ between the documents packed into a row; None
-                lets every token see all that came before it.
+            x: the batch's tokens, or the former stage's output where there is no embedding.
+            batch: the micro-batch.
             weight: fp32 scalar that multiplies the objective.
-
-        Returns:
-            Loss sums; the last block's output (B, T, D) from a stage without a head.
         """
-        h_BTD = self.hidden_states(x, targets_BT.shape[1], document_ids_BT)
+        collected = Collected(self.sum_shapes)
+        num_tokens = batch.targets_BT.shape[1]
+        h_BTD = self.hidden_states(
+            x, num_tokens, batch.document_ids_BT, batch.positions_BT, collected
+        )
+        if collected.objective is not None:
+            h_BTD = with_term(h_BTD, weight * collected.objective)
         if self.norm is None or self.head is None:
-            return h_BTD
-        sums: LossSums = self.head(self.norm(h_BTD), targets_BT, weight)
-        return sums
+            return Output(h_BTD, collected.sums, None)
+        loss: LossSums = self.head(self.norm(h_BTD), batch, weight)
+        sums = {"cross_entropy": loss.cross_entropy, "z_loss": loss.z_loss} | collected.sums
+        known = {name: value for name, value in sums.items() if name in self.sum_shapes}
+        return Output(loss.objective, known, loss.log_probs_N.view(batch.targets_BT.shape))

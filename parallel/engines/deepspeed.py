@@ -20,10 +20,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from triax.models.batch import Batch
 from triax.models.config import ModelConfig
 from triax.models.description import describe
 from triax.models.init import initialise
@@ -32,8 +32,8 @@ from triax.parallel.config import ParallelConfig, PrecisionConfig
 from triax.parallel.dtypes import DTYPES
 from triax.parallel.engine import (
     Counts,
+    EvaluationSums,
     MakeOptimizer,
-    MicroBatch,
     RMSNorm,
     StepSums,
     set_rates,
@@ -46,16 +46,13 @@ from triax.parallel.engines.deepspeed_schedule import (
     pipeline_module,
 )
 from triax.parallel.engines.deepspeed_settings import deepspeed_settings
-from triax.parallel.engines.megatron_layers import (
-    torch_rms_norm,
-)
 from triax.parallel.engines.zero_shares import shares_of
 from triax.parallel.flat_shards import Block, FlatShard
-from triax.parallel.mesh import num_readers
 from triax.parallel.nonfinite import NonFiniteFinder, first_non_finite
 from triax.parallel.norms import squared_norms
 from triax.parallel.reading import ReadingCounter
-from triax.parallel.schedule import Inputs, Part, attention_kernels, num_targets
+from triax.parallel.results import evaluation_sums, shared_log_probs, step_sums
+from triax.parallel.schedule import Evaluated, Part, attention_kernels
 from triax.parallel.tied import TiedHead, tied_head
 
 
@@ -86,9 +83,7 @@ class DeepSpeedEngine:
         self._reading = ReadingCounter(mesh)
         self._attention = config.attention
         _join(mesh)
-        self._part, self._blocks = local_model(
-            model, mesh, config, seq_len, rms_norm or torch_rms_norm
-        )
+        self._part, self._blocks = local_model(model, mesh, config, seq_len, rms_norm)
         part = self._part
         # ZeRO-3 would silently compute in the dtype in which it is given the weights.
         part.to(dtype=DTYPES[precision.compute])
@@ -117,19 +112,24 @@ class DeepSpeedEngine:
             for offset, values in shard.rectangles:
                 initialise(values, describe(model).parameters[name], offset, seed)
 
-    def count_targets(self, micro_batches: Sequence[MicroBatch]) -> Counts:
+    @property
+    def parts(self) -> list[Part]:
+        """As `NativeEngine.parts`: the one stage that this process holds."""
+        return [Part(0, self._part)]
+
+    def local_gradients(self) -> list[Tensor]:
+        """As `NativeEngine.local_gradients`; some are copies."""
+        return [gradient for _, gradient in self._zero.gradients()]
+
+    def count_targets(self, micro_batches: Sequence[Batch]) -> Counts:
         return self._reading.count(micro_batches)
 
-    def forward_backward(self, micro_batches: Sequence[MicroBatch], weight: Tensor) -> StepSums:
+    def forward_backward(self, micro_batches: Sequence[Batch], weight: Tensor) -> StepSums:
         self._publish()
-        inputs = [Inputs.on(self.device, batch) for batch in micro_batches]
+        inputs = [batch.to(self.device) for batch in micro_batches]
         with attention_kernels(self._attention):
-            cross_entropy = self._schedule.forward_backward(inputs, weight)
-        squared_norm = self._squared_norm()
-        sums = torch.stack((cross_entropy / self._tensor_group.size(), squared_norm))
-        dist.all_reduce(sums)
-        own_finite = (torch.isfinite(cross_entropy) & torch.isfinite(weight)).float()
-        return StepSums(sums[0].float(), sums[1].sqrt().float(), own_finite)
+            sums = self._schedule.forward_backward(inputs, weight)
+        return step_sums(sums, self._squared_norm(), weight, self._tensor_group.size())
 
     def update(self, lr: float, gradient_factor: Tensor, skip: Tensor) -> None:
         self._factor = gradient_factor
@@ -139,17 +139,23 @@ class DeepSpeedEngine:
         if self._skip:
             self._zero.drop_gradients()
 
-    def evaluate(self, micro_batches: Sequence[MicroBatch]) -> tuple[Tensor, Tensor]:
-        self._publish()
-        inputs = [Inputs.on(self.device, batch) for batch in micro_batches]
-        with attention_kernels(self._attention):
-            cross_entropy = self._schedule.forward(inputs) / self._tensor_group.size()
-        targets = num_targets(micro_batches, self.device).double() / num_readers(self._mesh)
-        totals = torch.stack((cross_entropy, targets))
-        dist.all_reduce(totals)
-        return totals[0], totals[1].round()
+    def evaluate(self, micro_batches: Sequence[Batch]) -> EvaluationSums:
+        evaluated = self._forward([batch.to(self.device) for batch in micro_batches])
+        tensor_size = self._tensor_group.size()
+        return evaluation_sums(evaluated, micro_batches, tensor_size, self._reading.num_readers)
 
-    def locate_non_finite(self, micro_batches: Sequence[MicroBatch]) -> str | None:
+    def log_probs(self, batches: Sequence[Batch]) -> list[Tensor]:
+        inputs = [batch.to(self.device) for batch in batches]
+        pipeline = self._mesh["pipeline"]
+        last = pipeline.size() - 1
+        return shared_log_probs(self._forward(inputs), inputs, pipeline.get_group(), last)
+
+    def _forward(self, inputs: Sequence[Batch]) -> Evaluated:
+        self._publish()
+        with attention_kernels(self._attention):
+            return self._schedule.forward(inputs)
+
+    def locate_non_finite(self, micro_batches: Sequence[Batch]) -> str | None:
         finder = NonFiniteFinder(self._part)
         with finder:
             self.evaluate(micro_batches)

@@ -8,14 +8,18 @@ from triax.models.config import ModelConfig
 from triax.models.layers.transformer import Transformer
 from triax.parallel.config import ParallelConfig
 from triax.parallel.engine import RMSNorm
-from triax.parallel.engines.megatron_layers import block_of, swap_layers, swap_norms
+from triax.parallel.engines.megatron_layers import block_of, swap_layers, swap_norms, torch_rms_norm
 from triax.parallel.flat_shards import Block
 from triax.parallel.parallelize import checkpoint_activations
 from triax.parallel.pipeline import make_part
 
 
 def local_model(
-    model: ModelConfig, mesh: DeviceMesh, config: ParallelConfig, seq_len: int, rms_norm: RMSNorm
+    model: ModelConfig,
+    mesh: DeviceMesh,
+    config: ParallelConfig,
+    seq_len: int,
+    rms_norm: RMSNorm | None,
 ) -> tuple[Transformer, dict[str, Block]]:
     """This process's part of the model on the meta device, in the order of `parallelize`; and
     what it holds of each parameter, before ZeRO."""
@@ -26,7 +30,7 @@ def local_model(
     blocks = {name: block_of(table[name], group) for name, _ in part.named_parameters()}
     if config.tensor > 1:
         swap_layers(part, group, config.sequence_parallel)
-    swap_norms(part, group, config.sequence_parallel, rms_norm)
+    swap_norms(part, group, config.sequence_parallel, rms_norm or torch_rms_norm)
     for block in part.blocks.values():
         checkpoint_activations(block, config.activation_checkpointing)
     return part, blocks

@@ -18,9 +18,10 @@ from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from triax.models.layers.loss import LossSums
+from triax.models.batch import Batch
+from triax.models.layers.output import Output
 from triax.models.layers.transformer import Transformer
-from triax.parallel.schedule import Inputs
+from triax.parallel.schedule import Evaluated, Totals
 from triax.parallel.tied import TiedHead
 
 
@@ -36,29 +37,31 @@ class NoPipelining:
         self.engine = engine
         self._num_ranks = num_ranks
 
-    def forward_backward(self, micro_batches: Sequence[Inputs], weight: Tensor) -> Tensor:
-        cross_entropy = torch.zeros_like(weight, dtype=torch.float64)
+    def forward_backward(self, micro_batches: Sequence[Batch], weight: Tensor) -> dict[str, Tensor]:
+        totals = Totals(self.engine.module.sum_shapes, weight.device)
         # DeepSpeed averages gradients over the data-parallel ranks; the loss is a global sum.
         weight = weight * self._num_ranks
-        for number, inputs in enumerate(micro_batches, start=1):
+        for number, batch in enumerate(micro_batches, start=1):
             self.engine.set_gradient_accumulation_boundary(number == len(micro_batches))
-            sums: LossSums = self.engine(*inputs, weight)
-            self.engine.backward(sums.objective, scale_wrt_gas=False)
-            cross_entropy += sums.cross_entropy
+            output: Output = self.engine(batch.tokens_BT, batch, weight)
+            self.engine.backward(output.x, scale_wrt_gas=False)
+            totals.add(output)
             if number < len(micro_batches):
                 self.engine.step()  # counts the micro-batch
-        return cross_entropy
+        return totals.sums
 
     @torch.no_grad()
-    def forward(self, micro_batches: Sequence[Inputs]) -> Tensor:
+    def forward(self, micro_batches: Sequence[Batch]) -> Evaluated:
         self.engine.eval()
         weight = torch.ones((), device=micro_batches[0].tokens_BT.device)
-        total = weight.double() * 0
-        for inputs in micro_batches:
-            sums: LossSums = self.engine(*inputs, weight)
-            total += sums.cross_entropy
+        totals, log_probs = Totals(self.engine.module.sum_shapes, weight.device), []
+        for batch in micro_batches:
+            output: Output = self.engine(batch.tokens_BT, batch, weight)
+            totals.add(output)
+            assert output.log_probs_BT is not None
+            log_probs.append(output.log_probs_BT)
         self.engine.train()
-        return total
+        return Evaluated(totals.sums, log_probs)
 
     def step(self) -> None:
         """Update the weights."""
@@ -76,20 +79,20 @@ class Stage(nn.Module):
         super().__init__()
         self.part = part
 
-    def begin(self, micro_batches: Sequence[Inputs], weight: Tensor) -> None:
+    def begin(self, micro_batches: Sequence[Batch], weight: Tensor) -> None:
         """Take the micro-batches of the coming passes."""
         self._coming = iter(micro_batches)
         self._weight = weight
-        self.cross_entropy = torch.zeros((), dtype=torch.float64, device=weight.device)
+        self.totals = Totals(self.part.sum_shapes, weight.device)
+        self.log_probs: list[Tensor] = []
+        """Of passes without gradients."""
 
     def forward(self, x: Tensor) -> Tensor:
-        inputs = next(self._coming)
-        result = self.part(x, inputs.targets_BT, inputs.document_ids_BT, self._weight)
-        if isinstance(result, LossSums):
-            self.cross_entropy += result.cross_entropy
-            return result.objective
-        assert isinstance(result, Tensor)
-        return result.contiguous()
+        output: Output = self.part(x, next(self._coming), self._weight)
+        self.totals.add(output)
+        if output.log_probs_BT is not None and not torch.is_grad_enabled():
+            self.log_probs.append(output.log_probs_BT)
+        return output.x.contiguous()
 
 
 def pipeline_module(stage: Stage, mesh: DeviceMesh) -> Any:
@@ -136,26 +139,26 @@ class PipelineSchedule:
         if self._head_weight is not None:
             self._head_weight.register_post_accumulate_grad_hook(_accumulate)
 
-    def forward_backward(self, micro_batches: Sequence[Inputs], weight: Tensor) -> Tensor:
+    def forward_backward(self, micro_batches: Sequence[Batch], weight: Tensor) -> dict[str, Tensor]:
         # DeepSpeed averages gradients over the data-parallel ranks; the loss is a global sum.
         self._run(_Passes, micro_batches, weight * self._num_ranks)
         if self._tied is not None:
             self._tied.add_gradient(self._embedding_gradient(), self._head_gradient())
         self.engine._exec_reduce_grads()
-        return self._stage.cross_entropy
+        return self._stage.totals.sums
 
     @torch.no_grad()
-    def forward(self, micro_batches: Sequence[Inputs]) -> Tensor:
+    def forward(self, micro_batches: Sequence[Batch]) -> Evaluated:
         self.engine.eval()
         self._run(InferenceSchedule, micro_batches, torch.ones((), device=self.engine.device))
         self.engine.train()
-        return self._stage.cross_entropy
+        return Evaluated(self._stage.totals.sums, self._stage.log_probs)
 
     def step(self) -> None:
         """Run DeepSpeed's instruction for the update."""
         self.engine._exec_optimizer_step()
 
-    def _run(self, schedule: Any, micro_batches: Sequence[Inputs], weight: Tensor) -> None:
+    def _run(self, schedule: Any, micro_batches: Sequence[Batch], weight: Tensor) -> None:
         if self._tied is not None:
             self._tied.follow()
         engine = self.engine

@@ -26,7 +26,7 @@ from megatron.core.tensor_parallel.mappings import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from triax.common.tokens import IGNORE_INDEX
+from triax.models.batch import Batch
 from triax.models.description import Parameter, Role
 from triax.models.layers.head import Head
 from triax.models.layers.loss import LossSums
@@ -209,21 +209,28 @@ class _Head(_Column):
         self._sequence = sequence
         self._options = head.options
 
-    def forward(self, h_BTD: Tensor, targets_BT: Tensor, weight: Tensor) -> LossSums:  # type: ignore[override]
+    def forward(self, h_BTD: Tensor, batch: Batch, weight: Tensor) -> LossSums:  # type: ignore[override]
         """`Head.forward`; every process gets the whole sums."""
         logits_BTV = super().forward(self._sequence.whole(h_BTD)).float()
         if self._options.softcap is not None:
             logits_BTV = self._options.softcap * torch.tanh(logits_BTV / self._options.softcap)
-        is_target_BT = targets_BT != IGNORE_INDEX
-        objective = torch.zeros((), device=logits_BTV.device)
+        counts_BT = is_target_BT = batch.is_target_BT
+        if batch.weights_BT is not None:
+            counts_BT = batch.weights_BT.float().where(is_target_BT, 0)
+        z_loss = torch.zeros((), device=logits_BTV.device)
         if self._options.z_loss:
             log_normaliser_BT = _log_normaliser(logits_BTV, self.tp_group)
-            objective = self._options.z_loss * (log_normaliser_BT.square() * is_target_BT).sum()
+            z_loss = self._options.z_loss * (log_normaliser_BT.square() * counts_BT).sum()
             # Megatron-core's cross entropy overwrites its logits.
             logits_BTV = logits_BTV.clone()
-        losses_BT: Tensor = vocab_parallel_cross_entropy(logits_BTV, targets_BT)
-        cross_entropy = (losses_BT * is_target_BT).sum()
-        return LossSums(weight * (cross_entropy + objective), cross_entropy.detach().double())
+        losses_BT: Tensor = vocab_parallel_cross_entropy(logits_BTV, batch.targets_BT)
+        cross_entropy = (losses_BT * counts_BT).sum()
+        return LossSums(
+            weight * (cross_entropy + z_loss),
+            cross_entropy.detach().double(),
+            z_loss.detach().double(),
+            (-losses_BT.detach()).where(is_target_BT, 0).flatten(),
+        )
 
 
 def _log_normaliser(logits_BTV: Tensor, group: dist.ProcessGroup) -> Tensor:

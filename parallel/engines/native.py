@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+from triax.models.batch import Batch
 from triax.models.config import ModelConfig
 from triax.models.description import describe
 from triax.models.init import initialise
@@ -20,8 +20,8 @@ from triax.parallel.dtypes import DTYPES
 from triax.parallel.engine import (
     CopyingOptimizer,
     Counts,
+    EvaluationSums,
     MakeOptimizer,
-    MicroBatch,
     RMSNorm,
     StepSums,
     set_rates,
@@ -29,20 +29,15 @@ from triax.parallel.engine import (
 )
 from triax.parallel.flat_shards import local_tensor
 from triax.parallel.main_params import MainParams
-from triax.parallel.mesh import num_copies, num_readers
+from triax.parallel.mesh import num_copies
 from triax.parallel.nonfinite import NonFiniteFinder, first_non_finite
 from triax.parallel.norms import squared_norms
 from triax.parallel.parallelize import parallelize
 from triax.parallel.pipeline import PipelineSchedule
 from triax.parallel.reading import ReadingCounter
-from triax.parallel.schedule import (
-    Inputs,
-    NoPipelining,
-    Part,
-    Schedule,
-    attention_kernels,
-    num_targets,
-)
+from triax.parallel.results import evaluation_sums, shared_log_probs, step_sums
+from triax.parallel.schedule import Evaluated, NoPipelining, Part, Schedule, attention_kernels
+from triax.parallel.stages import num_stages, rank_of_stage
 from triax.parallel.tied import tied_head
 from triax.parallel.zero import keep_gradients_in
 
@@ -77,7 +72,8 @@ class NativeEngine:
         self.device = torch.device(mesh.device_type)
         self._config = config
         # Once: a part of a mesh is made anew each time it is asked for.
-        self._tensor_size, self._num_readers = mesh["tensor"].size(), num_readers(mesh)
+        self._tensor_size = mesh["tensor"].size()
+        self._pipeline_group = mesh["pipeline"].get_group()
         self.parts = parallelize(model, mesh, config, precision, seq_len)
         for part in self.parts:
             part.module.to_empty(device=self.device)
@@ -111,22 +107,23 @@ class NativeEngine:
         self._is_published = False
         self._fill_in_optimizer_state()
 
-    def count_targets(self, micro_batches: Sequence[MicroBatch]) -> Counts:
+    def count_targets(self, micro_batches: Sequence[Batch]) -> Counts:
         return self._reading.count(micro_batches)
 
-    def forward_backward(self, micro_batches: Sequence[MicroBatch], weight: Tensor) -> StepSums:
+    def forward_backward(self, micro_batches: Sequence[Batch], weight: Tensor) -> StepSums:
         self._publish()
         if self._main_params is not None and self._writes_copies and self._config.pipeline == 1:
             self._main_params.expect(len(micro_batches))
-        inputs = [Inputs.on(self.device, batch) for batch in micro_batches]
+        inputs = [batch.to(self.device) for batch in micro_batches]
         with attention_kernels(self._config.attention):
-            cross_entropy = self._schedule.forward_backward(inputs, weight)
+            sums = self._schedule.forward_backward(inputs, weight)
         if self._tied is not None:
             self._tied.give_gradient()
         if self._main_params is not None:
             self._main_params.take_gradients()
-        own_finite = (torch.isfinite(cross_entropy) & torch.isfinite(weight)).float()
-        return StepSums(*self._reduce(cross_entropy), own_finite)
+        # What several processes hold counts once.
+        squared_norm = (squared_norms(self.local_gradients()) / self._num_copies).sum()
+        return step_sums(sums, squared_norm, weight, self._tensor_size)
 
     def update(self, lr: float, gradient_factor: Tensor, skip: Tensor) -> None:
         set_rates(self.optimizer, lr)
@@ -136,22 +133,27 @@ class NativeEngine:
             self.optimizer.found_inf = skip
             self.optimizer.step()
         elif not bool(skip):
-            torch._foreach_mul_(self._local_gradients(), gradient_factor)
+            torch._foreach_mul_(self.local_gradients(), gradient_factor)
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self._is_published = self._is_published and self._writes_copies
 
-    def evaluate(self, micro_batches: Sequence[MicroBatch]) -> tuple[Tensor, Tensor]:
-        self._publish()
-        inputs = [Inputs.on(self.device, batch) for batch in micro_batches]
-        with attention_kernels(self._config.attention):
-            cross_entropy = self._schedule.forward(inputs) / self._tensor_size
-        targets = num_targets(micro_batches, self.device).double() / self._num_readers
-        totals = torch.stack((cross_entropy, targets))
-        dist.all_reduce(totals)
-        return totals[0], totals[1].round()
+    def evaluate(self, micro_batches: Sequence[Batch]) -> EvaluationSums:
+        evaluated = self._forward([batch.to(self.device) for batch in micro_batches])
+        num_readers = self._reading.num_readers
+        return evaluation_sums(evaluated, micro_batches, self._tensor_size, num_readers)
 
-    def locate_non_finite(self, micro_batches: Sequence[MicroBatch]) -> str | None:
+    def log_probs(self, batches: Sequence[Batch]) -> list[Tensor]:
+        inputs = [batch.to(self.device) for batch in batches]
+        last = rank_of_stage(num_stages(self._config) - 1, self._config)
+        return shared_log_probs(self._forward(inputs), inputs, self._pipeline_group, last)
+
+    def _forward(self, inputs: Sequence[Batch]) -> Evaluated:
+        self._publish()
+        with attention_kernels(self._config.attention):
+            return self._schedule.forward(inputs)
+
+    def locate_non_finite(self, micro_batches: Sequence[Batch]) -> str | None:
         finders = [NonFiniteFinder(part.module) for part in self.parts]
         with ExitStack() as stack:
             for finder in finders:
@@ -171,15 +173,8 @@ class NativeEngine:
                 tensors[f"optimizer.{name}.{key}"] = value
         return tensors
 
-    def _publish(self) -> None:
-        """Let the model compute with the weights that the optimizer, or a checkpoint, has made."""
-        if self._main_params is not None and not self._is_published:
-            self._main_params.publish()
-            self._is_published = True
-        if self._tied is not None:
-            self._tied.follow()
-
-    def _local_gradients(self) -> list[Tensor]:
+    def local_gradients(self) -> list[Tensor]:
+        """What the update reads on this process: there from the passes to the update."""
         gradients = []
         for name, parameter in self.parameters.items():
             gradient = parameter.grad
@@ -189,15 +184,13 @@ class NativeEngine:
             gradients.append(local_tensor(gradient))
         return gradients
 
-    def _reduce(self, cross_entropy: Tensor) -> tuple[Tensor, Tensor]:
-        """The cross entropy and the gradient's norm over all processes.
-
-        One all-reduce in fp64, in which what several of them hold counts once.
-        """
-        squared_norm = (squared_norms(self._local_gradients()) / self._num_copies).sum()
-        sums = torch.stack((cross_entropy / self._tensor_size, squared_norm))
-        dist.all_reduce(sums)
-        return sums[0].float(), sums[1].sqrt().float()
+    def _publish(self) -> None:
+        """Let the model compute with the weights that the optimizer, or a checkpoint, has made."""
+        if self._main_params is not None and not self._is_published:
+            self._main_params.publish()
+            self._is_published = True
+        if self._tied is not None:
+            self._tied.follow()
 
     def _fill_in_optimizer_state(self) -> None:
         """Let the optimizer make its state now, so that a checkpoint can be read into it.

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from triax.common.errors import UserError
 from triax.common.files import open_own
-from triax.parallel.collectives import gather_objects
+from triax.parallel.agreement import agreed
 
 _PREFIX = f"triax-swap-{os.getuid()}-"
 _HELD = "held"
@@ -44,10 +44,7 @@ class SwapFolder:
 
     def __init__(self, place: str | None) -> None:
         assert place is not None, "`triax check` has seen to it"
-        problems = gather_objects(_problem(Path(place)), dist.group.WORLD)
-        for problem in problems:
-            if problem is not None:
-                raise UserError(problem)
+        agreed(lambda: _check(Path(place)), dist.group.WORLD)
         with _alone(Path(place)):
             _remove_abandoned(Path(place))
             self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
@@ -71,6 +68,11 @@ def settle(path: str) -> None:
     with Path(path).open("rb") as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _check(place: Path) -> None:
+    if (problem := _problem(place)) is not None:
+        raise UserError(problem)
 
 
 def _problem(place: Path) -> str | None:

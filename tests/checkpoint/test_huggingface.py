@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 
+from triax.checkpoint.formats import tensor_table
 from triax.checkpoint.huggingface import (
     export_huggingface,
     import_huggingface,
@@ -19,6 +20,7 @@ from triax.checkpoint.huggingface_tokenizer import TokenizerExport
 from triax.common.errors import UserError
 from triax.models.config import ModelConfig
 from triax.models.families import model_config
+from triax.models.families.llama import LlamaConfig
 from triax.models.layers.transformer import Transformer
 
 transformers = pytest.importorskip("transformers")
@@ -267,6 +269,14 @@ def test_files_have_the_mode_that_the_umask_gives(tmp_path: Path, max_file_bytes
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "hf").iterdir()} == {0o640}
 
 
+def test_a_family_without_a_table_is_refused() -> None:
+    class MineConfig(LlamaConfig):
+        family: Literal["mine"] = "mine"  # type: ignore[assignment]
+
+    with pytest.raises(UserError, match=r'family "mine" has no form .* only llama and gpt2'):
+        tensor_table(MineConfig.model_validate(SMALL))
+
+
 def test_a_soft_cap_cannot_be_exported(tmp_path: Path) -> None:
     model = model_config(**SMALL | {"logit_softcap": 30.0})
     with pytest.raises(UserError, match="logit_softcap"):
@@ -510,7 +520,7 @@ def test_transformers_4_finds_the_window_by_layer(tmp_path: Path, shape: str, fi
     path = tmp_path / "hf" / "config.json"
     config = json.loads(path.read_text())
     assert config["max_window_layers"] == first
-    assert config["use_sliding_window"] == (model.sliding_window is not None)
+    assert config["use_sliding_window"] == (shape == "window, qk-norm")
     del config["layer_types"]
     path.write_text(json.dumps(config))
     assert import_huggingface(tmp_path / "hf")[0] == model
@@ -533,7 +543,9 @@ def test_transformers_4_keys_and_5_keys_read_alike(exported: Path) -> None:
     path.write_text(json.dumps(new | {"rope_parameters": scaling | {"rope_theta": 7.5}}))
     from_new, _ = import_huggingface(exported)
     assert from_old == from_new
-    assert from_old.rope_theta == 7.5 and from_old.rope_scaling.factor == 4.0
+    rotary = from_old.architecture().layers[0].attention.rotary
+    assert rotary is not None and rotary.scaling is not None
+    assert rotary.theta == 7.5 and rotary.scaling.factor == 4.0
 
 
 def test_sizes_that_nobody_can_count_are_refused() -> None:

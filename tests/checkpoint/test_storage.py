@@ -101,9 +101,10 @@ def hostile_calls(mark: Path) -> list[Payload]:
 def test_metadata_runs_no_code(folder: Path, tmp_path: Path, index: int, place: str) -> None:
     payload = hostile_calls(tmp_path / "mark")[index]
     sound = ShardReader(folder).read_metadata()
+    wrong: dict[str, Any] = {"model.a": payload}
     hostile = {
         "alone": payload,
-        "within": Metadata({"model.a": payload}, storage_data={}),
+        "within": Metadata(wrong, storage_data={}),
         "after": Metadata(sound.state_dict_metadata, planner_data=payload),
     }[place]
     (folder / ".metadata").write_bytes(pickle.dumps(hostile))
@@ -138,17 +139,20 @@ def test_python_objects_are_refused(folder: Path) -> None:
         read_into(folder, {"model.a": torch.zeros(2, 3)})
 
 
+def tensor_of(metadata: Metadata) -> TensorStorageMetadata:
+    found = metadata.state_dict_metadata["model.a"]
+    assert isinstance(found, TensorStorageMetadata)
+    return found
+
+
 def tensor_metadata(**place: Any) -> Metadata:
     size = torch.Size([2, 3])
     offsets = torch.Size([0, 0])
     chunk = ChunkStorageMetadata(offsets, size)
+    sound: dict[str, Any] = {"relative_path": "__0_0.distcp", "offset": 0, "length": 1}
     return Metadata(
         {"model.a": TensorStorageMetadata(TensorProperties(torch.float32), size, [chunk])},
-        storage_data={
-            MetadataIndex("model.a", offsets): _StorageInfo(
-                **({"relative_path": "__0_0.distcp", "offset": 0, "length": 1} | place)
-            )
-        },
+        storage_data={MetadataIndex("model.a", offsets): _StorageInfo(**sound | place)},
     )
 
 
@@ -168,7 +172,7 @@ def test_encodings_of_their_own_are_refused(folder: Path) -> None:
 
 def test_a_tensor_with_parts_missing_is_refused(folder: Path) -> None:
     metadata = tensor_metadata()
-    metadata.state_dict_metadata["model.a"].chunks[0].sizes = torch.Size([1, 3])
+    tensor_of(metadata).chunks[0].sizes = torch.Size([1, 3])
     (folder / ".metadata").write_bytes(pickle.dumps(metadata))
     with pytest.raises(UserError, match="parts missing"):
         ShardReader(folder).read_metadata()
@@ -179,7 +183,7 @@ def chunked(folder: Path, *chunks: tuple[list[int], list[int]]) -> None:
     metadata = ShardReader(folder).read_metadata()
     [place] = metadata.storage_data.values()
     parts = [ChunkStorageMetadata(torch.Size(o), torch.Size(s)) for o, s in chunks]
-    metadata.state_dict_metadata["model.a"].chunks = parts
+    tensor_of(metadata).chunks = parts
     metadata.storage_data = {MetadataIndex("model.a", part.offsets): place for part in parts}
     (folder / ".metadata").write_bytes(pickle.dumps(metadata))
 
@@ -275,7 +279,7 @@ def test_no_file_is_opened_that_is_not_read(folder: Path, monkeypatch: pytest.Mo
 
 def test_a_shape_beyond_all_memory_is_refused_before_it_is_made(folder: Path) -> None:
     metadata = ShardReader(folder).read_metadata()
-    tensor = metadata.state_dict_metadata["model.a"]
+    tensor = tensor_of(metadata)
     tensor.size = tensor.chunks[0].sizes = torch.Size([2**40, 2**10])
     (folder / ".metadata").write_bytes(pickle.dumps(metadata))
     with pytest.raises(UserError, match=r"bytes, and .* of __0_0"):

@@ -21,8 +21,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
 
 from triax.checkpoint import staging, writing
-from triax.checkpoint.folders import inspect, problems_of, resolve_checkpoint
+from triax.checkpoint.folders import CheckpointInfo, inspect, problems_of, resolve_checkpoint
 from triax.checkpoint.reading import read_tensors
+from triax.checkpoint.storage import ShardWriter
 from triax.checkpoint.store import CheckpointStore, SaveOutcome
 from triax.common.errors import UserError
 from triax.parallel import agreement
@@ -49,17 +50,32 @@ def tensors_at(step: int) -> dict[str, torch.Tensor]:
     }
 
 
-def make_store(directory: Path, group: dist.ProcessGroup | None = None, **changes: Any):
-    options = {"keep": 3, "asynchronous": True, "deadline_seconds": 60.0} | changes
-    return CheckpointStore(directory, group=group, **options)
+def make_store(
+    directory: Path, group: dist.ProcessGroup | None = None, **changes: Any
+) -> CheckpointStore:
+    options: dict[str, Any] = {"keep": 3, "asynchronous": True, "deadline_seconds": 60.0}
+    return CheckpointStore(directory, group=group, **options | changes)
 
 
 def save_steps(directory: Path, *steps: int, **changes: Any) -> CheckpointStore:
     store = make_store(directory, **changes)
     for step in steps:
         store.save(step, tensors_at(step), {"step": step, "tokens": step * 100})
-        assert store.wait().error is None
+        assert waited(store).error is None
     return store
+
+
+def waited(store: CheckpointStore) -> SaveOutcome:
+    """The outcome of the save that is under way."""
+    outcome = store.wait()
+    assert outcome is not None
+    return outcome
+
+
+def newest(store: CheckpointStore) -> CheckpointInfo:
+    found = store.newest_good()
+    assert found is not None
+    return found
 
 
 def equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
@@ -78,10 +94,10 @@ def test_save_load_round_trip_is_bitwise(tmp_path: Path) -> None:
     tensors = tensors_at(1)
     record = {"tokens": 7, "loss": math.inf, "lr": 0.1 + 0.2, "nested": {"cursor": [1, 2**60]}}
     store.save(1, tensors, record)
-    outcome = store.wait()
+    outcome = waited(store)
     assert outcome.error is None and outcome.step == 1 and outcome.num_bytes > 0
     loaded = empty_like(tensors)
-    assert store.load(store.newest_good(), loaded) == record
+    assert store.load(newest(store), loaded) == record
     assert equal(loaded, tensors)
     assert store.poll() is None and store.wait() is None
 
@@ -109,9 +125,10 @@ def test_tensors_and_record_may_change_once_save_returns(tmp_path: Path) -> None
             tensor.fill_(99)
         record["list"].append(2)
         go_on.set()
-        assert store.wait().error is None
+        assert waited(store).error is None
     assert equal(read_tensors(tmp_path / "step-00000001"), tensors_at(1))
-    assert store.newest_good().manifest.record == {"list": [1]}
+    manifest = newest(store).manifest
+    assert manifest is not None and manifest.record == {"list": [1]}
 
 
 def test_staging_buffers_are_reused() -> None:
@@ -147,7 +164,7 @@ def test_saving_the_same_again_changes_nothing(tmp_path: Path) -> None:
     store = save_steps(tmp_path, 10)
     before = (tmp_path / "step-00000010" / "__0_0.distcp").stat()
     store.save(10, tensors_at(10), {"step": 10, "tokens": 1000})
-    assert store.wait().error is None
+    assert waited(store).error is None
     after = (tmp_path / "step-00000010" / "__0_0.distcp").stat()
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
 
@@ -156,7 +173,7 @@ def test_another_record_replaces_the_same_step(tmp_path: Path) -> None:
     """After a rollback a step number comes again, on another trajectory."""
     store = save_steps(tmp_path, 10)
     store.save(10, tensors_at(11), {"step": 10, "tokens": 7})
-    assert store.wait().error is None
+    assert waited(store).error is None
     assert equal(read_tensors(tmp_path / "step-00000010"), tensors_at(11))
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000010"]
 
@@ -199,7 +216,7 @@ def test_a_bad_checkpoint_is_told_and_the_previous_taken(tmp_path: Path, damage:
     act(tmp_path / "step-00000020" / file)
     said: list[str] = []
     store = make_store(tmp_path, say=said.append)
-    info = store.newest_good()
+    info = newest(store)
     assert info.step == 10
     assert len(said) == 1 and "step-00000020" in said[0] and expected in said[0]
     assert any(expected in problem for problem in problems_of(inspect(tmp_path / "step-00000020")))
@@ -208,7 +225,7 @@ def test_a_bad_checkpoint_is_told_and_the_previous_taken(tmp_path: Path, damage:
     assert said[0] == said[1]
     # The next save of that step puts a good one in its place.
     store.save(20, tensors_at(20), {"step": 20, "tokens": 2000})
-    assert store.wait().error is None
+    assert waited(store).error is None
     assert problems_of(inspect(tmp_path / "step-00000020")) == []
 
 
@@ -238,15 +255,22 @@ def test_another_model_is_refused_with_both_shapes(tmp_path: Path) -> None:
     wanted["model.a.weight"] = torch.zeros(7, 6)
     wanted["model.new.weight"] = torch.zeros(2)
     with pytest.raises(UserError, match="another model") as caught:
-        store.load(store.newest_good(), wanted)
+        store.load(newest(store), wanted)
     assert "model.a.weight: (7, 6) here, (7, 5) in the checkpoint" in str(caught.value)
     assert "model.new.weight: (2,) here, not in the checkpoint" in str(caught.value)
+
+
+def test_another_optimizer_is_told_from_another_model(tmp_path: Path) -> None:
+    store = save_steps(tmp_path, 10)
+    wanted = empty_like(tensors_at(10)) | {"optimizer.a.weight.exp_avg_sq": torch.zeros(7, 5)}
+    with pytest.raises(UserError, match=r"another optimizer:(.|\n)*Use the \[optimizer\] section"):
+        store.load(newest(store), wanted)
 
 
 def test_some_of_the_tensors_in_another_dtype(tmp_path: Path) -> None:
     store = save_steps(tmp_path, 10)
     wanted = {"model.a.weight": torch.nn.Parameter(torch.zeros(7, 5, dtype=torch.bfloat16))}
-    store.load(store.newest_good(), wanted)
+    store.load(newest(store), wanted)
     assert torch.equal(wanted["model.a.weight"], tensors_at(10)["model.a.weight"].bfloat16())
 
 
@@ -260,13 +284,13 @@ def test_a_save_that_cannot_write_is_an_outcome(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(writing.ShardWriter, "write_data", full)
+        patch.setattr(ShardWriter, "write_data", full)
         store.save(20, tensors_at(20), {})
-        outcome = store.wait()
-    assert outcome.step == 20 and "No space left" in outcome.error
+        outcome = waited(store)
+    assert outcome.step == 20 and "No space left" in str(outcome.error)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000010"]
     store.save(30, tensors_at(30), {})
-    assert store.wait().error is None
+    assert waited(store).error is None
 
 
 def test_free_space_is_looked_at_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,7 +298,7 @@ def test_free_space_is_looked_at_before(tmp_path: Path, monkeypatch: pytest.Monk
     usage = shutil.disk_usage(tmp_path)._replace(free=100)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     store.save(1, tensors_at(1), {})
-    assert "no space for the checkpoint" in store.wait().error
+    assert "no space for the checkpoint" in str(waited(store).error)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -282,7 +306,7 @@ def test_a_folder_that_cannot_be_made_is_an_outcome(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     store = make_store(tmp_path / "file" / "checkpoints")
     store.save(1, tensors_at(1), {})
-    assert "Not a directory" in store.wait().error
+    assert "Not a directory" in str(waited(store).error)
 
 
 def test_staging_that_fails_is_an_outcome(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,7 +317,7 @@ def test_staging_that_fails_is_an_outcome(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(store._stager, "stage", no_memory)
     store.save(1, tensors_at(1), {})
-    assert "no more" in store.wait().error
+    assert "no more" in str(waited(store).error)
 
 
 def test_a_record_that_json_cannot_hold_is_our_fault(tmp_path: Path) -> None:
@@ -308,7 +332,7 @@ def test_a_save_past_its_deadline_is_not_made_valid(tmp_path: Path) -> None:
 
     store = make_store(tmp_path, deadline_seconds=0.2, on_point=dawdle)
     store.save(1, tensors_at(1), {})
-    assert "deadline" in store.wait().error
+    assert "deadline" in str(waited(store).error)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -323,18 +347,18 @@ def test_a_stuck_save_hangs_nothing_and_may_come_back(
         on_point=lambda name, step: step > 1 or name != "save-before-fsync" or unstuck.wait(20),
     )
     store.save(1, tensors_at(1), {})
-    outcome = store.wait()
-    assert outcome.step == 1 and "deadline" in outcome.error
+    outcome = waited(store)
+    assert outcome.step == 1 and "deadline" in str(outcome.error)
     store.save(2, tensors_at(2), {})
-    outcome = store.wait()
-    assert outcome.step == 2 and "still stuck" in outcome.error
+    outcome = waited(store)
+    assert outcome.step == 2 and "still stuck" in str(outcome.error)
     unstuck.set()
     deadline = time.monotonic() + 10
     while store._running is not None and time.monotonic() < deadline:
         store.poll()
         time.sleep(0.01)
     store.save(3, tensors_at(3), {})
-    assert store.wait().error is None
+    assert waited(store).error is None
     assert [info.step for info in store.entries()] == [3]
 
 
@@ -386,7 +410,7 @@ def test_leftovers_of_any_kind_stop_neither_a_start_nor_a_save(
         assert found is not None and found.step == 10
         for step in (20, 30):
             store.save(step, tensors_at(step), {"step": step})
-            outcome = store.wait()
+            outcome = waited(store)
             assert outcome is not None and outcome.error is None
         store.discard_after(20)
         assert [info.step for info in store.entries()] == [20]
@@ -409,7 +433,7 @@ def test_a_removal_cut_short_leaves_no_half_checkpoint(
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", denied)
         store.save(20, tensors_at(20), {})
-        assert store.wait().error is None
+        assert waited(store).error is None
     assert len(said) == 1 and "could not be removed" in said[0]
     assert [info.step for info in store.entries()] == [20]
     store.clean()
@@ -431,7 +455,7 @@ def killed_save(
     store = make_store(directory, group, on_point=kill, say=lambda _: None)
     for step in (10, 20):
         store.save(step, meshed(group, step, 1), {"step": step})
-        outcome = store.wait()
+        outcome = waited(store)
     return outcome.error
 
 
@@ -440,7 +464,7 @@ def check_after_a_kill(directory: Path, point: str) -> None:
         assert problems_of(info) == []
         assert equal(read_tensors(info.path), tensors_at(info.step))
     store = make_store(directory, say=lambda _: None)
-    info = store.newest_good()
+    info = newest(store)
     assert info.step == 20 if point == "save-done" else info.step in (10, 20)
     store.clean()
     assert not list(directory.glob("*.tmp"))
@@ -499,13 +523,13 @@ def meshed(group: dist.ProcessGroup | None, step: int, replicate: int) -> dict[s
 def save_sharded(group: dist.ProcessGroup | None, directory: Path, replicate: int) -> SaveOutcome:
     store = make_store(directory, group)
     store.save(10, meshed(group, 10, replicate), {"step": 10})
-    return store.wait()
+    return waited(store)
 
 
 def load_sharded(group: dist.ProcessGroup | None, directory: Path, replicate: int) -> bool:
     store = make_store(directory, group)
     into = meshed(group, 999, replicate)
-    record = store.load(store.newest_good(), into)
+    record = store.load(newest(store), into)
     full = {n: t.full_tensor() if isinstance(t, DTensor) else t for n, t in into.items()}
     return record == {"step": 10} and equal(full, tensors_at(10))
 
@@ -545,8 +569,9 @@ def test_a_tensor_is_written_once_by_whichever_rank(tmp_path: Path, run_ranks: A
 
 def fsdp_model(seed: int) -> torch.nn.Module:
     torch.manual_seed(seed)
-    model = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Linear(7, 3))
-    return fully_shard(model, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+    model: torch.nn.Module = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Linear(7, 3))
+    fully_shard(model, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+    return model
 
 
 def save_and_load_fsdp(group: dist.ProcessGroup, directory: Path) -> bool:
@@ -554,8 +579,8 @@ def save_and_load_fsdp(group: dist.ProcessGroup, directory: Path) -> bool:
     saved, loaded = fsdp_model(0), fsdp_model(1)
     store = make_store(directory, group)
     store.save(1, dict(saved.named_parameters()), {})
-    assert store.wait().error is None
-    store.load(store.newest_good(), dict(loaded.named_parameters()))
+    assert waited(store).error is None
+    store.load(newest(store), dict(loaded.named_parameters()))
     inputs = torch.ones(2, 5)
     outputs = saved(inputs), loaded(inputs)
     outputs[1].sum().backward()
@@ -573,8 +598,8 @@ def save_stages(group: dist.ProcessGroup, directory: Path) -> bool:
     mine = {f"model.blocks.{rank}.weight": torch.full((4, 3), float(rank))}
     store = make_store(directory, group)
     store.save(1, mine, {"rank": rank})
-    assert store.wait().error is None
-    info = store.newest_good()
+    assert waited(store).error is None
+    info = newest(store)
     into = empty_like(mine)
     return store.load(info, into) == {"rank": 0} and equal(into, mine)
 
@@ -588,16 +613,16 @@ def full_disk_on_one(group: dist.ProcessGroup, directory: Path, where: str) -> l
     rank = dist.get_rank()
     store = make_store(directory, group, say=lambda _: None)
     store.save(10, meshed(group, 10, 1), {})
-    first = store.wait()
+    first = waited(store)
 
     def full(*_args: Any, **_kwargs: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.MonkeyPatch.context() as patch:
         if where == "write" and rank == 1:
-            patch.setattr(writing.ShardWriter, "write_data", full)
+            patch.setattr(ShardWriter, "write_data", full)
         if where == "finish" and rank == 0:
-            patch.setattr(writing.ShardWriter, "finish", full)
+            patch.setattr(ShardWriter, "finish", full)
         if where == "manifest" and rank == 0:
             patch.setattr(writing, "write_manifest", full)
         if where == "rename" and rank == 0:
@@ -607,9 +632,9 @@ def full_disk_on_one(group: dist.ProcessGroup, directory: Path, where: str) -> l
         if where == "plan" and rank == 1:
             patch.setattr(writing._Planner, "create_local_plan", full)
         store.save(20, meshed(group, 20, 1), {})
-        second = store.wait()
+        second = waited(store)
     store.save(30, meshed(group, 30, 1), {})
-    third = store.wait()
+    third = waited(store)
     return [first.error, second.error, third.error]
 
 
@@ -644,7 +669,7 @@ def test_what_the_first_rank_says_is_sent_once(run_ranks: Any) -> None:
     assert run_ranks(ask_first, 3, True) == ["rank 0: no room"] * 3
 
 
-def stuck_on_one(group: dist.ProcessGroup, directory: Path) -> tuple[str, str, int]:
+def stuck_on_one(group: dist.ProcessGroup, directory: Path) -> tuple[str | None, str | None, int]:
     def stuck(name: str, _step: int) -> None:
         if dist.get_rank() == 1 and name == "save-before-fsync":
             time.sleep(6)
@@ -654,9 +679,9 @@ def stuck_on_one(group: dist.ProcessGroup, directory: Path) -> tuple[str, str, i
     module._GRACE_SECONDS = 0.2
     store = make_store(directory, group, deadline_seconds=0.5, on_point=stuck)
     store.save(1, meshed(group, 1, 1), {})
-    first = store.wait().error
+    first = waited(store).error
     store.save(2, meshed(group, 1, 1), {})
-    return first, store.wait().error, len(store.entries())
+    return first, waited(store).error, len(store.entries())
 
 
 def test_a_stuck_rank_hangs_no_one(tmp_path: Path, run_ranks: Any) -> None:
@@ -666,7 +691,7 @@ def test_a_stuck_rank_hangs_no_one(tmp_path: Path, run_ranks: Any) -> None:
 
 def verify_damaged(group: dist.ProcessGroup, directory: Path) -> tuple[int, list[str]]:
     said: list[str] = []
-    return make_store(directory, group, say=said.append).newest_good().step, said
+    return newest(make_store(directory, group, say=said.append)).step, said
 
 
 def test_every_file_is_verified_by_some_rank(tmp_path: Path, run_ranks: Any) -> None:
@@ -687,7 +712,7 @@ def load_wrong(group: dist.ProcessGroup, directory: Path) -> str:
     store = make_store(directory, group)
     shape = (7, 5) if dist.get_rank() == 0 else (7, 6)
     try:
-        store.load(store.newest_good(), {"model.a.weight": torch.zeros(shape)})
+        store.load(newest(store), {"model.a.weight": torch.zeros(shape)})
     except UserError as error:
         return str(error)
     return ""

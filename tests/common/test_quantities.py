@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -85,7 +87,7 @@ def test_time_spans_as_shown(seconds: float, text: str) -> None:
     ("field", "good", "bad"),
     [(TimeField, "10 min", "5 steps"), (CountedField, "1B tokens", "10 min")],
 )
-def test_fields_of_one_kind_take_no_other(field: object, good: str, bad: str) -> None:
+def test_fields_of_one_kind_take_no_other(field: Any, good: str, bad: str) -> None:
     adapter: TypeAdapter[Duration] = TypeAdapter(field)
     assert adapter.validate_python(good) == Duration.parse(good)
     with pytest.raises(ValidationError, match="expected"):

@@ -15,6 +15,7 @@ import pytest
 pytest.importorskip("rensa")
 
 from triax.common.errors import UserError
+from triax.common.files import replace_bytes
 from triax.data.clean import store
 from triax.data.clean.clean import clean
 from triax.data.clean.config import (
@@ -146,7 +147,7 @@ def test_an_interrupted_write_loses_nothing(
 ) -> None:
     """A disk that is full for a while: an error, and the next call goes on."""
     clean([corpus], recipe(EXACT, NEAR), tmp_path / "whole", num_workers=1)
-    whole, count = store.replace_bytes, 0
+    whole, count = replace_bytes, 0
 
     def fail_at(number: int) -> None:
         def replace(path: Path, content: bytes, *, fsync: bool = False) -> None:

@@ -15,6 +15,7 @@ from triax.data.clean.config import C4Config, FineWebConfig, GopherConfig, Repet
 from triax.data.clean.document import Document
 from triax.data.clean.gopher import Gopher, GopherRepetition
 from triax.data.clean.groups import KEY, Components, later_items
+from triax.data.clean.passes import LocalStep
 from triax.data.clean.shingles import plain, shingle_hashes, word_hashes
 from triax.data.clean.web import C4, FineWeb
 from triax.data.clean.words import count_sentences, split_words
@@ -108,7 +109,7 @@ def theirs() -> list[tuple[Any, dict[str, str]]]:
 def test_the_rules_decide_as_datatrove_does(text: str, theirs: Any) -> None:
     from datatrove.data import Document as TheirDocument
 
-    ours = (
+    ours: tuple[LocalStep, ...] = (
         Gopher(GopherConfig(step="gopher", min_words=10)),
         GopherRepetition(RepetitionConfig(step="gopher_repetition")),
         C4(C4Config(step="c4")),

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, models
-
-from tests.support.tokenizer_folders import (
+from tokenizer_folders import (
     LLAMA,
     QWEN,
     alone,
@@ -19,6 +18,8 @@ from tests.support.tokenizer_folders import (
     sentences,
     tokenizer_folder,
 )
+from tokenizers import Tokenizer, models
+
 from triax.common.errors import UserError
 from triax.data.prepare.corpus import prepare
 from triax.data.prepare.document_tokens import added_by_tokenizer, document_tokens, special_tokens
@@ -31,7 +32,9 @@ from triax.data.record import load_prepared
     ("make", "end"),
     [(llama_3_instruct, LLAMA[2]), (qwen, QWEN[2]), (sentences, "</s>"), (alone, "<|endoftext|>")],
 )
-def test_the_tokenizers_own_end_comes_first(tmp_path, make, end):
+def test_the_tokenizers_own_end_comes_first(
+    tmp_path: Path, make: Callable[[Path], Path], end: str
+) -> None:
     folder = make(tmp_path / "t")
     tokens = document_tokens(folder)
     assert tokens.end.name == end and tokens.begin is None
@@ -39,7 +42,7 @@ def test_the_tokenizers_own_end_comes_first(tmp_path, make, end):
     assert document_tokens(folder / "tokenizer.json") == tokens
 
 
-def test_names_are_taken_in_their_order(tmp_path):
+def test_names_are_taken_in_their_order(tmp_path: Path) -> None:
     for number, name in enumerate(("<|endoftext|>", "<|end_of_text|>", "</s>", "<|eot_id|>")):
         folder = tokenizer_folder(tmp_path / str(number), ["<pad>", name], None)
         assert document_tokens(folder).end.name == name
@@ -47,7 +50,7 @@ def test_names_are_taken_in_their_order(tmp_path):
     assert document_tokens(both).end.name == "</s>"
 
 
-def test_any_token_can_be_named(tmp_path):
+def test_any_token_can_be_named(tmp_path: Path) -> None:
     folder = tokenizer_folder(tmp_path / "t", ["<bos>", "<eos>", "<end_of_turn>"], None)
     with pytest.raises(UserError, match=r"no end-of-text token.*data\.end_of_text.*<end_of_turn>"):
         document_tokens(folder)
@@ -58,7 +61,7 @@ def test_any_token_can_be_named(tmp_path):
             document_tokens(folder, *names)
 
 
-def test_roles_and_what_is_added(tmp_path):
+def test_roles_and_what_is_added(tmp_path: Path) -> None:
     folder = llama_3_instruct(tmp_path / "t")
     assert {role: token.name for role, token in special_tokens(folder).items()} == {
         "bos_token": LLAMA[0],
@@ -68,32 +71,37 @@ def test_roles_and_what_is_added(tmp_path):
     assert added_by_tokenizer(qwen(tmp_path / "q")) == ([], [])
 
 
-def test_a_config_that_has_no_end_is_not_read(tmp_path):
+def test_a_config_that_has_no_end_is_not_read(tmp_path: Path) -> None:
     folder = tokenizer_folder(tmp_path / "t", ["</s>"], None)
     (folder / "tokenizer_config.json").symlink_to("/dev/zero")
     with pytest.raises(UserError, match=r"tokenizer_config\.json: can't be read: .*regular file"):
         document_tokens(folder)
 
 
-def test_a_damaged_config_is_named(tmp_path):
+def test_a_damaged_config_is_named(tmp_path: Path) -> None:
     folder = qwen(tmp_path / "q")
     (folder / "tokenizer_config.json").write_text("{")
     with pytest.raises(UserError, match=r"tokenizer_config\.json: can't be read"):
         document_tokens(folder)
 
 
-def prepared(folder: Path, tokenizer: Path, texts: list[str], **names: str) -> list[list[int]]:
+def prepared(
+    folder: Path, tokenizer: Path, texts: list[str], begin_of_text: str | None = None
+) -> list[list[int]]:
     file = folder / "x.jsonl"
     if not folder.exists():
         folder.mkdir()
         file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    prepare([str(file)], tokenizer, folder / "out", num_workers=1, validation_fraction=0.0, **names)
+    prepare(
+        [str(file)], tokenizer, folder / "out",
+        num_workers=1, validation_fraction=0.0, begin_of_text=begin_of_text,
+    )  # fmt: skip
     shard = Shard.open(folder / "out" / "train-00000")
     starts = [shard.document_start(number) for number in range(shard.num_documents + 1)]
     return [shard.read(start, end - start).tolist() for start, end in itertools.pairwise(starts)]
 
 
-def test_documents_are_enclosed_and_recorded(tmp_path):
+def test_documents_are_enclosed_and_recorded(tmp_path: Path) -> None:
     folder = llama_3_instruct(tmp_path / "t")
     begin, _, end = (byte_tokenizer(LLAMA).token_to_id(name) for name in LLAMA)
     documents = prepared(tmp_path / "d", folder, ["ab", "c"], begin_of_text=LLAMA[0])
@@ -108,14 +116,14 @@ def test_documents_are_enclosed_and_recorded(tmp_path):
         prepared(tmp_path / "d", folder, ["ab", "c"])
 
 
-def test_a_piece_of_words_ends_nothing(tmp_path):
+def test_a_piece_of_words_ends_nothing(tmp_path: Path) -> None:
     folder = tokenizer_folder(tmp_path / "t", ["<eos>"], None)
     with pytest.raises(UserError, match="'a' can't end or begin documents"):
         document_encoder(folder, [document_tokens(folder, "a").end])
 
 
 @pytest.mark.parametrize("kind", ["special", "not special", "in the vocabulary", "words"])
-def test_no_text_ends_itself(tmp_path, kind):
+def test_no_text_ends_itself(tmp_path: Path, kind: str) -> None:
     """Whatever the tokenizer calls the token that ends a document, and wherever it has it."""
     name = "<|endoftext|>"
     tokenizer = byte_tokenizer([name], is_special=kind == "special")

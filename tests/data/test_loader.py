@@ -13,10 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from triax.common.errors import UserError
-from triax.data.read.loader import IGNORE_INDEX, Batch, Loader, make_batch, validation_batches
+from triax.common.tokens import IGNORE_INDEX
+from triax.data.read.loader import Loader, make_batch, validation_batches
 from triax.data.read.sampler import Phase, Sampler
 from triax.data.read.shards import ShardWriter
 from triax.data.read.source import Source, Window
+from triax.models.batch import Batch
 
 SEQ_LEN = 8
 VOCAB_SIZE = 5_000

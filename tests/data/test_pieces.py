@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from itertools import chain
 
 import pytest
@@ -34,7 +35,11 @@ CORPUS = [
 ] * 9
 
 
-def trained(pre_tokenizer, normalizer=None, added=()) -> Tokenizer:
+def trained(
+    pre_tokenizer: pre_tokenizers.PreTokenizer,
+    normalizer: normalizers.Normalizer | None = None,
+    added: Sequence[str] = (),
+) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizer
     tokenizer.decoder = decoders.ByteLevel()
@@ -50,7 +55,7 @@ def trained(pre_tokenizer, normalizer=None, added=()) -> Tokenizer:
     return tokenizer
 
 
-def split(pattern: str):
+def split(pattern: str) -> pre_tokenizers.PreTokenizer:
     return pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
@@ -108,7 +113,7 @@ ATOMS = [
 
 
 @st.composite
-def hostile(draw) -> str:
+def hostile(draw: st.DrawFn) -> str:
     """Runs of hostile characters, some longer than a window."""
     rng = random.Random(draw(st.integers(0, 2**32)))
     few = rng.sample(ATOMS, rng.randint(1, 8))
@@ -121,7 +126,7 @@ def hostile(draw) -> str:
 
 
 @pytest.fixture(scope="module", params=TOKENIZERS)
-def tokenizer(request) -> Tokenizer:
+def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     return TOKENIZERS[request.param]()
 
 
@@ -130,19 +135,19 @@ def tokenizer(request) -> Tokenizer:
 @example(text="a" + "\u0301" * 300 + "\u0327 b" * 40)
 @example(text="word \n" + " " * 500 + "\n" + "word " * 50)
 @example(text="word " * 20 + "1" * 500 + " word" * 50)
-def test_pieces_have_the_tokens_of_the_whole(tokenizer, text):
+def test_pieces_have_the_tokens_of_the_whole(tokenizer: Tokenizer, text: str) -> None:
     pieces = list(encode_in_pieces(tokenizer, text, SMALL))
     assert list(chain(*pieces)) == tokenizer.encode(text, add_special_tokens=False).ids
 
 
-def test_ordinary_text_is_cut_often(tokenizer):
+def test_ordinary_text_is_cut_often(tokenizer: Tokenizer) -> None:
     text = "".join(CORPUS) * 3
     pieces = list(encode_in_pieces(tokenizer, text, SMALL))
     assert list(chain(*pieces)) == tokenizer.encode(text, add_special_tokens=False).ids
     assert len(pieces) > len(text) // 400
 
 
-def test_without_a_boundary_the_text_is_cut_at_the_stated_length():
+def test_without_a_boundary_the_text_is_cut_at_the_stated_length() -> None:
     tokenizer = TOKENIZERS["gpt-2"]()
     pieces = list(encode_in_pieces(tokenizer, "x" * 1000, Sizes(piece=60, margin=40, longest=300)))
     assert len(pieces) == 4

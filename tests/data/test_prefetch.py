@@ -53,7 +53,7 @@ def test_no_more_than_depth_items_are_made_ahead(depth: int) -> None:
         assert made.acquire(timeout=30)
     assert not made.acquire(timeout=0.2)
     assert count == depth + 1
-    iterator.close()  # type: ignore[attr-defined]
+    iterator.close()
     assert threads() == []
 
 
@@ -70,7 +70,7 @@ def test_closing_ends_a_thread_that_waits_and_one_that_works() -> None:
     assert next(iterator) == 0
     assert started.wait(30)
     threading.Timer(0.1, proceed.set).start()
-    iterator.close()  # type: ignore[attr-defined]
+    iterator.close()
     assert threads() == []
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ from triax.data.prepare.tokenizer import (
     train_tokenizer,
 )
 from triax.data.read.shards import Shard, find_shards
-from triax.data.record import load_prepared, load_progress
+from triax.data.record import PreparedData, load_prepared, load_progress
 
 TEXTS = [f"document {n} " + "words and more words " * (n % 7 * 5) for n in range(120)]
 TEXTS[5] += f"text that spells {END_OF_TEXT} is no end"
@@ -38,28 +38,40 @@ TOKENS_PER_SHARD = 1000
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory) -> str:
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
     file = tmp_path_factory.mktemp("corpus") / "x.jsonl"
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
     return str(file)
 
 
 @pytest.fixture(scope="module")
-def tokenizer(corpus, tmp_path_factory) -> Path:
+def tokenizer(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train_tokenizer([corpus], 300, tmp_path_factory.mktemp("tokenizer")).parent
 
 
 @pytest.fixture(scope="module")
-def prepared(corpus, tokenizer, tmp_path_factory) -> Path:
+def prepared(corpus: str, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Straight, with one worker."""
     folder = tmp_path_factory.mktemp("straight")
     run(corpus, tokenizer, folder, num_workers=1)
     return folder
 
 
-def run(corpus, tokenizer, folder, **changes):
-    options = {"num_workers": 1, "validation_fraction": 0.1, "tokens_per_shard": TOKENS_PER_SHARD}
-    return prepare([corpus], tokenizer, folder, **{**options, **changes})
+class Options(TypedDict, total=False):
+    num_workers: int
+    validation_fraction: float
+    tokens_per_shard: int
+    progress: Callable[[int, int], None]
+
+
+def run(corpus: str, tokenizer: Path, folder: Path, **changes: Unpack[Options]) -> PreparedData:
+    options: Options = {
+        "num_workers": 1,
+        "validation_fraction": 0.1,
+        "tokens_per_shard": TOKENS_PER_SHARD,
+        **changes,
+    }
+    return prepare([corpus], tokenizer, folder, **options)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -73,9 +85,9 @@ def documents(prefix: Path) -> Iterator[list[int]]:
             yield shard.read(start, shard.document_start(number + 1) - start).tolist()
 
 
-def test_every_document_is_there_once_in_order_and_ended(prepared, tokenizer):
+def test_every_document_is_there_once_in_order_and_ended(prepared: Path, tokenizer: Path) -> None:
     decoder = load_tokenizer(tokenizer)
-    splits = {}
+    splits: dict[str, list[str]] = {}
     for split in (TRAIN, VALIDATION):
         splits[split] = []
         for tokens in documents(prepared / split):
@@ -87,7 +99,7 @@ def test_every_document_is_there_once_in_order_and_ended(prepared, tokenizer):
     assert 4 <= len(splits[VALIDATION]) <= 24
 
 
-def test_record(prepared, tokenizer):
+def test_record(prepared: Path, tokenizer: Path) -> None:
     data = load_prepared(prepared)
     assert data is not None
     assert data.settings.tokenizer_fingerprint == tokenizer_fingerprint(tokenizer)
@@ -101,7 +113,9 @@ def test_record(prepared, tokenizer):
     assert load_progress(prepared) is None
 
 
-def test_workers_change_no_byte(corpus, tokenizer, prepared, tmp_path, monkeypatch):
+def test_workers_change_no_byte(
+    corpus: str, tokenizer: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("triax.data.prepare.encode._BATCH_CHARACTERS", 500)
     run(corpus, tokenizer, tmp_path, num_workers=3)
     assert contents(tmp_path) == contents(prepared)
@@ -132,7 +146,9 @@ if __name__ == "__main__":
 """
 
 
-def test_killed_again_and_again_it_ends_with_the_same_bytes(corpus, tokenizer, prepared, tmp_path):
+def test_killed_again_and_again_it_ends_with_the_same_bytes(
+    corpus: str, tokenizer: Path, prepared: Path, tmp_path: Path
+) -> None:
     """SIGKILL before the first, second, ... rename of a call: each is a step of a commit."""
     script, folder = tmp_path / "killed.py", tmp_path / "data"
     script.write_text(KILLED)
@@ -159,7 +175,7 @@ def wait_until_gone(pids: list[int]) -> None:
         time.sleep(0.05)
 
 
-def test_finished_preparation_returns_at_once(corpus, tokenizer, prepared):
+def test_finished_preparation_returns_at_once(corpus: str, tokenizer: Path, prepared: Path) -> None:
     calls = []
     before = contents(prepared)
     data = run(corpus, tokenizer, prepared, progress=lambda *call: calls.append(call))
@@ -167,7 +183,9 @@ def test_finished_preparation_returns_at_once(corpus, tokenizer, prepared):
     assert calls == [] and contents(prepared) == before
 
 
-def test_other_settings_are_refused(corpus, tokenizer, prepared, tmp_path):
+def test_other_settings_are_refused(
+    corpus: str, tokenizer: Path, prepared: Path, tmp_path: Path
+) -> None:
     before = contents(prepared)
     with pytest.raises(UserError, match=r"validation_fraction = 0\.1, not 0\.2"):
         run(corpus, tokenizer, prepared, validation_fraction=0.2)
@@ -177,18 +195,22 @@ def test_other_settings_are_refused(corpus, tokenizer, prepared, tmp_path):
     assert contents(prepared) == before
 
 
-def test_shards_of_unknown_origin_are_not_overwritten(corpus, tokenizer, tmp_path):
+def test_shards_of_unknown_origin_are_not_overwritten(
+    corpus: str, tokenizer: Path, tmp_path: Path
+) -> None:
     (tmp_path / "train.idx").write_text("mine")
     with pytest.raises(UserError, match=r"holds train\.idx"):
         run(corpus, tokenizer, tmp_path)
     assert (tmp_path / "train.idx").read_text() == "mine"
 
 
-def test_dead_worker_is_an_error_and_the_next_call_goes_on(corpus, tokenizer, prepared, tmp_path):
+def test_dead_worker_is_an_error_and_the_next_call_goes_on(
+    corpus: str, tokenizer: Path, prepared: Path, tmp_path: Path
+) -> None:
     def kill_workers(num_documents: int, _num_tokens: int) -> None:
         if num_documents == 60:
             for child in multiprocessing.active_children():
-                os.kill(child.pid, signal.SIGKILL)
+                child.kill()
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("triax.data.prepare.encode._BATCH_CHARACTERS", 1)
@@ -199,7 +221,9 @@ def test_dead_worker_is_an_error_and_the_next_call_goes_on(corpus, tokenizer, pr
     assert contents(tmp_path) == contents(prepared)
 
 
-def test_interrupt_in_the_middle_ends_the_workers(corpus, tokenizer, tmp_path):
+def test_interrupt_in_the_middle_ends_the_workers(
+    corpus: str, tokenizer: Path, tmp_path: Path
+) -> None:
     def interrupt(num_documents: int, _num_tokens: int) -> None:
         if num_documents == 60:
             raise KeyboardInterrupt
@@ -213,7 +237,7 @@ def test_interrupt_in_the_middle_ends_the_workers(corpus, tokenizer, tmp_path):
     assert progress is not None and 0 < progress.documents < 60
 
 
-def test_too_little_text(tokenizer, tmp_path):
+def test_too_little_text(tokenizer: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").touch()
     with pytest.raises(UserError, match="no documents"):
         run(str(tmp_path / "empty.txt"), tokenizer, tmp_path / "out")
@@ -228,12 +252,12 @@ def test_too_little_text(tokenizer, tmp_path):
         {"tokens_per_shard": 0},
     ],
 )
-def test_bad_arguments(corpus, tokenizer, tmp_path, changes):
+def test_bad_arguments(corpus: str, tokenizer: Path, tmp_path: Path, changes: Options) -> None:
     with pytest.raises(UserError, match=next(iter(changes)).removeprefix("num_")):
         run(corpus, tokenizer, tmp_path, **changes)
 
 
-def test_bad_line_in_the_middle_is_a_user_error(tokenizer, tmp_path):
+def test_bad_line_in_the_middle_is_a_user_error(tokenizer: Path, tmp_path: Path) -> None:
     file = tmp_path / "x.jsonl"
     file.write_text('{"text": "a"}\n{"text": "b"}\n{')
     with pytest.raises(UserError, match="line 3"):
@@ -241,25 +265,28 @@ def test_bad_line_in_the_middle_is_a_user_error(tokenizer, tmp_path):
     assert not list((tmp_path / "out").glob("*.idx"))
 
 
-def test_one_preparation_at_a_time(corpus, tokenizer, tmp_path):
+def test_one_preparation_at_a_time(corpus: str, tokenizer: Path, tmp_path: Path) -> None:
     with exclusive(tmp_path, "taken"), pytest.raises(UserError, match="another process is writing"):
         run(corpus, tokenizer, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["data.json", "progress.json"])
-def test_damaged_record(corpus, tokenizer, tmp_path, name):
+def test_damaged_record(corpus: str, tokenizer: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text('{"settings": 3')
     with pytest.raises(UserError, match=name):
         run(corpus, tokenizer, tmp_path)
 
 
-def test_inputs_that_shrank_below_what_is_done(corpus, tokenizer, tmp_path, monkeypatch):
-    def stop(*_counts: int) -> None:
-        raise KeyboardInterrupt
+def test_inputs_that_shrank_below_what_is_done(
+    corpus: str, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(num_documents: int, _num_tokens: int) -> None:
+        if num_documents == 60:
+            raise KeyboardInterrupt
 
     monkeypatch.setattr("triax.data.prepare.corpus.inputs_fingerprint", lambda _: "a hub's dataset")
     with pytest.raises(KeyboardInterrupt):
-        run(corpus, tokenizer, tmp_path, progress=lambda n, _: n == 60 and stop())
+        run(corpus, tokenizer, tmp_path, progress=stop)
     monkeypatch.setattr("triax.data.prepare.corpus.iter_documents", lambda *_: iter(["one"]))
     with pytest.raises(UserError, match="1 documents, but"):
         run(corpus, tokenizer, tmp_path)
@@ -275,7 +302,9 @@ def assigned(num_documents: int, fraction: float, num_done: int = 0) -> list[dic
 
 @settings(deadline=None)
 @given(num_documents=st.integers(2, 40), fraction=st.floats(0.001, 0.999), data=st.data())
-def test_both_splits_have_a_document_and_resuming_changes_none(num_documents, fraction, data):
+def test_both_splits_have_a_document_and_resuming_changes_none(
+    num_documents: int, fraction: float, data: st.DataObject
+) -> None:
     straight = assigned(num_documents, fraction)
     assert len(straight) == num_documents
     assert {split for pieces in straight for split in pieces} == {TRAIN, VALIDATION}
@@ -283,14 +312,14 @@ def test_both_splits_have_a_document_and_resuming_changes_none(num_documents, fr
     assert assigned(num_documents, fraction, num_done) == straight[num_done:]
 
 
-def test_share_of_validation():
+def test_share_of_validation() -> None:
     pieces = assigned(4000, 0.1)
     assert 320 < sum(VALIDATION in piece for piece in pieces) < 480
     assert all(len(piece) == 1 for piece in pieces)
     assert all(TRAIN in piece for piece in assigned(50, 0.0))
 
 
-def test_many_documents_go_by_their_numbers_alone():
+def test_many_documents_go_by_their_numbers_alone() -> None:
     """Of a second corpus with as many documents the same ones, as long as they may be."""
     lengths = np.random.default_rng(0).integers(1, 10**6, 1000).tolist()
     assert plan_split(iter(lengths), 0.01) == plan_split(iter([1] * 5000), 0.01)
@@ -304,7 +333,9 @@ def test_many_documents_go_by_their_numbers_alone():
     lengths=st.lists(st.integers(1, 10**7), min_size=1, max_size=60),
     fraction=st.floats(0.02, 0.8),
 )
-def test_few_documents_give_validation_its_share_of_the_text(lengths, fraction):
+def test_few_documents_give_validation_its_share_of_the_text(
+    lengths: list[int], fraction: float
+) -> None:
     plan = plan_split(iter(lengths), fraction)
     if len(lengths) >= 10 / min(fraction, 1 - fraction):
         assert plan.cut is None
@@ -314,18 +345,19 @@ def test_few_documents_give_validation_its_share_of_the_text(lengths, fraction):
         for number, length in enumerate(lengths)
         if number != plan.cut and _hash(number) < plan.below
     ]
+    assert plan.cut is not None
     share = (sum(whole) + plan.cut_share * lengths[plan.cut]) / sum(lengths)
     assert share == pytest.approx(fraction)
 
 
-def test_single_document_is_cut():
+def test_single_document_is_cut() -> None:
     assert assigned(1, 0.34) == [{TRAIN: [1, 0], VALIDATION: [2, 3, 0]}]
     assert assigned(1, 0.0) == [{TRAIN: [1, 2, 3, 0]}]
     with pytest.raises(UserError, match="too few documents"):
         list(assign_splits(iter([np.array([1, 0])]), plan_split(iter([1]), 0.1)))
 
 
-def test_both_parts_of_a_cut_document_begin_as_documents_do():
+def test_both_parts_of_a_cut_document_begin_as_documents_do() -> None:
     plan = plan_split(iter([4]), 0.5)
     [pieces] = assign_splits(iter([np.array([9, 1, 2, 3, 4, 0])]), plan, num_begin=1)
     assert pieces[TRAIN].tolist() == [9, 1, 2, 0]
@@ -333,20 +365,23 @@ def test_both_parts_of_a_cut_document_begin_as_documents_do():
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_of_a_small_and_a_large_document_neither_is_all_of_a_split(tokenizer, tmp_path, order):
+def test_of_a_small_and_a_large_document_neither_is_all_of_a_split(
+    tokenizer: Path, tmp_path: Path, order: int
+) -> None:
     texts = ["few words", " ".join(map(str, range(5000)))][::order]
     file = tmp_path / "two.jsonl"
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     data = run(str(file), tokenizer, tmp_path / "out", validation_fraction=0.02)
     total = data.train.tokens + data.validation.tokens
     assert 0.015 < data.validation.tokens / total < 0.03
-    assert data.split is not None and texts[data.split.cut] != "few words"
+    assert data.split is not None and data.split.cut is not None
+    assert texts[data.split.cut] != "few words"
     assert load_prepared(tmp_path / "out") == data and findings(data) == []
 
 
 def test_a_preparation_that_an_earlier_version_began_goes_on_by_its_rule(
-    corpus, tokenizer, prepared, tmp_path
-):
+    corpus: str, tokenizer: Path, prepared: Path, tmp_path: Path
+) -> None:
     def stop(num_documents: int, _num_tokens: int) -> None:
         if num_documents == 60:
             raise KeyboardInterrupt
@@ -357,11 +392,15 @@ def test_a_preparation_that_an_earlier_version_began_goes_on_by_its_rule(
     del record["split"]
     (tmp_path / "progress.json").write_text(json.dumps(record))
     run(corpus, tokenizer, tmp_path)
-    for name in load_prepared(prepared).checksums:
+    data = load_prepared(prepared)
+    assert data is not None
+    for name in data.checksums:
         assert (tmp_path / name).read_bytes() == (prepared / name).read_bytes()
 
 
-def test_one_that_an_earlier_version_finished_is_taken_as_it_is(corpus, tokenizer, prepared):
+def test_one_that_an_earlier_version_finished_is_taken_as_it_is(
+    corpus: str, tokenizer: Path, prepared: Path
+) -> None:
     record = json.loads((prepared / "data.json").read_text())
     before = dict(record)
     del record["split"], record["num_shared"]
@@ -370,7 +409,7 @@ def test_one_that_an_earlier_version_finished_is_taken_as_it_is(corpus, tokenize
     (prepared / "data.json").write_text(json.dumps(before, indent=2))
 
 
-def test_a_share_far_from_the_fraction_is_found(prepared):
+def test_a_share_far_from_the_fraction_is_found(prepared: Path) -> None:
     data = load_prepared(prepared)
     assert data is not None and findings(data) == []
     swapped = data.model_copy(update={"train": data.validation, "validation": data.train})
@@ -378,7 +417,9 @@ def test_a_share_far_from_the_fraction_is_found(prepared):
     assert re.match(r"validation has 8\d\.\d+% .*10\.00% was asked for", finding)
 
 
-def test_validation_documents_that_are_trained_on_are_counted(tokenizer, tmp_path):
+def test_validation_documents_that_are_trained_on_are_counted(
+    tokenizer: Path, tmp_path: Path
+) -> None:
     """Many documents: which of them are equal is known, and where they go, too."""
     numbers = range(200)
     below = plan_split(iter([1] * 200), 0.1).below
@@ -394,4 +435,5 @@ def test_validation_documents_that_are_trained_on_are_counted(tokenizer, tmp_pat
     assert data.num_shared == 3
     [finding] = findings(data)
     assert f"3 of {len(held)} validation documents stand in the training split too" in finding
-    assert load_prepared(tmp_path / "out").num_shared == 3
+    found = load_prepared(tmp_path / "out")
+    assert found is not None and found.num_shared == 3

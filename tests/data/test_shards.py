@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ _unique = itertools.count()
 
 
 @pytest.fixture(scope="module")
-def indexed_dataset():
+def indexed_dataset() -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return pytest.importorskip("megatron.core.datasets.indexed_dataset")
@@ -56,7 +57,9 @@ documents_strategy = st.lists(
 
 @any_time
 @given(documents=documents_strategy, vocab_size=st.sampled_from([1000, 100_000]), data=st.data())
-def test_reads_back_any_range(tmp_path, documents, vocab_size, data):
+def test_reads_back_any_range(
+    tmp_path: Path, documents: list[list[int]], vocab_size: int, data: st.DataObject
+) -> None:
     shard = Shard.open(write(tmp_path / f"s{next(_unique)}", documents, vocab_size))
     stream = [token for document in documents for token in document]
     owners = [number for number, document in enumerate(documents) for _ in document]
@@ -74,12 +77,12 @@ def test_reads_back_any_range(tmp_path, documents, vocab_size, data):
 
 @any_time
 @given(sequences=st.lists(st.lists(st.integers(0, 5), max_size=3), min_size=1, max_size=8))
-def test_documents_of_several_sequences(tmp_path, sequences):
+def test_documents_of_several_sequences(tmp_path: Path, sequences: list[list[int]]) -> None:
     lengths = [length for document in sequences for length in document]
     if sum(lengths) == 0:
         return
     prefix = tmp_path / f"m{next(_unique)}"
-    write_idx(prefix, lengths, np.cumsum([0] + [len(document) for document in sequences]))
+    write_idx(prefix, lengths, np.cumsum([0, *map(len, sequences)]).tolist())
     shard = Shard.open(prefix)
     owners = [n for n, document in enumerate(sequences) for _ in range(sum(document))]
     assert shard.num_documents == len(sequences)
@@ -88,13 +91,13 @@ def test_documents_of_several_sequences(tmp_path, sequences):
     assert [shard.document_at(p) for p in range(shard.num_tokens)] == owners
 
 
-def test_token_dtype_is_megatrons(indexed_dataset):
+def test_token_dtype_is_megatrons(indexed_dataset: Any) -> None:
     for vocab_size in (2, 65_499, 65_500, 65_536, 200_000):
         assert token_dtype(vocab_size) == indexed_dataset.DType.optimal_dtype(vocab_size)
 
 
 @pytest.mark.parametrize("vocab_size", [1000, 100_000])
-def test_megatron_reads_ours(tmp_path, indexed_dataset, vocab_size):
+def test_megatron_reads_ours(tmp_path: Path, indexed_dataset: Any, vocab_size: int) -> None:
     documents = [[1, 2, 3], [999], [4] * 50]
     prefix = write(tmp_path / "ours", documents, vocab_size)
     theirs = indexed_dataset.IndexedDataset(str(prefix))
@@ -103,7 +106,7 @@ def test_megatron_reads_ours(tmp_path, indexed_dataset, vocab_size):
     assert theirs.get(2, offset=1, length=2).dtype == token_dtype(vocab_size)
 
 
-def test_files_are_bytewise_megatrons(tmp_path, indexed_dataset):
+def test_files_are_bytewise_megatrons(tmp_path: Path, indexed_dataset: Any) -> None:
     torch = pytest.importorskip("torch")
     documents = [[1, 2, 3], [999], [4] * 50]
     ours = write(tmp_path / "ours", documents)
@@ -118,7 +121,7 @@ def test_files_are_bytewise_megatrons(tmp_path, indexed_dataset):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.int64])
-def test_we_read_megatrons(tmp_path, indexed_dataset, dtype):
+def test_we_read_megatrons(tmp_path: Path, indexed_dataset: Any, dtype: type[np.generic]) -> None:
     torch = pytest.importorskip("torch")
     builder = indexed_dataset.IndexedDatasetBuilder(str(tmp_path / "x.bin"), dtype=dtype)
     for document in ([[1, 2], [3]], [[4]], [[5, 6, 7], [8], [9]]):
@@ -133,7 +136,7 @@ def test_we_read_megatrons(tmp_path, indexed_dataset, dtype):
     assert shard.document_ids(3, 3).tolist() == [0, 1, 1]
 
 
-def test_index_that_promises_more_than_the_bin_holds(tmp_path):
+def test_index_that_promises_more_than_the_bin_holds(tmp_path: Path) -> None:
     prefix = write(tmp_path / "s", [[1, 2, 3]])
     os.truncate(f"{prefix}.bin", 4)
     with pytest.raises(UserError, match=r"s\.bin: 4 bytes, but s\.idx promises 6: .*cut short"):
@@ -141,7 +144,7 @@ def test_index_that_promises_more_than_the_bin_holds(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".bin", ".idx"])
-def test_file_that_is_too_long(tmp_path, suffix):
+def test_file_that_is_too_long(tmp_path: Path, suffix: str) -> None:
     prefix = write(tmp_path / "s", [[1, 2, 3]])
     with Path(f"{prefix}{suffix}").open("ab") as file:
         file.write(bytes(10))
@@ -175,7 +178,7 @@ HUGE = struct.pack("<Q", 2**63)
         (74, b"\1", "do not run from 0"),
     ],
 )
-def test_damaged_index(tmp_path, offset, raw, message):
+def test_damaged_index(tmp_path: Path, offset: int, raw: bytes, message: str) -> None:
     prefix = write(tmp_path / "s", [[1, 2, 3], [4]])
     _patch(prefix, offset, raw)
     with pytest.raises(UserError, match=message) as caught:
@@ -183,14 +186,14 @@ def test_damaged_index(tmp_path, offset, raw, message):
     assert str(prefix) in str(caught.value)
 
 
-def test_empty_dataset(tmp_path):
+def test_empty_dataset(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no tokens"):
         Shard.open(write(tmp_path / "s", []))
     with pytest.raises(UserError, match="holds no tokens"):
         Shard.open(write(tmp_path / "t", [[], []]))
 
 
-def test_multimodal_is_refused(tmp_path):
+def test_multimodal_is_refused(tmp_path: Path) -> None:
     prefix = write(tmp_path / "s", [[1], [2]])
     with Path(f"{prefix}.idx").open("ab") as file:
         file.write(b"\0\0")
@@ -198,7 +201,7 @@ def test_multimodal_is_refused(tmp_path):
         Shard.open(prefix)
 
 
-def test_missing_and_irregular_files(tmp_path):
+def test_missing_and_irregular_files(tmp_path: Path) -> None:
     prefix = write(tmp_path / "s", [[1]])
     Path(f"{prefix}.bin").unlink()
     with pytest.raises(UserError, match=r"s\.bin: cannot be read"):
@@ -212,7 +215,7 @@ def test_missing_and_irregular_files(tmp_path):
 
 @settings(deadline=None, max_examples=200, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
-def test_any_damage_is_a_user_error_or_harmless(tmp_path, data):
+def test_any_damage_is_a_user_error_or_harmless(tmp_path: Path, data: st.DataObject) -> None:
     """Cut, flipped or random bytes: an error for the user, or a shard that reads within bounds."""
     prefix = write(tmp_path / "s", [[1, 2, 3], [], [4, 5], [6]])
     idx, bin_ = Path(f"{prefix}.idx"), Path(f"{prefix}.bin")
@@ -243,14 +246,14 @@ def test_any_damage_is_a_user_error_or_harmless(tmp_path, data):
     assert shard.document_lengths().sum() == shard.num_tokens
 
 
-def test_exception_leaves_nothing(tmp_path):
+def test_exception_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), ShardWriter(tmp_path / "s", token_dtype(10)) as writer:
         writer.add_document(np.array([1]))
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
 
 
-def test_kill_leaves_nothing_that_looks_whole(tmp_path):
+def test_kill_leaves_nothing_that_looks_whole(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys, numpy as np\n"
         "from pathlib import Path\n"
@@ -268,7 +271,7 @@ def test_kill_leaves_nothing_that_looks_whole(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["s.bin", "s.idx"]
 
 
-def test_full_disk_is_a_user_error_without_half_a_shard(tmp_path):
+def test_full_disk_is_a_user_error_without_half_a_shard(tmp_path: Path) -> None:
     """A limit on the file size stands for a full disk: the write fails in the same way."""
     code = (
         "import resource, sys, numpy as np\n"
@@ -295,7 +298,7 @@ def test_full_disk_is_a_user_error_without_half_a_shard(tmp_path):
         assert list(tmp_path.iterdir()) == []
 
 
-def test_missing_folder_is_a_user_error(tmp_path):
+def test_missing_folder_is_a_user_error(tmp_path: Path) -> None:
     with (
         pytest.raises(UserError, match="cannot be written"),
         ShardWriter(tmp_path / "no" / "s", token_dtype(10)),
@@ -303,7 +306,7 @@ def test_missing_folder_is_a_user_error(tmp_path):
         pass
 
 
-def test_find_shards(tmp_path):
+def test_find_shards(tmp_path: Path) -> None:
     write(tmp_path / "one.v2", [[1]])
     for number in (0, 1, 2):
         write(tmp_path / f"many-{number:05d}", [[1]])
@@ -325,7 +328,7 @@ def test_find_shards(tmp_path):
         ("nul\0byte", "no such dataset"),
     ],
 )
-def test_find_shards_names_near_misses(tmp_path, name, message):
+def test_find_shards_names_near_misses(tmp_path: Path, name: str, message: str) -> None:
     write(tmp_path / "one", [[1]])
     write(tmp_path / "many-00000", [[1]])
     (tmp_path / "lone.bin").touch()
@@ -334,7 +337,7 @@ def test_find_shards_names_near_misses(tmp_path, name, message):
         find_shards(tmp_path / name)
 
 
-def test_gap_in_a_series(tmp_path):
+def test_gap_in_a_series(tmp_path: Path) -> None:
     write(tmp_path / "s-00000", [[1]])
     write(tmp_path / "s-00002", [[1]])
     with pytest.raises(UserError, match=r"s-00001\.idx: missing"):

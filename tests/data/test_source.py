@@ -48,7 +48,7 @@ def test_windows_are_those_of_a_naive_cut(
     assert source.num_windows == len(expected)
     for index, (tokens, owners) in enumerate(expected):
         window = source.window(index)
-        assert (window.tokens.dtype, window.document_ids.dtype) == (np.int64, np.int32)
+        assert window.tokens.dtype == np.int64 and window.document_ids.dtype == np.int32
         assert window.tokens.tolist() == tokens
         assert window.document_ids.tolist() == [owner - owners[0] for owner in owners]
 

@@ -13,6 +13,7 @@ import sysconfig
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pytest
@@ -42,7 +43,7 @@ def as_parquet(texts: list[str]) -> bytes:
 
 
 def zstd(raw: bytes) -> bytes:
-    return pyarrow.compress(raw, codec="zstd", asbytes=True)
+    return bytes(pyarrow.compress(raw, codec="zstd", asbytes=True))
 
 
 COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
@@ -56,7 +57,7 @@ COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.mark.parametrize("suffix", COMPRESSIONS)
 @pytest.mark.parametrize("kind", [".jsonl", ".json", ".parquet", ".txt", ".md", ""])
-def test_every_kind_and_compression(tmp_path, kind, suffix):
+def test_every_kind_and_compression(tmp_path: Path, kind: str, suffix: str) -> None:
     file = tmp_path / f"v1.2{kind}{suffix}"
     if kind in (".jsonl", ".json"):
         raw, texts = json_lines(TEXTS), TEXTS
@@ -70,7 +71,7 @@ def test_every_kind_and_compression(tmp_path, kind, suffix):
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
-def test_damaged_compression_is_a_user_error(tmp_path, suffix):
+def test_damaged_compression_is_a_user_error(tmp_path: Path, suffix: str) -> None:
     raw = COMPRESSIONS[suffix](json_lines([f"text {n}" for n in range(5000)]))
     for name, damaged in (("cut", raw[:-20]), ("other", b"no compressed data at all")):
         file = tmp_path / f"{name}.jsonl{suffix}"
@@ -81,7 +82,9 @@ def test_damaged_compression_is_a_user_error(tmp_path, suffix):
 
 @settings(deadline=None, max_examples=200)
 @given(raw=st.binary(max_size=60), kind=st.sampled_from([".jsonl", ".parquet", ".gz", ".zst"]))
-def test_random_bytes_are_a_user_error(tmp_path_factory, raw, kind):
+def test_random_bytes_are_a_user_error(
+    tmp_path_factory: pytest.TempPathFactory, raw: bytes, kind: str
+) -> None:
     file = tmp_path_factory.mktemp("fuzz") / f"x{kind}"
     file.write_bytes(raw)
     try:
@@ -104,14 +107,16 @@ def test_random_bytes_are_a_user_error(tmp_path_factory, raw, kind):
         (b"{}", 'no field "text"; there are: none'),
     ],
 )
-def test_malformed_line_names_file_and_line(tmp_path, line, message):
+def test_malformed_line_names_file_and_line(tmp_path: Path, line: bytes, message: str) -> None:
     file = tmp_path / "x.jsonl"
     file.write_bytes(json_lines(["good"]) + b"\n" + line + b"\n")
     with pytest.raises(UserError, match=rf"x\.jsonl, line 3: {message}"):
         read(file)
 
 
-def test_other_programs_json_is_left_out_of_a_folder(tmp_path, caplog):
+def test_other_programs_json_is_left_out_of_a_folder(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     contents = ['{"name": "x", "version": "1"}', '{\n  "name": "x"\n}\n', '[{"text": "x"}]', "3"]
     for number, content in enumerate(contents):
         (tmp_path / f"{number}.json").write_text(content)
@@ -127,13 +132,15 @@ def test_other_programs_json_is_left_out_of_a_folder(tmp_path, caplog):
         read(tmp_path)
 
 
-def test_numbers_that_python_refuses_are_no_concern(tmp_path):
+def test_numbers_that_python_refuses_are_no_concern(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text('{"id": ' + "9" * 5000 + ', "text": "good"}\n')
     assert read(tmp_path / "x.jsonl") == ["good"]
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
-def test_long_texts_become_several_documents(tmp_path, monkeypatch, suffix):
+def test_long_texts_become_several_documents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
     monkeypatch.setattr("triax.data.prepare.text.MAX_DOCUMENT", 100)
     text = "".join(f"line {number}, schön\r\n" for number in range(40)) + "é" * 350
     (tmp_path / f"a.txt{suffix}").write_bytes(COMPRESSIONS[suffix](text.encode()))
@@ -145,7 +152,9 @@ def test_long_texts_become_several_documents(tmp_path, monkeypatch, suffix):
     assert read(tmp_path / f"b.jsonl{suffix}") == parts
 
 
-def test_a_long_file_that_ends_as_no_text(tmp_path, monkeypatch, caplog):
+def test_a_long_file_that_ends_as_no_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr("triax.data.prepare.text.MAX_DOCUMENT", 10_000)
     (tmp_path / "a.txt").write_bytes(b"word " * 10_000 + b"\xff")
     with caplog.at_level(logging.WARNING):
@@ -161,7 +170,9 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_what_unfolds_to_much_takes_little_memory(tmp_path, monkeypatch, name):
+def test_what_unfolds_to_much_takes_little_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     monkeypatch.setattr("triax.data.prepare.text.MAX_DOCUMENT", 1 << 18)
     monkeypatch.setattr("triax.data.prepare.text._MAX_BYTES", 1 << 20)
     (tmp_path / name).write_bytes(gzip.compress(BOMBS[name], 1))
@@ -177,7 +188,7 @@ def test_what_unfolds_to_much_takes_little_memory(tmp_path, monkeypatch, name):
         tracemalloc.stop()
 
 
-def test_a_saved_dataset_says_what_to_do(tmp_path):
+def test_a_saved_dataset_says_what_to_do(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     data = datasets.Dataset.from_dict({"text": TEXTS})
     data.save_to_disk(tmp_path / "one")
@@ -190,7 +201,7 @@ def test_a_saved_dataset_says_what_to_do(tmp_path):
         read(arrow)
 
 
-def test_text_field(tmp_path):
+def test_text_field(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text('{"body": "a"}\n')
     parquet.write_table(pyarrow.table({"body": ["b"]}), tmp_path / "y.parquet")
     assert read(tmp_path, text_field="body") == ["a", "b"]
@@ -198,25 +209,25 @@ def test_text_field(tmp_path):
         read(tmp_path / "y.parquet")
 
 
-def test_parquet_of_numbers(tmp_path):
+def test_parquet_of_numbers(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.table({"text": [1, 2]}), tmp_path / "y.parquet")
     with pytest.raises(UserError, match=r"y\.parquet, row 1: .*expected a string"):
         read(tmp_path)
 
 
-def test_empty_and_null_texts_are_left_out(tmp_path):
+def test_empty_and_null_texts_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": ""}\n\n{"text": null}\n{"text": "x"}\n')
     parquet.write_table(pyarrow.table({"text": [None, "", "y"]}), tmp_path / "b.parquet")
     (tmp_path / "c.txt").touch()
     assert read(tmp_path) == ["x", "y"]
 
 
-def test_half_surrogates_become_valid_unicode(tmp_path):
+def test_half_surrogates_become_valid_unicode(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "a\\ud800b \\ud83d\\ude42"}\n')
     assert read(tmp_path) == ["a\ufffdb 🙂"]
 
 
-def test_folder_is_read_in_order_without_hidden_files_and_loops(tmp_path):
+def test_folder_is_read_in_order_without_hidden_files_and_loops(tmp_path: Path) -> None:
     for name in ("b/2.txt", "b/10.txt", "a.txt", "c/.git/x.txt", ".hidden.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
@@ -227,7 +238,7 @@ def test_folder_is_read_in_order_without_hidden_files_and_loops(tmp_path):
     assert read(f"{tmp_path}/b/[0-9].txt", tmp_path / "a.txt") == ["b/2.txt", "a.txt"]
 
 
-def test_relative_glob(tmp_path, monkeypatch):
+def test_relative_glob(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "1.txt").write_text("one")
     monkeypatch.chdir(tmp_path)
@@ -236,12 +247,14 @@ def test_relative_glob(tmp_path, monkeypatch):
     assert read("../x/*.txt") == read("../*/1.txt") == ["one"]
 
 
-def test_file_whose_name_looks_like_a_glob(tmp_path):
+def test_file_whose_name_looks_like_a_glob(tmp_path: Path) -> None:
     (tmp_path / "a[1].txt").write_text("one")
     assert read(tmp_path / "a[1].txt") == ["one"]
 
 
-def test_binary_files_of_a_folder_are_left_out_with_a_warning(tmp_path, caplog):
+def test_binary_files_of_a_folder_are_left_out_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "a.txt").write_text("text")
     (tmp_path / "b.png").write_bytes(b"\x89PNG\xff")
     with caplog.at_level(logging.WARNING):
@@ -251,12 +264,12 @@ def test_binary_files_of_a_folder_are_left_out_with_a_warning(tmp_path, caplog):
         read(tmp_path / "b.png")
 
 
-def test_byte_order_mark_is_no_text(tmp_path):
+def test_byte_order_mark_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("\ufeffx".encode())
     assert read(tmp_path) == ["x"]
 
 
-def test_streams(tmp_path):
+def test_streams(tmp_path: Path) -> None:
     """What comes before a bad line is given out before the error is met."""
     (tmp_path / "x.jsonl").write_bytes(json_lines(TEXTS) + b"{\n")
     documents = iter_documents([str(tmp_path)])
@@ -279,39 +292,39 @@ def test_streams(tmp_path):
         "a" * 5000,
     ],
 )
-def test_no_such_input(text, tmp_path, monkeypatch):
+def test_no_such_input(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError):
         resolve(text)
 
 
-def test_wrong_input_is_found_before_the_first_document(tmp_path):
+def test_wrong_input_is_found_before_the_first_document(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("x")
     with pytest.raises(UserError, match="absent"):
         iter_documents([str(tmp_path), "absent.txt"])
 
 
-def test_empty_folder(tmp_path):
+def test_empty_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no files found"):
         read(tmp_path)
 
 
-def test_unreadable_file(tmp_path):
+def test_unreadable_file(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").symlink_to("/proc/self/mem")
     with pytest.raises(UserError, match=r"x\.jsonl: cannot be read"):
         read(tmp_path / "x.jsonl")
 
 
-def test_names_of_datasets():
+def test_names_of_datasets() -> None:
     assert resolve("wikitext") == DatasetName("wikitext", None)
     assert resolve("Salesforce/wikitext:v1.0") == DatasetName("Salesforce/wikitext", "v1.0")
 
 
-def test_dataset_is_streamed_through_the_library(monkeypatch):
+def test_dataset_is_streamed_through_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
     calls = []
 
-    def load_dataset(name, config, **options):
+    def load_dataset(name: str, config: str | None, **options: object) -> Any:
         calls.append((name, config, options))
         return datasets.Dataset.from_dict({"text": TEXTS}).to_iterable_dataset()
 
@@ -322,10 +335,10 @@ def test_dataset_is_streamed_through_the_library(monkeypatch):
         read("owner/name", text_field="body")
 
 
-def test_dataset_that_cannot_be_loaded(monkeypatch):
+def test_dataset_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
 
-    def load_dataset(*_args, **_options):
+    def load_dataset(*_args: object, **_options: object) -> None:
         raise ConnectionError("no network\nlong explanation")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
@@ -333,20 +346,26 @@ def test_dataset_that_cannot_be_loaded(monkeypatch):
         read("owner/name")
 
 
-def test_stdlib_is_real_shuffled_and_without_tests():
-    files = [file.path for file in resolve("python-stdlib")]
+def stdlib_files() -> list[Path]:
+    found = resolve("python-stdlib")
+    assert not isinstance(found, DatasetName)
+    return [file.path for file in found]
+
+
+def test_stdlib_is_real_shuffled_and_without_tests() -> None:
+    files = stdlib_files()
     root = Path(sysconfig.get_paths()["stdlib"])
     relative = [os.fspath(path.relative_to(root)) for path in files]
     assert "argparse.py" in relative and len(files) > 300
     assert not [name for name in relative if {"site-packages", "test"} & set(Path(name).parts)]
     assert relative != sorted(relative)
-    assert files == [file.path for file in resolve("python-stdlib")]
+    assert files == stdlib_files()
     # No stretch of the order is one package's.
     asyncio = [n for n, name in enumerate(relative) if name.startswith("asyncio")]
     assert asyncio[-1] - asyncio[0] > len(relative) // 2
 
 
-def test_fingerprint_sees_changes(tmp_path):
+def test_fingerprint_sees_changes(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     file.write_text("x")
     before = inputs_fingerprint([str(tmp_path)])
@@ -356,7 +375,7 @@ def test_fingerprint_sees_changes(tmp_path):
     assert before != inputs_fingerprint([str(tmp_path)])
 
 
-def test_linked_folders_are_read_as_the_glob_reads_them_and_each_once(tmp_path):
+def test_linked_folders_are_read_as_the_glob_reads_them_and_each_once(tmp_path: Path) -> None:
     corpus, elsewhere = tmp_path / "corpus", tmp_path / "elsewhere"
     for path in (corpus / "own/a.txt", elsewhere / "deep/b.txt"):
         path.parent.mkdir(parents=True)
@@ -370,7 +389,9 @@ def test_linked_folders_are_read_as_the_glob_reads_them_and_each_once(tmp_path):
 
 
 @pytest.mark.parametrize("second", ["a.txt", "./a.txt", "link.txt", "*.txt", ".", "linked"])
-def test_a_file_that_is_given_twice_is_refused(tmp_path, monkeypatch, second):
+def test_a_file_that_is_given_twice_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, second: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("a.txt").write_text("text")
     Path("link.txt").symlink_to("a.txt")
@@ -380,12 +401,12 @@ def test_a_file_that_is_given_twice_is_refused(tmp_path, monkeypatch, second):
             read(["a.txt", second])
 
 
-def test_a_dataset_that_is_given_twice_is_refused():
+def test_a_dataset_that_is_given_twice_is_refused() -> None:
     with pytest.raises(UserError, match="the dataset wikitext:v1 is given twice"):
         iter_documents(["wikitext:v1", "wikitext", "wikitext:v1"])
 
 
-def test_home_and_variables_in_an_input(tmp_path, monkeypatch):
+def test_home_and_variables_in_an_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.txt").write_text("text")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("CORPUS", str(tmp_path))

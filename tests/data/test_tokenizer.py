@@ -25,7 +25,7 @@ TEXT = "def main(arguments):\n    return [argument for argument in arguments]  #
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory) -> str:
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("corpus")
     for number in range(20):
         (folder / f"{number}.txt").write_text(TEXT * number + f"number {number * 17}\n")
@@ -33,11 +33,11 @@ def corpus(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="module")
-def folder(corpus, tmp_path_factory) -> Path:
+def folder(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train_tokenizer([corpus], 300, tmp_path_factory.mktemp("tokenizer")).parent
 
 
-def test_vocabulary(folder):
+def test_vocabulary(folder: Path) -> None:
     tokenizer = load_tokenizer(folder)
     assert vocabulary_size(tokenizer) == tokenizer.get_vocab_size() == 300
     assert tokenizer.token_to_id(END_OF_TEXT) == 0
@@ -47,12 +47,12 @@ def test_vocabulary(folder):
 
 @settings(deadline=None, max_examples=300)
 @given(text=st.text())
-def test_round_trip_is_lossless(folder, text):
+def test_round_trip_is_lossless(folder: Path, text: str) -> None:
     tokenizer = load_tokenizer(folder)
     assert tokenizer.decode(tokenizer.encode(text).ids, skip_special_tokens=False) == text
 
 
-def test_transformers_reads_it(folder):
+def test_transformers_reads_it(folder: Path) -> None:
     transformers = pytest.importorskip("transformers")
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
     ours = load_tokenizer(folder)
@@ -69,7 +69,9 @@ def test_transformers_reads_it(folder):
         assert theirs.decode(ids) == ours.decode(ids, skip_special_tokens=False) == text
 
 
-def test_same_text_gives_the_same_file_in_another_process(corpus, folder, tmp_path):
+def test_same_text_gives_the_same_file_in_another_process(
+    corpus: str, folder: Path, tmp_path: Path
+) -> None:
     code = (
         "import sys, pathlib\n"
         "from triax.data.prepare.tokenizer import train_tokenizer\n"
@@ -83,14 +85,16 @@ def test_same_text_gives_the_same_file_in_another_process(corpus, folder, tmp_pa
     assert tokenizer_fingerprint(other) != tokenizer_fingerprint(folder)
 
 
-def test_small_text_still_gives_the_vocabulary_that_was_asked_for(tmp_path, caplog):
+def test_small_text_still_gives_the_vocabulary_that_was_asked_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "x.txt").write_text("ab ab")
     tokenizer = load_tokenizer(train_tokenizer([str(tmp_path / "x.txt")], 400, tmp_path / "out"))
     assert vocabulary_size(tokenizer) == tokenizer.get_vocab_size() == 400
     assert "stay unused" in caplog.text
 
 
-def test_sample_is_shared_by_the_inputs(tmp_path):
+def test_sample_is_shared_by_the_inputs(tmp_path: Path) -> None:
     """The first input alone would use up the sample; the second still has its merge."""
     (tmp_path / "a.txt").write_text("x " * 1000)
     (tmp_path / "b.txt").write_text("qq " * 1000)
@@ -99,7 +103,7 @@ def test_sample_is_shared_by_the_inputs(tmp_path):
     assert len(load_tokenizer(path).encode(" qq").ids) == 1
 
 
-def test_sample_is_taken_from_all_documents(tmp_path):
+def test_sample_is_taken_from_all_documents(tmp_path: Path) -> None:
     """A corpus that begins in one language learns the other one too."""
     rows = ["漢字仮名" * 500] * 60 + ["the quick brown fox jumps over the lazy dog " * 50] * 60
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
@@ -113,7 +117,7 @@ def test_sample_is_taken_from_all_documents(tmp_path):
 
 
 @pytest.mark.parametrize("length", [1, 100, 40_000, 3_000_000])
-def test_sample_is_bounded_in_order_and_spread(length):
+def test_sample_is_bounded_in_order_and_spread(length: int) -> None:
     texts = [f"{number:08d}" + "x" * (length - 8) for number in range(max(20, 200_000 // length))]
     total = sum(map(len, texts))
     assert "".join(sample_text(iter(texts), total)) == "".join(texts)
@@ -150,7 +154,9 @@ PANICS = {
 
 
 @pytest.mark.parametrize("kind", PANICS)
-def test_a_file_over_which_the_library_panics(folder, tmp_path, kind, capfd):
+def test_a_file_over_which_the_library_panics(
+    folder: Path, tmp_path: Path, kind: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     raw = json.loads((folder / "tokenizer.json").read_text()) | PANICS[kind]
     (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
     with pytest.raises(UserError, match=r"tokenizer\.json: no tokenizer that"):
@@ -158,7 +164,7 @@ def test_a_file_over_which_the_library_panics(folder, tmp_path, kind, capfd):
     capfd.readouterr()  # the library's own words about it
 
 
-def test_what_a_file_was_saved_with_changes_no_tokens(folder, tmp_path):
+def test_what_a_file_was_saved_with_changes_no_tokens(folder: Path, tmp_path: Path) -> None:
     raw = json.loads((folder / "tokenizer.json").read_text())
     raw["padding"] = {
         "strategy": {"Fixed": 2**40}, "direction": "Right", "pad_to_multiple_of": 7,
@@ -175,23 +181,24 @@ def test_what_a_file_was_saved_with_changes_no_tokens(folder, tmp_path):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        (["vocab.json", "merges.txt"], r"holds vocab\.json and merges\.txt .*save_pretrained"),
-        (["tokenizer.model"], r"holds tokenizer\.model \(SentencePiece\).*save_pretrained"),
-        (["vocab.txt"], r"holds vocab\.txt .*save_pretrained"),
+        (["vocab.json", "merges.txt"], r"vocab\.json and merges\.txt; .*tokenizer import {path} "),
+        (["tokenizer.model"], r"SentencePiece or tiktoken; .*import {path}/tokenizer\.model "),
+        (["vocab.txt"], r"BERT's format.*save_pretrained\(\"{path}\"\)"),
         ([], "no such tokenizer"),
     ],
 )
-def test_other_formats_say_what_to_do(tmp_path, files, message):
+def test_other_formats_say_what_to_do(tmp_path: Path, files: list[str], message: str) -> None:
     for name in files:
         (tmp_path / name).write_bytes(b"\x0a\xff")
+    message = message.replace("{path}", str(tmp_path))
     with pytest.raises(UserError, match=message):
         load_tokenizer(tmp_path)
     for name in files:
-        with pytest.raises(UserError, match=rf"{name}.*save_pretrained\(\"{tmp_path}\"\)"):
+        with pytest.raises(UserError, match=message):
             load_tokenizer(tmp_path / name)
 
 
-def test_bad_requests(tmp_path, corpus):
+def test_bad_requests(tmp_path: Path, corpus: str) -> None:
     with pytest.raises(UserError, match="vocab_size: 256, expected at least 257"):
         train_tokenizer([corpus], 256, tmp_path)
     (tmp_path / "empty.txt").touch()
@@ -203,20 +210,20 @@ def test_bad_requests(tmp_path, corpus):
 
 
 @pytest.mark.parametrize("raw", [None, b"", b"{}", b"[1", b"\xff", b'{"model": {"type": "X"}}'])
-def test_missing_or_broken(tmp_path, raw):
+def test_missing_or_broken(tmp_path: Path, raw: bytes | None) -> None:
     if raw is not None:
         (tmp_path / "tokenizer.json").write_bytes(raw)
     with pytest.raises(UserError, match=r"tokenizer\.json"):
         load_tokenizer(tmp_path)
 
 
-def test_impossible_paths():
+def test_impossible_paths() -> None:
     for path in ("a" * 5000, "nul\0byte"):
         with pytest.raises(UserError, match="no such tokenizer"):
             load_tokenizer(path)
 
 
-def test_vocabulary_with_gaps(folder, tmp_path):
+def test_vocabulary_with_gaps(folder: Path, tmp_path: Path) -> None:
     raw = json.loads((folder / "tokenizer.json").read_text())
     raw["model"]["vocab"]["last"] = 500
     (tmp_path / "tokenizer.json").write_text(json.dumps(raw))

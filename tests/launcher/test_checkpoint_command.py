@@ -46,7 +46,8 @@ def run_dir(tmp_path: Path) -> Path:
     }
     for step in (100, 200):
         store.save(step, tensors, {"step": step, "tokens": step * 1000, "config": config})
-        assert store.wait().error is None
+        outcome = store.wait()
+        assert outcome is not None and outcome.error is None
     return directory
 
 

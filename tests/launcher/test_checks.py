@@ -21,7 +21,8 @@ from triax.data.prepare.ensure import ensure_prepared
 from triax.data.prepare.tokenizer import train_tokenizer
 from triax.data.read.shards import ShardWriter, token_dtype
 from triax.data.record import save_prepared
-from triax.launcher.checks.sections import batch_divides, find_warnings, load_checked, world_fits
+from triax.launcher.checks.parallel import batch_divides, world_fits
+from triax.launcher.checks.sections import find_warnings, load_checked
 from triax.launcher.config.problems import ConfigError, Problem
 from triax.parallel.config import ParallelConfig
 from triax.training.config import BatchConfig
@@ -321,14 +322,15 @@ def prepared_by_the_run(
     lines = (json.dumps({"text": f"number {n} of some texts. " * 9}) for n in range(150))
     (tmp_path / "text.jsonl").write_text("\n".join(lines))
     out = tmp_path / "out"
-    prepare = {"inputs": [str(tmp_path / "text.jsonl")], "output": str(out), "vocab_size": VOCAB}
+    inputs = [str(tmp_path / "text.jsonl")]
+    prepare = {"inputs": inputs, "output": str(out), "vocab_size": VOCAB}
     data = config["data"] | {
         "prepare": prepare,
         "sources": [{"path": str(out / "train")}],
         "validation": str(out / "validation"),
         "tokenizer": str(out / "tokenizer"),
     }
-    section = PrepareConfig.model_validate(prepare | {"inputs": tuple(prepare["inputs"])})
+    section = PrepareConfig.model_validate(prepare | {"inputs": tuple(inputs)})
     return config | {"data": data | changes}, section
 
 

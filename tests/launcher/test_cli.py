@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import subprocess
 import sys
@@ -12,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from triax.common.errors import UserError
-from triax.launcher import cli
 from triax.launcher.cli import COMMANDS, main
 
 CONFIG = """
@@ -180,13 +180,13 @@ def test_errors_become_exit_codes(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(cli.importlib, "import_module", lambda _name: raising(error))
+    monkeypatch.setattr(importlib, "import_module", lambda _name: raising(error))
     assert main(["check"]) == code
     assert capsys.readouterr().err == message
 
 
 def test_our_own_faults_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli.importlib, "import_module", lambda _name: raising(AssertionError()))
+    monkeypatch.setattr(importlib, "import_module", lambda _name: raising(AssertionError()))
     with pytest.raises(AssertionError):
         main(["check"])
 

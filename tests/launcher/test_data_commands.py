@@ -13,7 +13,7 @@ from triax.launcher.cli import main
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("commands")
     (folder / "text").mkdir()
     for number in range(30):
@@ -25,7 +25,31 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def test_inspect_shows_a_table_that_fits_and_a_document(folder, capsys):
+def test_a_tokenizer_is_never_written_over(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (folder / "tok" / "tokenizer.json").read_bytes()
+    train = ["tokenizer", "train", str(folder / "text"), "--vocab-size", "0.4k"]
+    assert main([*train, "--output", str(folder / "tok")]) == ExitCode.BAD_INPUT
+    assert "holds a tokenizer.json already" in capsys.readouterr().err
+    assert (folder / "tok" / "tokenizer.json").read_bytes() == before
+    assert main([*train, "--output", str(folder / "tok400")]) == 0
+    assert "400 tokens" in capsys.readouterr().out
+
+
+def test_a_mistyped_path_is_looked_for_nowhere_else(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though it could be the name of a dataset on the hub."""
+    monkeypatch.chdir(folder.parent)
+    train = ["tokenizer", "train", f"{folder.name}/txt", "--vocab-size", "300"]
+    assert main([*train, "--output", str(folder / "other")]) == ExitCode.BAD_INPUT
+    assert f"{folder.name}/txt: no such file or folder" in capsys.readouterr().err
+
+
+def test_inspect_shows_a_table_that_fits_and_a_document(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     prefix = str(folder / "out" / "train")
     assert main(["data", "inspect", prefix]) == 0
     shown = capsys.readouterr().out
@@ -39,7 +63,9 @@ def test_inspect_shows_a_table_that_fits_and_a_document(folder, capsys):
     assert "text [bold] " in capsys.readouterr().out
 
 
-def test_prepare_says_what_it_cut_and_what_both_splits_have(folder, tmp_path, capsys):
+def test_prepare_says_what_it_cut_and_what_both_splits_have(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "one.txt").write_text("one text for both splits " * 20)
     tokenizer, out = str(folder / "tok"), str(tmp_path / "one")
     prepare = ["data", "prepare", "--tokenizer", tokenizer, "--workers", "1"]
@@ -53,7 +79,9 @@ def test_prepare_says_what_it_cut_and_what_both_splits_have(folder, tmp_path, ca
     assert "validation documents stand in the training split too" in capsys.readouterr().err
 
 
-def test_tokens_beyond_the_vocabulary_are_found(folder, capsys):
+def test_tokens_beyond_the_vocabulary_are_found(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with ShardWriter(folder / "other", token_dtype(1000)) as writer:
         writer.add_document(np.array([1, 999]))
     command = ["data", "inspect", str(folder / "other")]
@@ -80,14 +108,21 @@ def test_tokens_beyond_the_vocabulary_are_found(folder, capsys):
         ["data", "prepare"],
     ],
 )
-def test_mistakes_end_with_2_and_a_message(folder, arguments, monkeypatch, capsys):
+def test_mistakes_end_with_2_and_a_message(
+    folder: Path,
+    arguments: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     monkeypatch.chdir(folder)
     assert main(arguments) == ExitCode.BAD_INPUT
     message = capsys.readouterr().err
     assert "error" in message and "Traceback" not in message
 
 
-def test_other_inputs_than_those_of_the_data_are_told_in_short(folder, monkeypatch, capsys):
+def test_other_inputs_than_those_of_the_data_are_told_in_short(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(folder)
     texts = [f"text/{number:02d}.txt" for number in range(30)]
     options = ["--tokenizer", "tok", "--workers", "1", "--output"]
@@ -100,14 +135,14 @@ def test_other_inputs_than_those_of_the_data_are_told_in_short(folder, monkeypat
         assert "text/03.txt" not in message
 
 
-def test_a_sample_is_looked_for_in_a_run(folder, capsys):
+def test_a_sample_is_looked_for_in_a_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prefix = str(folder / "out" / "train")
     assert main(["data", "inspect", prefix, "--sample", "3"]) == ExitCode.BAD_INPUT
     assert f"{prefix}: --sample shows what a run read" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", [["data"], ["data", "prepare"], ["tokenizer", "train"]])
-def test_help_has_an_example(command, capsys):
+def test_help_has_an_example(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command, "--help"]) == 0
     shown = capsys.readouterr().out
     assert "example" in shown and max(map(len, shown.splitlines())) <= 100

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from triax.common.errors import UserError
-from triax.launcher.cluster.environment import discover
+from triax.launcher.cluster.launchers import discover
 
 TORCHRUN = {
     "RANK": "5",

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-from tests.support.tokenizer_folders import (
+from tokenizer_folders import (
     LLAMA,
     QWEN,
     TEMPLATE,
@@ -19,6 +18,7 @@ from tests.support.tokenizer_folders import (
     qwen,
     sentences,
 )
+
 from triax.checkpoint.store import CheckpointStore
 from triax.common.errors import ExitCode
 from triax.data.prepare.document_tokens import document_tokens
@@ -46,6 +46,7 @@ def run_that_says(folder: Path, token: int, tokenizer: Path, **data: str) -> Pat
     model = Transformer(MODEL)
     for name, parameter in model.named_parameters():
         parameter.data.fill_(1.0 if "embedding" in name or "norm" in name else 0.0)
+    assert model.head is not None
     model.head.weight.data[token] = 1.0
     config = {
         "model": MODEL.model_dump(mode="json"),
@@ -56,8 +57,16 @@ def run_that_says(folder: Path, token: int, tokenizer: Path, **data: str) -> Pat
     tensors = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
     store = CheckpointStore(folder / "checkpoints", keep=1, asynchronous=False, deadline_seconds=60)
     store.save(1, tensors, record)
-    assert store.wait().error is None
+    outcome = store.wait()
+    assert outcome is not None and outcome.error is None
     return folder
+
+
+def token_id(special: Sequence[str], token: str) -> int:
+    """Of a token of `byte_tokenizer`."""
+    found = byte_tokenizer(special).token_to_id(token)
+    assert found is not None
+    return found
 
 
 def exported(run: Path, output: Path) -> Path:
@@ -72,7 +81,8 @@ def generated(folder: Path, prompt: str = "ab") -> list[int]:
     inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
     inputs.pop("token_type_ids", None)
     tokens = model.generate(**inputs, max_new_tokens=20, do_sample=False)
-    return tokens[0, inputs["input_ids"].shape[1] :].tolist()
+    answer: list[int] = tokens[0, inputs["input_ids"].shape[1] :].tolist()
+    return answer
 
 
 @pytest.mark.parametrize("make", [llama_3_instruct, qwen, sentences, alone])
@@ -97,14 +107,14 @@ def test_generation_ends_with_the_document(
 
 def test_an_end_that_was_named_stands_beside_the_tokenizers_own(tmp_path: Path) -> None:
     tokenizer = llama_3_instruct(tmp_path / "t")
-    named, own = (byte_tokenizer(LLAMA).token_to_id(name) for name in LLAMA[1:])
+    named, own = (token_id(LLAMA, name) for name in LLAMA[1:])
     data = {"end_of_text": LLAMA[1], "begin_of_text": LLAMA[0]}
     run = run_that_says(tmp_path / "run", named, tokenizer, **data)
     folder = exported(run, tmp_path / "hf")
     assert generated(folder) == [named]
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
     assert model.generation_config.eos_token_id == [named, own]
-    assert model.generation_config.bos_token_id == byte_tokenizer(LLAMA).token_to_id(LLAMA[0])
+    assert model.generation_config.bos_token_id == token_id(LLAMA, LLAMA[0])
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
     assert (theirs.bos_token, theirs.eos_token) == LLAMA[:2]
 
@@ -160,7 +170,7 @@ def test_a_tokenizer_saved_with_padding_and_truncation_spoils_no_prompt(
         "direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0,
     }  # fmt: skip
     (tokenizer / "tokenizer.json").write_text(json.dumps(raw))
-    letter = byte_tokenizer(QWEN).token_to_id("c")
+    letter = token_id(QWEN, "c")
     run = run_that_says(tmp_path / "run", letter, tokenizer)
     command = ["generate", str(run), "--prompt", "abab", "--temperature", "0", "--max-tokens", "3"]
     assert main(command) == ExitCode.DONE

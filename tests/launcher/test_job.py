@@ -72,6 +72,17 @@ def test_a_run_says_what_it_reached_and_how_to_go_on(finished: tuple[Path, Ended
     assert max(map(len, ended.out.splitlines())) <= 80
 
 
+def test_the_forecast_stands_beside_what_was_measured(finished: tuple[Path, Ended]) -> None:
+    folder, ended = finished
+    line = r"forecast: memory [\d.]+ GiB, measured [\d.]+ with Python and libraries"
+    assert len(re.findall(f"^{line}$", ended.out, re.MULTILINE)) == 1
+    (event,) = read_events(folder / "runs/job", "forecast")
+    assert event["step"] == 8
+    assert 0 < event["memory_gib"] < event["measured_memory_gib"]
+    assert event["tokens_per_second"] is None  # nobody knows the peak of a CPU
+    assert event["measured_tokens_per_second"] > 0
+
+
 def test_a_run_leaves_its_figures_its_config_and_its_checkpoints(
     finished: tuple[Path, Ended], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ from jobs import curve, kills, read_events, read_rows, train
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_fp16_finds_its_loss_scale_and_resumes_with_it(job: Path, num_processes: int) -> None:
     large = 2.0**24
-    fp16 = ("--precision.compute=fp16", f"--precision.initial_loss_scale={large}")
+    fp16: tuple[str, ...] = ("--precision.compute=fp16", f"--precision.initial_loss_scale={large}")
     fp16 += ("--precision.loss_scale_window=4", "--eval.every=none", "--parallel.zero_stage=2")
     for overrides, code in ((("--run.name=straight",), 0), ((kills(("after-update", 11, 0)),), -9)):
         ended = train(job, *fp16, *overrides, num_processes=num_processes)
@@ -56,7 +56,11 @@ def test_fp8_learns_as_bf16_does_and_resumes_bitwise(job: Path) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("compute", ["bf16", "fp8"])
 def test_a_compiled_run_on_a_gpu_resumes_bitwise(job: Path, compute: str) -> None:
-    fast = (f"--precision.compute={compute}", "--precision.gradients=bf16", "--eval.every=none")
+    fast: tuple[str, ...] = (
+        f"--precision.compute={compute}",
+        "--precision.gradients=bf16",
+        "--eval.every=none",
+    )
     fast += ("--optimizer.state_dtype=bf16", "--parallel.compile=true", "--run.deterministic=true")
     # The first of them compiles everything.
     ended = train(job, *fast, "--run.name=straight", timeout=300)

@@ -39,7 +39,7 @@ def test_every_mistake_is_told_with_its_line(tmp_path: Path) -> None:
         (9, "steps.2"),
         (11, "other"),
     ]
-    assert "did you mean near_duplicates?" in str(caught.value)
+    assert "did you mean near_duplicates?" in caught.value.problems[1].message
 
 
 def test_the_example_is_a_recipe_and_the_page_names_every_key() -> None:

@@ -52,7 +52,7 @@ def test_one_machine_s_job_listens_on_loopback_and_takes_no_pickle(job: Path) ->
 @pytest.mark.parametrize("launcher", ["by hand", "mpirun"])
 def test_a_rank_0_that_listens_does_so_on_loopback(job: Path, launcher: str) -> None:
     """Also where another launcher's variables name this machine's own name as the address."""
-    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+    names: tuple[str, ...] = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
     if launcher == "mpirun":
         names = tuple(
             f"OMPI_COMM_WORLD_{name}" for name in ("RANK", "LOCAL_RANK", "SIZE", "LOCAL_SIZE")
@@ -71,7 +71,7 @@ def test_a_rank_0_that_listens_does_so_on_loopback(job: Path, launcher: str) -> 
     ]
     try:
         wait_for(lambda: len(read_rows(job / "runs/job")) >= 1, "no step")
-        found = {socket for each in processes for socket in listening(family_of(each.pid))}
+        found = {socket for each in processes for socket in listening(family_of(each.pid or 0))}
         assert all(is_loopback(address) for address, _ in found), found
         assert stores_at([port for _, port in found], job / "stores") == str(port)
     finally:

@@ -26,7 +26,7 @@ WORKER = r"""
 import os, signal, sys, time
 from triax.common.errors import UserError
 from triax.launcher.cluster.workers import let_signals_through
-from triax.launcher.cluster.environment import discover
+from triax.launcher.cluster.launchers import discover
 
 def say_hello():
     # In one write: both workers share the pipe.

@@ -43,6 +43,7 @@ def test_counts_are_those_of_the_model(preset: str) -> None:
     with torch.device("meta"):
         model = Transformer(config)
     assert num_parameters(config) == sum(p.numel() for p in model.parameters())
+    assert model.embedding is not None and model.head is not None
     # Kaplan et al. (2020) leave out learned positions too.
     outside = {id(p) for p in (*model.embedding.parameters(), model.head.weight)}
     outside |= {id(p) for name, p in model.named_parameters() if name.startswith("positions.")}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -21,7 +23,10 @@ from triax.models.presets import PRESETS
 GPT2 = {"family": "gpt2", "num_layers": 2, "hidden_size": 16, "num_heads": 2, "vocab_size": 30}
 
 
-def rows_of(config: ModelConfig) -> tuple[list[object], list[object]]:
+Shape = tuple[str, tuple[int, ...]]
+
+
+def rows_of(config: ModelConfig) -> tuple[list[Shape], list[Shape]]:
     """Names and shapes of the table and of the model, in order."""
     with torch.device("meta"):
         model = Transformer(config)
@@ -39,7 +44,7 @@ def test_presets_have_the_parameters_of_their_table(preset: str) -> None:
 @given(st.data())
 def test_any_model_has_the_parameters_of_its_table(data: st.DataObject) -> None:
     heads = data.draw(st.sampled_from([1, 2, 4]))
-    fields = {
+    fields: dict[str, Any] = {
         "num_layers": data.draw(st.integers(1, 3)), "hidden_size": heads * 2, "num_heads": heads,
         "ffn_hidden_size": data.draw(st.integers(1, 9)), "vocab_size": 7,
         "tie_embeddings": data.draw(st.booleans()),
@@ -92,10 +97,9 @@ def test_layers_may_differ() -> None:
 
     model = Transformer(Alternating.model_validate(fields))
     initialise_model(model, model.description, seed=1)
-    windows = []
-    make_mask = Transformer.make_mask
-    model.make_mask = lambda *args: windows.append(args[2]) or make_mask(*args)  # type: ignore[method-assign]
-    assert model.logits(torch.zeros(1, 6, dtype=torch.long)).isfinite().all()
+    with mock.patch.object(model, "make_mask", wraps=model.make_mask) as make_mask:
+        assert model.logits(torch.zeros(1, 6, dtype=torch.long)).isfinite().all()
+    windows = [call.args[2] for call in make_mask.call_args_list]
     assert sorted(windows, key=str) == [2, None]
     described = model.description
     assert described.parameters["blocks.1.mlp.up.weight"].shape == (12, 8)

@@ -58,9 +58,9 @@ def check_attention(found: Tensor, inputs: list[Tensor], mask: Tensor) -> None:
 def test_the_preferred_attention_kernel_runs_and_is_right(
     device: str, kernel: str, num_groups: int
 ) -> None:
-    inputs = heads(device, 256, num_groups)
+    inputs = q, k, v = heads(device, 256, num_groups)
     with attention_kernels([kernel, "math"]), Operations() as operations:
-        found = attend(*inputs, None)
+        found = attend(q, k, v, None)
     if kernel != "math":
         assert f"_scaled_dot_product_{kernel}_attention" in operations.names
     check_attention(found, inputs, torch.ones(256, 256, dtype=torch.bool).tril())
@@ -74,9 +74,10 @@ def test_the_preferred_attention_kernel_runs_and_is_right(
 def test_any_choice_of_kernels_gives_the_same(
     device: str, kernels: list[str], is_masked: bool
 ) -> None:
-    inputs, visible = heads(device, 64, 2), torch.ones(64, 64, dtype=torch.bool).tril()
+    inputs = q, k, v = heads(device, 64, 2)
+    visible = torch.ones(64, 64, dtype=torch.bool).tril()
     with attention_kernels(kernels):
-        found = attend(*inputs, visible.to(device) if is_masked else None)
+        found = attend(q, k, v, visible.to(device) if is_masked else None)
     check_attention(found, inputs, visible)
 
 
@@ -101,9 +102,9 @@ def test_low_scores_under_a_mask_give_no_nan(device: str, num_tokens: int) -> No
 @pytest.mark.parametrize("num_tokens", [256, 200])
 def test_compiled_block_masks_are_right(device: str, num_tokens: int, window: int | None) -> None:
     ids = (torch.rand(2, num_tokens, generator=torch.Generator().manual_seed(1)) < 0.03).cumsum(1)
-    inputs = heads(device, num_tokens, 2)
+    inputs = q, k, v = heads(device, num_tokens, 2)
     mask = block_mask(ids.int().to(device), num_tokens, window, torch.device(device))
-    found = torch.compile(attend)(*inputs, mask)
+    found = torch.compile(attend)(q, k, v, mask)
     dense = attention_mask(ids.int(), num_tokens, window, torch.device("cpu"))
     assert dense is not None
     check_attention(found, inputs, dense)

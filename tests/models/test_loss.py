@@ -149,3 +149,33 @@ def test_evaluation_makes_no_gradients(is_recording: bool) -> None:
     with torch.set_grad_enabled(is_recording), Shapes() as shapes:
         chunked_cross_entropy(h, weights, targets, torch.ones(()), LossOptions())
     assert (head.shape in shapes.seen) == is_recording
+
+
+@pytest.mark.parametrize("chunk_tokens", [7, 1000])
+def test_targets_have_weights_of_their_own(chunk_tokens: int) -> None:
+    """Also negative ones, as preference losses have."""
+    options = LossOptions(0.01, 5.0, chunk_tokens=chunk_tokens)
+    h, head, targets = inputs(1)
+    weights = torch.randn(N, generator=torch.Generator().manual_seed(2))
+    is_target = targets != IGNORE_INDEX
+    weights[~is_target] = torch.nan
+    h32, head32 = h.clone().requires_grad_(), head.clone().requires_grad_()
+    sums = chunked_cross_entropy(h32, head32, targets, torch.tensor(0.37), options, weights)
+    sums.objective.backward()
+
+    h64, head64 = h.double().requires_grad_(), head.double().requires_grad_()
+    logits = 5.0 * torch.tanh(h64 @ head64.T / 5.0)
+    chosen = logits.log_softmax(-1)[is_target].gather(1, targets[is_target, None])[:, 0]
+    z_loss = 0.01 * logits.logsumexp(-1)[is_target].square()
+    counted = weights[is_target].double()
+    (0.37 * (counted * (z_loss - chosen)).sum()).backward()
+    for found, expected in (
+        (sums.cross_entropy, -(counted * chosen).sum()),
+        (sums.z_loss, (counted * z_loss).sum()),
+        (sums.log_probs_N[is_target].double(), chosen),
+        (h32.grad, h64.grad),
+        (head32.grad, head64.grad),
+    ):
+        assert found is not None and expected is not None
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    assert (sums.log_probs_N[~is_target] == 0).all()

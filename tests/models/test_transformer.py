@@ -62,13 +62,15 @@ def test_attention_mask_against_its_definition() -> None:
 
 def test_rotary_positions_against_complex_numbers() -> None:
     config = model_config(**SHAPE | {"rope_theta": 100.0})
-    x = torch.randn(1, 6, 2, config.head_dim)
     layer = config.architecture().layers[0].attention
-    turned = rotate(x, rotary_table(layer, 6, torch.device("cpu")))
-    half = config.head_dim // 2
+    x = torch.randn(1, 6, 2, layer.head_dim)
+    table = rotary_table(layer, 6, torch.device("cpu"))
+    assert table is not None
+    turned = rotate(x, table)
+    half = layer.head_dim // 2
     for position in range(6):
         for pair in range(half):
-            angle = position * 100.0 ** (-2 * pair / config.head_dim)
+            angle = position * 100.0 ** (-2 * pair / layer.head_dim)
             number = torch.complex(x[0, position, :, pair], x[0, position, :, pair + half])
             expected = number * complex(math.cos(angle), math.sin(angle))
             torch.testing.assert_close(turned[0, position, :, pair], expected.real)
@@ -84,6 +86,7 @@ def test_the_softcap_bounds_the_logits() -> None:
 
 def test_tied_embeddings_are_one_parameter() -> None:
     model = make_model(tie_embeddings=True)
+    assert model.head is not None and model.embedding is not None
     assert model.head.weight is model.embedding.weight
     assert "head.weight" not in dict(model.named_parameters())
 
@@ -126,3 +129,19 @@ def test_what_writes_to_the_residual_stream_starts_smaller(name: str) -> None:
     part = torch.empty(parameter.shape)
     initialise(part, parameter, (0, 0), seed=0)
     assert part.std().item() == pytest.approx(config.init_std / 4, rel=0.02)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_positions_may_be_given(family: str) -> None:
+    """From 0 on they change no bit; a shift changes learned vectors, but no rotary attention."""
+    sizes = dict(num_layers=2, hidden_size=32, num_heads=2, ffn_hidden_size=48, vocab_size=50)
+    model = Transformer(model_config(family=family, **sizes, init_std=0.3))
+    tokens = torch.randint(0, 50, (2, 8))
+    from_zero = torch.arange(8).expand(2, 8)
+    plain = model.hidden_states(tokens, 8)
+    assert torch.equal(model.hidden_states(tokens, 8, None, from_zero), plain)
+    shifted = model.hidden_states(tokens, 8, None, from_zero + 5)
+    assert torch.allclose(shifted, plain, atol=1e-4) == (family == "llama")
+    mixed = model.hidden_states(tokens, 8, None, from_zero * torch.tensor([[1], [3]]))
+    assert torch.allclose(mixed[0], plain[0], atol=1e-5)
+    assert not torch.allclose(mixed[1], plain[1], atol=1e-2)

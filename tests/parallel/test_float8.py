@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -21,6 +21,7 @@ from worlds import Case, Run, compiled_run, engine_run, merged
 
 from triax.common.errors import UserError
 from triax.models.families import model_config
+from triax.models.layers.attention import Attention
 from triax.models.layers.rotary import rotary_table
 from triax.models.layers.transformer import Transformer
 from triax.parallel.float8 import (
@@ -186,9 +187,10 @@ def test_compiled_equal_casts_are_one_and_weights_are_not_kept() -> None:
         bw_compiler=lambda module, _inputs: make_boxed_func(module.forward),
         partition_fn=min_cut_rematerialization_partition,
     )
+    attention = cast(Attention, model.get_submodule("blocks.0.attention"))
     block = torch.compile(model.blocks["0"].forward, backend=backend, fullgraph=True)
     x = torch.randn(2, 64, 32, dtype=torch.bfloat16, requires_grad=True)
-    block(x, rotary_table(model.blocks["0"].attention.layer, 64, CPU), None).sum().backward()
+    block(x, rotary_table(attention.layer, 64, CPU), None).sum().backward()
 
     nodes = list(forward[0].nodes)
     assert sum(node.target is torch.ops.aten.amax.default for node in nodes) == 2 * (4 + 7)
@@ -207,10 +209,12 @@ def test_all_blocks_are_one_to_the_compiler() -> None:
     model = Transformer(model_config(**SHAPE | {"num_layers": 3})).bfloat16()
     use_float8(model, "tensorwise")
     x = torch.randn(2, 16, 32, dtype=torch.bfloat16, requires_grad=True)
+    attention = cast(Attention, model.get_submodule("blocks.0.attention"))
+    rotary = rotary_table(attention.layer, 16, CPU)
     for number, block in enumerate(model.blocks.values()):
         forward = torch.compile(block.forward, backend="aot_eager", fullgraph=True)
         with torch._dynamo.config.patch(error_on_recompile=number > 0):
-            x = forward(x, rotary_table(model.blocks["0"].attention.layer, 16, CPU), None)
+            x = forward(x, rotary, None)
     assert x.isfinite().all()
 
 
@@ -231,7 +235,7 @@ def one_process(compute: str, recipe: str = "tensorwise") -> Run:
 
 def case(compute: str, recipe: str, **options: Any) -> Case:
     precision = {"compute": compute, "fp8_recipe": recipe}
-    shape = {"model": SHAPE, "global_batch_size": 4, "num_steps": 5}
+    shape: dict[str, Any] = {"model": SHAPE, "global_batch_size": 4, "num_steps": 5}
     return Case(precision=precision, **shape | options)
 
 

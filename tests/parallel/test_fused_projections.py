@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from triax.models.families import model_config
-from triax.models.layers.attention import project_apart
+from triax.models.layers.attention import Attention, project_apart
 from triax.models.layers.transformer import Transformer
 from triax.parallel.config import ParallelConfig
 from triax.parallel.float8 import RECIPES, Float8Linear
@@ -17,19 +18,22 @@ from triax.parallel.fused_projections import project_as_one
 from triax.parallel.nonfinite import NonFiniteFinder
 from triax.parallel.parallelize import multiplies_jointly
 
+Project = Callable[[Tensor, Sequence[nn.Linear]], Sequence[Tensor]]
 SIZES = (32, 16, 16)
 
 
-def results(project: object, linears: list[nn.Linear], x: Tensor) -> list[Tensor]:
+def results(project: Project, linears: list[nn.Linear], x: Tensor) -> list[Tensor]:
     """Outputs, the input's gradient and the weights'."""
     x = x.clone().requires_grad_()
-    outputs = project(x, linears)  # type: ignore[operator]
+    outputs = project(x, linears)
     torch.autograd.backward(outputs, [torch.sin(3 * output.detach()) for output in outputs])
-    gradients = [linear.weight.grad for linear in linears]
+    gradients = []
     for linear in linears:
+        assert linear.weight.grad is not None
+        gradients.append(linear.weight.grad)
         linear.weight.grad = None
-    assert x.grad is not None and all(gradient is not None for gradient in gradients)
-    return [*outputs, x.grad, *gradients]  # type: ignore[list-item]
+    assert x.grad is not None
+    return [*outputs, x.grad, *gradients]
 
 
 @pytest.mark.parametrize("kind", ["fp32", "fp8"])
@@ -80,7 +84,7 @@ def test_a_joint_layer_that_overflows_is_found() -> None:
         num_layers=1, hidden_size=32, num_heads=2, num_kv_heads=1, ffn_hidden_size=64, vocab_size=8
     )
     model = Transformer(config)
-    attention = model.blocks["0"].attention
+    attention = cast(Attention, model.get_submodule("blocks.0.attention"))
     attention.project = project_as_one
     with torch.no_grad():
         attention.key.weight.fill_(torch.inf)

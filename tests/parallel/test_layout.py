@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from triax.common.errors import UserError
 from triax.parallel.config import ParallelConfig
-from triax.parallel.layout import Layout
+from triax.parallel.layout import AXES, Layout
 from triax.parallel.picture import draw_mesh, tensor_crosses_nodes
 
 
@@ -29,6 +32,33 @@ def test_every_sample_share_is_read_by_whole_model_replicas(
     assert {readers.count(share) for share in range(layout.data_parallel)} == {pipeline * tensor}
     # Neighbours on the tensor axis are neighbouring processes.
     assert all(readers[rank] == readers[rank - rank % tensor] for rank in range(world_size))
+
+
+@given(st.lists(st.integers(1, 3), min_size=5, max_size=5), st.sets(st.sampled_from(AXES)))
+def test_groups_part_the_ranks_by_their_coordinates(sizes: list[int], axes: set[str]) -> None:
+    layout = Layout(*sizes)
+    groups = layout.groups(*axes)
+    assert sorted(rank for group in groups for rank in group) == list(range(layout.world_size))
+    assert {len(group) for group in groups} == {math.prod(getattr(layout, axis) for axis in axes)}
+    for group in groups:
+        shared = [
+            {axis: at for axis, at in layout.coordinates(rank).items() if axis not in axes}
+            for rank in group
+        ]
+        assert shared.count(shared[0]) == len(group)
+    # As torch's mesh numbers them.
+    ranks = np.arange(layout.world_size).reshape(sizes)
+    for rank in range(layout.world_size):
+        at = layout.coordinates(rank)
+        assert ranks[tuple(at[axis] for axis in AXES)] == rank
+
+
+def test_processes_that_make_no_whole_copies_of_the_model() -> None:
+    config = ParallelConfig(tensor=2, pipeline=3, replicate=2)
+    assert Layout.unit_of(config) == 12
+    found = [Layout.data_parallel_of(config, size) for size in (None, 6, 7, 12, 18)]
+    assert found == [None, 1, None, 2, 3]
+    assert Layout.of(config, 24).num_micro_batches(32, 4) == 2
 
 
 @pytest.mark.parametrize(
@@ -62,3 +92,4 @@ def test_tensor_groups_that_cross_nodes() -> None:
     assert not tensor_crosses_nodes(Layout(1, 1, 4, 1, 4), 8)
     assert tensor_crosses_nodes(Layout(1, 1, 1, 1, 16), 8)
     assert tensor_crosses_nodes(Layout(1, 1, 4, 1, 3), 8)
+    assert not tensor_crosses_nodes(Layout(1, 1, 2, 1, 3), 8)

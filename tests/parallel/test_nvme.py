@@ -39,9 +39,9 @@ def aio() -> None:
 
 
 def case(folder: Path, **changes: Any) -> Case:
-    parallel = {"engine": "deepspeed", "zero_stage": 3, "offload": "nvme"}
-    options = {"model": LARGE, "parallel": parallel | {"offload_path": str(folder)}} | changes
-    return Case(**options)
+    parallel: dict[str, Any] = {"engine": "deepspeed", "zero_stage": 3, "offload": "nvme"}
+    parallel["offload_path"] = str(folder)
+    return Case(**{"model": LARGE, "parallel": parallel} | changes)
 
 
 @pytest.mark.usefixtures("aio")
@@ -84,7 +84,7 @@ def test_a_killed_process_leaves_nothing_for_long(tmp_path: Path) -> None:
 
 def test_one_machine_without_aio_stops_all_with_its_reason(tmp_path: Path) -> None:
     found = run_fleet(2, refusal_where_one_has_no_aio, case(tmp_path))
-    assert found == ["no libaio"] * 2
+    assert found == ["rank 1: no libaio"] * 2
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_every_layer_is_in_one_stage_and_no_split_is_cheaper_by_moving_one_layer
     def costliest(sizes: list[int]) -> float:
         model = describe(shape)
         block, head = model.layer_flops_per_token(128)[0], model.head_flops_per_token()
-        costs = [size * block for size in sizes]
+        costs: list[float] = [size * block for size in sizes]
         costs[0] += head / 6
         costs[-1] += head
         return max(costs)

@@ -44,11 +44,11 @@ def run_with_apex(case: Case, folder: str) -> tuple[Run, int]:
 
 def run_with_swapping(case: Case, num_elements: int) -> tuple[Run, set[str]]:
     """`engine_run`, of which so many elements are swapped at once; and the files mapped by it."""
-    from triax.parallel.engines import deepspeed, zero_shares
+    from triax.parallel.engines import deepspeed, nvme, zero_shares
 
     with (
         mock.patch.object(deepspeed, "_SWAPPED_ELEMENTS", num_elements),
-        mock.patch.object(zero_shares, "mapped", wraps=zero_shares.mapped) as mapped,
+        mock.patch.object(zero_shares, "mapped", wraps=nvme.mapped) as mapped,
     ):
         run = engine_run(case)
     return run, {Path(call.args[0]).name for call in mapped.call_args_list}
@@ -74,7 +74,7 @@ def folders_of_the_living_and_the_dead(place: str) -> tuple[str, str, list[str]]
 
     with (
         mock.patch.object(nvme, "_why_no_aio", lambda: None),
-        mock.patch.object(nvme, "gather_objects", lambda value, _group: [value]),
+        mock.patch.object(nvme, "agreed", lambda step, _group: [step()]),
     ):
         reader, writer = os.pipe()
         child = os.fork()

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._dynamo.backends.registry import lookup_backend
 from torch.utils._python_dispatch import TorchDispatchMode
 from watched import NoWaiting
-from worlds import Case, Rows, make_context, make_engine, micro_batches
+from worlds import Case, make_context, make_engine, micro_batches
 
 from triax.training.step.adamw import update_parts
 from triax.training.step.step import train_step
@@ -64,20 +64,11 @@ def steady_steps(case: Case, num_warm: int = 3, num_steps: int = 3) -> list[floa
     context = make_context(case, make_engine(case))
     batches = [micro_batches(case, step) for step in range(num_warm + num_steps)]
     if case.device == "cuda":
-        batches = [[_pinned(rows) for rows in step] for step in batches]
+        batches = [[rows.pin_memory() for rows in step] for step in batches]
     results = [train_step(context, rows, lr=1e-3) for rows in batches[:num_warm]]
     with nothing_waits(case.device):
         results += [train_step(context, rows, lr=1e-3) for rows in batches[num_warm:]]
     return [result.loss.item() for result in results]
-
-
-def _pinned(rows: Rows) -> Rows:
-    ids = rows.document_ids_BT
-    return Rows(
-        rows.tokens_BT.pin_memory(),
-        rows.targets_BT.pin_memory(),
-        None if ids is None else ids.pin_memory(),
-    )
 
 
 def compiled_updates(case: Case, plan: list[int]) -> tuple[list[int], list[str]]:

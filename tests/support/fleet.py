@@ -11,19 +11,21 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from warm import fork
+
+T = TypeVar("T")
 
 
 def run_fleet(
     num_processes: int,
-    function: Callable[..., Any],
+    function: Callable[..., T],
     *args: Any,
     timeout: float = 120.0,
     may_fail: bool = False,
     backend: str = "gloo",
-) -> list[Any]:
+) -> list[T]:
     """Call `function(*args)` in so many processes joined by gloo, or by another backend; returns
     their results by rank.
 

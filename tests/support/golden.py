@@ -154,7 +154,7 @@ def shape_figures() -> dict[str, Any]:
             "names": names_checksum(config),
             "stages": stages_of(config),
             "huggingface": to_huggingface(config, dtype="float32", seq_len=64, special_tokens={})
-            if config.logit_softcap is None
+            if config.architecture().logit_softcap is None
             else None,
         }
         for name, config in models().items()
@@ -163,7 +163,13 @@ def shape_figures() -> dict[str, Any]:
 
 def models() -> dict[str, ModelConfig]:
     """Presets, and the small model with each of the changes."""
-    changes = {"plain": _PLAIN, "tied": _TIED, "window": _WINDOW, "wide": _WIDE, "scaled": _SCALED}
+    changes: dict[str, dict[str, Any]] = {
+        "plain": _PLAIN,
+        "tied": _TIED,
+        "window": _WINDOW,
+        "wide": _WIDE,
+        "scaled": _SCALED,
+    }
     found = {
         name: model_config(preset=name) for name in PRESETS if name.startswith(("mini", "llama3"))
     }

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from triax.parallel.config import ParallelConfig
+from triax.parallel.layout import Layout
 from triax.parallel.stages import SCHEDULES
 
 MAX_PROCESSES = 8
@@ -37,10 +39,10 @@ def _layout(
     tensor: int, pipeline: int, replicate: int, zero_stage: int
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """With two shards where there is room for them."""
-    model_parallel = tensor * pipeline * replicate
-    num_processes = model_parallel * (2 if 2 * model_parallel <= MAX_PROCESSES else 1)
+    parallel = {
+        "tensor": tensor, "pipeline": pipeline, "replicate": replicate, "zero_stage": zero_stage,
+    }  # fmt: skip
+    unit = Layout.unit_of(ParallelConfig.model_validate(parallel))
+    num_processes = unit * (2 if 2 * unit <= MAX_PROCESSES else 1)
     if num_processes <= MAX_PROCESSES and not (zero_stage == 0 and replicate > 1):
-        yield num_processes, {
-            "tensor": tensor, "pipeline": pipeline, "replicate": replicate,
-            "zero_stage": zero_stage,
-        }  # fmt: skip
+        yield num_processes, parallel

@@ -173,7 +173,8 @@ def _wait(
     timeout: float,
 ) -> list[int]:
     """Wait for all; returns the exit codes, those of the first to fail before the others."""
-    end, failed = time.monotonic() + timeout, []
+    end = time.monotonic() + timeout
+    failed: list[int] = []
     while not failed and any(worker.is_alive() for worker in workers):
         assert time.monotonic() < end, "the workers hang"
         if signal_when is not None and signal_when[1]():

@@ -9,7 +9,7 @@ from grid import MAX_PROCESSES
 from parity import CAN_SPLIT_BACKWARD
 from worlds import SEQ_LEN, Case
 
-from triax.data.config import DataConfig
+from triax.data.config import DataConfig, SourceConfig
 from triax.launcher.checks import parallel as parallel_checks
 from triax.launcher.checks.sections import CHECKS
 from triax.launcher.config.problems import Problem
@@ -72,7 +72,7 @@ def problems(
         return [Problem("parallel.pipeline_schedule", "needs a later torch")]
     sections = {
         "model": model_config(**model),
-        "data": DataConfig(sources=({"path": "any"},), seq_len=SEQ_LEN),
+        "data": DataConfig(sources=(SourceConfig(path="any"),), seq_len=SEQ_LEN),
         "parallel": ParallelConfig(**parallel),
         "batch": BatchConfig(**batch),
         "precision": PrecisionConfig(),

@@ -28,7 +28,7 @@ from pydantic.fields import FieldInfo
 from triax.common.errors import ExitCode, UserError
 from triax.common.quantities import Duration
 from triax.launcher.checks.sections import load_checked
-from triax.launcher.cluster.environment import discover
+from triax.launcher.cluster.launchers import discover
 from triax.launcher.config.overrides import section_class
 from triax.launcher.config.run_config import RunConfig
 from triax.launcher.job.run import run

@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from triax.checkpoint.store import CheckpointStore
 from triax.common.tokens import IGNORE_INDEX
+from triax.models.batch import Batch
 from triax.models.description import describe
 from triax.models.families import model_config
 from triax.models.init import initialise_model
@@ -79,16 +80,7 @@ class Run:
     """After the last step."""
 
 
-@dataclass(frozen=True)
-class Rows:
-    """A micro-batch."""
-
-    tokens_BT: Tensor
-    targets_BT: Tensor
-    document_ids_BT: Tensor | None
-
-
-def sequences(first: int, count: int, vocab_size: int, seq_len: int = SEQ_LEN) -> Rows:
+def sequences(first: int, count: int, vocab_size: int, seq_len: int = SEQ_LEN) -> Batch:
     """Sequences by number: rising tokens, packed documents, unequal numbers of targets."""
     tokens, targets, documents = [], [], []
     for number in range(first, first + count):
@@ -100,7 +92,7 @@ def sequences(first: int, count: int, vocab_size: int, seq_len: int = SEQ_LEN) -
         tokens.append(row[:-1])
         targets.append(row[1:].masked_fill(ignored, IGNORE_INDEX))
         documents.append(starts.cumsum(0).int())
-    return Rows(torch.stack(tokens), torch.stack(targets), torch.stack(documents))
+    return Batch(torch.stack(tokens), torch.stack(targets), torch.stack(documents))
 
 
 def plain_run(case: Case) -> Run:
@@ -109,7 +101,7 @@ def plain_run(case: Case) -> Run:
     model = Transformer(config)
     initialise_model(model, model.description, SEED)
     optimizer_config = OptimizerConfig(**case.optimizer)
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in model.parameters() if p.ndim >= 2]},
         {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
     ]
@@ -283,7 +275,7 @@ def make_engine(case: Case, kind: type | None = None) -> Any:
     )  # fmt: skip
 
 
-def micro_batches(case: Case, step: int) -> list[Rows]:
+def micro_batches(case: Case, step: int) -> list[Batch]:
     """This process's part of a step's global batch."""
     layout = Layout.of(ParallelConfig(**case.parallel), dist.get_world_size())
     share = case.global_batch_size // layout.data_parallel
@@ -483,7 +475,7 @@ def run_leg(case: Case, folder: str, first_step: int, num_steps: int) -> Leg:
 class LargestTensor(TorchDispatchMode):
     """Records the most elements that any operation's result has."""
 
-    largest = 0
+    largest: int = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -498,6 +490,7 @@ def largest_tensor_of_a_step(case: Case) -> int:
     """The most elements of any tensor that a step makes on this process."""
     context = make_context(case, make_engine(case))
     train_step(context, micro_batches(case, 0), lr=1e-3)
-    with LargestTensor() as record:
+    record = LargestTensor()
+    with record:
         train_step(context, micro_batches(case, 1), lr=1e-3)
     return record.largest

@@ -138,8 +138,8 @@ def test_bits_differ_by_place_step_and_stretch() -> None:
 
 
 # Gradients that lose 16 of 24 bits move AdamW's first updates by about as much.
-BF16 = {"precision": {"gradients": "bf16"}}
-STATES = {"optimizer": {"lr": 2e-3, "eps": 1e-5, "state_dtype": "bf16"}}
+BF16: dict[str, Any] = {"precision": {"gradients": "bf16"}}
+STATES: dict[str, Any] = {"optimizer": {"lr": 2e-3, "eps": 1e-5, "state_dtype": "bf16"}}
 TOLERANCE = 1e-2
 """Relative, of losses over ten steps."""
 
@@ -253,9 +253,9 @@ def test_moments_may_change_their_dtype_at_a_restart(tmp_path: Path) -> None:
 def test_fp32_gradients_of_the_whole_model_never_exist(zero_stage: int) -> None:
     """The weights: 4 bytes; moments: 8 or 4; gradients: 4 or 2; and bf16 copies at stage 1."""
     compute = {"compute": "bf16"}
-    parallel = {"parallel": {"zero_stage": zero_stage}}
-    plain = Case(precision=compute, **parallel)
-    lean = Case(precision=compute | {"gradients": "bf16"}, **STATES, **parallel)
+    parallel = {"zero_stage": zero_stage}
+    plain = Case(precision=compute, parallel=parallel)
+    lean = Case(precision=compute | {"gradients": "bf16"}, **STATES, parallel=parallel)
     [usual], [less] = (run_fleet(1, live_bytes_of_a_step, case) for case in (plain, lean))
     saved_by_gradients_and_moments = 2 + 4
     assert usual - less == pytest.approx(saved_by_gradients_and_moments, abs=0.3)

@@ -106,7 +106,7 @@ def test_it_counts_and_updates_as_torch_does(apex: str) -> None:  # noqa: ARG001
     finals = []
     for implementation in ("torch", "apex"):
         parameters = {name: nn.Parameter(value.clone()) for name, value in start.items()}
-        config = OptimizerConfig(lr=0.1, implementation=implementation)  # type: ignore[arg-type]
+        config = OptimizerConfig(lr=0.1, implementation=implementation)
         optimizer = optimizer_maker(config, PrecisionConfig(), TABLE)(parameters)
         for step in range(5):
             for parameter in parameters.values():

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Literal
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from triax.common.errors import UserError
+from triax.models.config import ModelConfig
 from triax.models.counts import num_non_embedding_parameters, num_parameters
 from triax.models.families import model_config
 from triax.training.config import BudgetConfig
@@ -33,7 +37,9 @@ def test_a_budget_is_rounded_down_to_whole_steps(tokens: int, per_step: int) -> 
     ("convention", "count"),
     [("total", num_parameters), ("non-embedding", num_non_embedding_parameters)],
 )
-def test_chinchilla_counts_parameters_by_the_stated_convention(convention, count) -> None:
+def test_chinchilla_counts_parameters_by_the_stated_convention(
+    convention: Literal["total", "non-embedding"], count: Callable[[ModelConfig], int]
+) -> None:
     config = BudgetConfig(parameters=convention, tokens_per_parameter=20.0)
     assert chinchilla_tokens(config, MODEL) == 20 * count(MODEL)
     assert resolve_budget(config, MODEL, 4096).num_steps == 20 * count(MODEL) // 4096

@@ -18,18 +18,23 @@ from triax.training.stability_config import StabilityConfig
 from triax.training.step.guard import Reason
 from triax.training.step.readback import StepFigures
 from triax.training.step.state import TrainState
+from triax.training.step.step import StepResult
 
 BATCH = 8
 ACCEPTED = Reason(0)
 
 
-def figures(step: int, reasons: Reason = ACCEPTED, score: float = 0.0) -> StepFigures:
+def figures(
+    step: int, reasons: Reason = ACCEPTED, score: float = 0.0, num_targets: float = 1.0
+) -> StepFigures:
     state = TrainState(step, step * BATCH * 4, step * BATCH)
-    return StepFigures(
-        first_sample=(step - 1) * BATCH, state=state, lr=1.0, loss=3.0, grad_norm=1.0,
-        num_targets=1, skipped=bool(reasons), loss_scale=1.0, seconds=0.1, reasons=reasons,
-        loss_score=score, norm_score=0.0, drift_score=0.0, own_finite=True,
+    result = StepResult(
+        loss=3.0, grad_norm=1.0, num_targets=num_targets, total_weight=num_targets,
+        skipped=float(bool(reasons)), loss_scale=1.0, reasons=float(reasons), loss_score=score,
+        norm_score=0.0, drift_score=0.0, own_finite=1.0, own_fingerprint=0.0, data_differs=0.0,
+        extra={},
     )  # fmt: skip
+    return StepFigures((step - 1) * BATCH, state, lr=1.0, seconds=0.1, result=result)
 
 
 def made(**config: Any) -> Escalation:
@@ -95,7 +100,7 @@ def test_a_run_in_trouble_is_told_from_one_with_a_bad_batch() -> None:
 def test_a_batch_without_targets_neither_ends_trouble_nor_goes_on_with_it() -> None:
     escalation = made()
     feed(escalation, 1, [Reason.LOSS, Reason.LOSS])
-    escalation.observe(figures(3, Reason(0), 0.0)._replace(num_targets=0))
+    escalation.observe(figures(3, num_targets=0.0))
     assert [refusal.step for refusal in escalation.refusals] == [1, 2]
 
 

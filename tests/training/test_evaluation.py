@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import pytest
 import torch
 
 from triax.parallel.config import PrecisionConfig
 from triax.parallel.engine import Counts, StepSums
+from triax.training.records import console, metrics
 from triax.training.records.console import Console
-from triax.training.records.metrics import MetricsWriters, metrics_row
+from triax.training.records.metrics import MetricsWriters, Shown, metrics_row
 from triax.training.records.metrics_logger import MetricsLogger
 from triax.training.records.run_directory import RunDirectory
 from triax.training.step.evaluation import mean_loss
@@ -18,7 +20,7 @@ from triax.training.step.guard import Guard
 from triax.training.step.precision import LossScaler
 from triax.training.step.readback import Readback
 from triax.training.step.state import TrainState
-from triax.training.step.step import StepContext, train_step
+from triax.training.step.step import StepContext, StepResult, train_step
 
 
 class EmptyEngine:
@@ -27,11 +29,11 @@ class EmptyEngine:
     device = torch.device("cpu")
 
     def count_targets(self, _micro_batches: object) -> Counts:
-        return Counts(*torch.zeros(3))
+        return Counts(*torch.zeros(4))
 
     def forward_backward(self, _micro_batches: object, weight: torch.Tensor) -> StepSums:
         zero = torch.zeros_like(weight)
-        return StepSums(zero, zero, zero + 1)
+        return StepSums(zero, zero, zero + 1, {})
 
     def update(self, *_: object) -> None:
         pass
@@ -45,7 +47,7 @@ def test_a_step_without_targets_has_no_loss() -> None:
     readback = Readback()
     readback.push(0, TrainState(1), 1e-3, result)
     figures = readback.drain()
-    assert figures is not None and figures.num_targets == 0 and not figures.skipped
+    assert figures is not None and figures.result.num_targets == 0 and not figures.result.skipped
     row = metrics_row(
         figures, tokens_per_step=8, flops_per_token=1, peak_flops=None, memory_gib=0.0,
         loss_scaled=False,
@@ -58,9 +60,9 @@ def test_a_validation_without_targets_has_no_perplexity(tmp_path: Path) -> None:
     evaluation = mean_loss(0.0, 0)
     assert math.isnan(evaluation.loss) and math.isnan(evaluation.perplexity)
     assert "no target" in evaluation.describe()
-    console = Console(2, 0, 8, enabled=False)
+    silent = Console(2, 0, 8, enabled=False)
     metrics_logger = MetricsLogger(
-        True, RunDirectory(tmp_path), MetricsWriters([]), console, lambda _: {}
+        True, RunDirectory(tmp_path), MetricsWriters([]), silent, lambda _: {}
     )
     metrics_logger.evaluation(3, evaluation)
     (event,) = RunDirectory(tmp_path).rows(tmp_path / "events.jsonl")
@@ -72,3 +74,36 @@ def test_a_mean_loss_has_its_perplexity() -> None:
     assert evaluation.loss == 2.0 and evaluation.perplexity == math.exp(2.0)
     assert evaluation.describe() == "loss 2.0000, perplexity 7.39"
     assert mean_loss(1e6, 1).perplexity == math.inf
+
+
+def step_result(extra: dict[str, torch.Tensor]) -> StepResult[torch.Tensor]:
+    scalars = torch.arange(1.0, len(StepResult._fields))
+    return StepResult._make([*scalars, extra])
+
+
+def test_extras_reach_the_host_and_are_shown_by_a_line_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    load, entropy = torch.tensor([[1.0, 3.0], [2.0, 2.0]]), torch.tensor(6.0)
+    readback = Readback()
+    readback.push(0, TrainState(1), 1e-3, step_result({"load": load, "entropy": entropy}))
+    figures = readback.push(0, TrainState(2), 1e-3, step_result({}))
+    assert figures is not None
+    assert torch.equal(figures.result.extra["load"], load)
+    assert torch.equal(figures.result.extra["entropy"], entropy)
+    assert figures.result[:-1] == tuple(range(1, len(StepResult._fields)))
+    shown = (
+        Shown("max_load", "load", lambda value, _: float(value.max()), "load {:.1f}"),
+        Shown("entropy", "entropy", lambda value, step: float(value) / step.num_targets),
+        Shown("absent", "absent", lambda value, _: float(value)),
+    )
+    monkeypatch.setattr(metrics, "SHOWN", shown)
+    monkeypatch.setattr(console, "SHOWN", shown)
+    row = metrics_row(
+        figures, tokens_per_step=8, flops_per_token=1, peak_flops=None, memory_gib=0.0,
+        loss_scaled=False,
+    )  # fmt: skip
+    assert row["max_load"] == 3.0 and row["entropy"] == 2.0 and "absent" not in row
+    assert "load 3.0" in Console(2, 0, 8, enabled=True)._describe(row, 1)
+    last = readback.drain()
+    assert last is not None and last.result.extra == {}

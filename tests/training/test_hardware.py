@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from triax.training.records.hardware import PEAKS, peak_flops
+from triax.training.records.hardware import peak_flops
+from triax.training.records.peaks import PEAKS
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,12 @@ import torch
 from fleet import run_fleet
 from worlds import SMALL, Case, first_update
 
-from triax.models.description import describe
+from triax.models.description import Role, describe
 from triax.models.families import model_config
 from triax.training.config import OptimizerConfig
 from triax.training.step.optimizer import parameter_groups
 
-SCALES = {"vocabulary": 0.25, "norm": 2.0}
+SCALES = {Role.VOCABULARY: 0.25, Role.NORM: 2.0}
 
 
 def test_groups_are_by_decay_and_rate() -> None:

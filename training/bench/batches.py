@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from triax.data.read.loader import Batch, make_batch
+from triax.data.read.loader import make_batch
 from triax.data.read.source import Window
+from triax.models.batch import Batch
 
 _NUM_BATCHES = 4
 """Different ones, which take turns."""

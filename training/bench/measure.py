@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from triax.training.bench.timing import Laps, Step, run_laps
@@ -83,7 +84,7 @@ def measure(
     """
     garbage = GarbageControl(collect_garbage_every)
 
-    def step_and_collect(number: int) -> StepResult:
+    def step_and_collect(number: int) -> StepResult[Tensor]:
         result = step(number)
         garbage.after_step(number + 1)
         return result
@@ -103,9 +104,9 @@ def _measure(step: Step, device: torch.device, num_steps: int, trace: Path | Non
     return Measured(
         first_step_seconds=first_step_seconds,
         step_seconds=[each.seconds for each in timed.figures],
-        losses=[each.loss for each in timed.figures],
-        first_loss=first.figures[0].loss,
-        num_skipped=sum(each.skipped for each in timed.figures),
+        losses=[each.result.loss for each in timed.figures],
+        first_loss=first.figures[0].result.loss,
+        num_skipped=sum(bool(each.result.skipped) for each in timed.figures),
         memory=memory,
         breakdown=_profiled(step, 1 + NUM_WARMUP_STEPS + num_steps, device, trace),
     )
@@ -123,7 +124,7 @@ def _profiled(step: Step, first: int, device: torch.device, trace: Path | None) 
     if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
 
-    def in_range(number: int) -> StepResult:
+    def in_range(number: int) -> StepResult[Tensor]:
         with record_function(STEP_RANGE):
             return step(number)
 

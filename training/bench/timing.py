@@ -8,12 +8,13 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from triax.training.step.readback import Readback, StepFigures
 from triax.training.step.state import TrainState
 from triax.training.step.step import StepResult
 
-Step = Callable[[int], StepResult]
+Step = Callable[[int], StepResult[Tensor]]
 """Takes the step of a number, counted from 0, and doesn't wait for the device."""
 
 _NUM_ROUNDS = 5

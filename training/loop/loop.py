@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from triax.common.errors import ExitCode
 from triax.common.quantities import Duration
-from triax.data.read.loader import Batch, Loader
+from triax.data.read.loader import Loader
+from triax.models.batch import Batch
 from triax.training.loop.garbage import GarbageControl
 from triax.training.loop.lookahead import Lookahead
 from triax.training.records.metrics_logger import MetricsLogger

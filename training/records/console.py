@@ -9,7 +9,7 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
 
 from triax.common.quantities import format_count, format_seconds
-from triax.training.records.metrics import Row
+from triax.training.records.metrics import SHOWN, Row
 
 _SECONDS_BETWEEN_LINES = 10.0
 _SMOOTHING = 0.9
@@ -80,6 +80,11 @@ class Console:
             parts.append(f"MFU {row['mfu']:.1%}")
         if row["skipped"]:
             parts.append("skipped")
+        parts += [
+            shown.console.format(row[shown.name])
+            for shown in SHOWN
+            if shown.console is not None and row.get(shown.name) is not None
+        ]
         return "  ".join([*parts, f"{format_seconds(left)} left"])
 
     def __enter__(self) -> Console:

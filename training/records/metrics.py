@@ -3,17 +3,38 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor
 
 from triax.training.step.evaluation import Evaluation
 from triax.training.step.readback import StepFigures
+from triax.training.step.step import StepResult
 
 log = logging.getLogger("triax.metrics")
 
 Row = dict[str, float | int | None]
+
+
+class Shown(NamedTuple):
+    """A number of a step's line that is made of one of its extras (`StepResult.extra`)."""
+
+    name: str
+    """In metrics.jsonl, and for the writers."""
+    of: str
+    """The extra; steps without it have no such number."""
+    value: Callable[[Tensor, StepResult[float]], float]
+    """The number, from the extra on the host and the step's other figures."""
+    console: str | None = None
+    """Shows it on the console, as "balance {:.3f}"; None leaves it out."""
+
+
+SHOWN = (Shown("z_loss", "z_loss", lambda value, step: float(value) / (step.total_weight or 1.0)),)
+"""Extras are shown where a line here says so, and nowhere else."""
 
 
 def metrics_row(
@@ -35,25 +56,29 @@ def metrics_row(
         memory_gib: the most memory this process has used.
         loss_scaled: whether the loss scale is worth telling.
     """
-    rate = tokens_per_step / max(figures.seconds, 1e-9)
+    rate, result = tokens_per_step / max(figures.seconds, 1e-9), figures.result
     row: Row = {
         "step": figures.state.step,
         "tokens": figures.state.tokens,
         "cursor": figures.state.cursor,
-        "loss": figures.loss if figures.num_targets else None,
-        "grad_norm": figures.grad_norm,
+        "loss": result.loss if result.total_weight > 0 else None,
+        "grad_norm": result.grad_norm,
         "lr": figures.lr,
         "tokens_per_second": rate,
         "mfu": None if peak_flops is None else rate * flops_per_token / peak_flops,
         "memory_gib": memory_gib,
-        "num_targets": figures.num_targets,
-        "skipped": int(figures.skipped),
-        "loss_score": figures.loss_score,
-        "norm_score": figures.norm_score,
+        "num_targets": int(result.num_targets),
+        "skipped": int(result.skipped),
+        "loss_score": result.loss_score,
+        "norm_score": result.norm_score,
     }
     if loss_scaled:
-        row["loss_scale"] = figures.loss_scale
-    return row
+        row["loss_scale"] = result.loss_scale
+    return row | {
+        shown.name: shown.value(result.extra[shown.of], result)
+        for shown in SHOWN
+        if shown.of in result.extra
+    }
 
 
 class MetricsWriter(Protocol):

@@ -139,14 +139,15 @@ class Escalation:
 
     def observe(self, figures: StepFigures) -> None:
         """Count a step whose verdict is known; in the order of steps."""
-        if not (figures.num_targets or figures.reasons):
+        result = figures.result
+        if not (result.total_weight > 0 or figures.reasons):
             return  # nothing was trained: trouble neither goes on nor ends
         step = figures.state.step
         self._last_step = step
         self.num_judged += 1
         # One more than counts: what is decided for the step before must not change.
         self.refusals = tuple(r for r in self.refusals if r.step >= step - self._span)
-        scores = (figures.loss_score, figures.norm_score, figures.drift_score)
+        scores = (result.loss_score, result.norm_score, result.drift_score)
         if not figures.reasons:
             self._has_accepted, self._accepted_step = True, step
             if max(scores) < self._config.threshold / 2:
@@ -154,7 +155,7 @@ class Escalation:
             return
         self.num_skips += 1
         refusal = Refusal(
-            step, figures.first_sample, figures.state.cursor - 1, figures.loss, figures.grad_norm,
+            step, figures.first_sample, figures.state.cursor - 1, result.loss, result.grad_norm,
             int(figures.reasons), max(scores), self._calm_step + 1,
         )  # fmt: skip
         self.refusals = (*self.refusals, refusal)

@@ -14,7 +14,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,7 +22,8 @@ from torch import Tensor
 
 from triax.checkpoint.folders import CHECKPOINTS_FOLDER, folder_name
 from triax.common.tokens import IGNORE_INDEX
-from triax.parallel.engine import Counts, Engine, MicroBatch, StepSums
+from triax.models.batch import Batch
+from triax.parallel.engine import Counts, Engine, StepSums
 from triax.parallel.flat_shards import local_parts
 from triax.training.stability_config import Fault, FaultsConfig
 
@@ -132,20 +133,21 @@ class FaultyEngine:
         self.device = engine.device
         self.update = engine.update
         self.evaluate = engine.evaluate
+        self.log_probs = engine.log_probs
         self.state = engine.state
         self.locate_non_finite = engine.locate_non_finite
 
-    def count_targets(self, micro_batches: Sequence[MicroBatch]) -> Counts:
+    def count_targets(self, micro_batches: Sequence[Batch]) -> Counts:
         return self._engine.count_targets(self._as_read(micro_batches))
 
-    def forward_backward(self, micro_batches: Sequence[MicroBatch], weight: Tensor) -> StepSums:
+    def forward_backward(self, micro_batches: Sequence[Batch], weight: Tensor) -> StepSums:
         if self._faults.due("flip-weight"):
             flip_weight(self._engine.state())
         if self._faults.due("nan-gradient"):
             weight = weight * float("nan")
         return self._engine.forward_backward(self._as_read(micro_batches), weight)
 
-    def _as_read(self, micro_batches: Sequence[MicroBatch]) -> Sequence[MicroBatch]:
+    def _as_read(self, micro_batches: Sequence[Batch]) -> Sequence[Batch]:
         """The same, or noise, each time they are asked for."""
         if not self._faults.due("corrupt-batch"):
             return micro_batches
@@ -161,25 +163,16 @@ def _named(plan: Sequence[Fault]) -> Iterator[tuple[str, Fault]]:
         seen[content] += 1
 
 
-@dataclass(frozen=True)
-class CorruptedBatch:
-    """A micro-batch of noise."""
-
-    tokens_BT: Tensor
-    targets_BT: Tensor
-    document_ids_BT: Tensor | None
-
-
-def corrupted(batch: MicroBatch, seed: int) -> CorruptedBatch:
+def corrupted(batch: Batch, seed: int) -> Batch:
     """The batch with random tokens in the place of its own, as wrong shards would give."""
     generator = torch.Generator().manual_seed(seed)
     num_tokens = int(batch.tokens_BT.max()) + 1
     shape = batch.tokens_BT.shape
     targets_BT = torch.randint(num_tokens, shape, generator=generator)
-    return CorruptedBatch(
-        torch.randint(num_tokens, shape, generator=generator),
-        targets_BT.masked_fill(batch.targets_BT == IGNORE_INDEX, IGNORE_INDEX),
-        batch.document_ids_BT,
+    return replace(
+        batch,
+        tokens_BT=torch.randint(num_tokens, shape, generator=generator),
+        targets_BT=targets_BT.masked_fill(~batch.is_target_BT, IGNORE_INDEX),
     )
 
 

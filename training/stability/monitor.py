@@ -101,20 +101,20 @@ class Monitor:
         """A step's verdict is known; a refused one is told. Collective, in the order of steps."""
         was_refusing = self.escalation.is_refusing
         self.escalation.observe(figures)
-        if figures.data_differs:
+        if figures.result.data_differs:
             self._name_readers(figures)
-        if not figures.skipped:
+        if not figures.result.skipped:
             return
         fields = {
             "step": figures.state.step,
             "samples": [figures.first_sample, figures.state.cursor],
             "reason": figures.reasons.describe(),
-            "loss": repr(figures.loss),
-            "grad_norm": repr(figures.grad_norm),
-            "loss_score": figures.loss_score,
-            "norm_score": figures.norm_score,
-            "drift_score": figures.drift_score,
-            "loss_scale": figures.loss_scale,
+            "loss": repr(figures.result.loss),
+            "grad_norm": repr(figures.result.grad_norm),
+            "loss_score": figures.result.loss_score,
+            "norm_score": figures.result.norm_score,
+            "drift_score": figures.result.drift_score,
+            "loss_scale": figures.result.loss_scale,
             "recent_refusals": len(self.escalation.refusals),
         }
         if Reason.NON_FINITE in figures.reasons:
@@ -150,7 +150,7 @@ class Monitor:
 
     def _name_readers(self, figures: StepFigures) -> None:
         """Tell who has read other data than its peers on the tensor and pipeline axes."""
-        found = gather_objects(figures.own_fingerprint, self.group)
+        found = gather_objects(figures.result.own_fingerprint, self.group)
         wrong = differing_ranks(reader_groups(self.layout), found)
         step, samples = figures.state.step, [figures.first_sample, figures.state.cursor]
         self.metrics_logger.event("data_differs", step=step, samples=samples, ranks=wrong)
@@ -162,7 +162,7 @@ class Monitor:
 
     def _non_finite_source(self, figures: StepFigures, *, is_first: bool) -> dict[str, object]:
         """Which ranks' own loss was not finite, and on demand where it came from."""
-        finite = gather_objects(figures.own_finite, self.group)
+        finite = gather_objects(figures.result.own_finite, self.group)
         source: dict[str, object] = {
             "ranks": [rank for rank, is_finite in enumerate(finite) if not is_finite]
         }

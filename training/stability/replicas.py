@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from triax.parallel.flat_shards import local_parts
-from triax.parallel.layout import Layout
+from triax.parallel.layout import AXES, DATA_AXES, Layout
 
 Checksums = tuple[int, int]
 """Of the weights and of the optimizer's state that a process holds."""
@@ -41,21 +40,12 @@ def _total(sums: list[Tensor]) -> int:
 
 def replica_groups(layout: Layout) -> list[list[int]]:
     """Ranks that hold the same parts, group by group."""
-    stride = layout.shard * layout.context * layout.tensor
-    groups: dict[int, list[int]] = defaultdict(list)
-    num_ranks = layout.pipeline * layout.replicate * stride
-    for rank in range(num_ranks):
-        replica = rank // stride % layout.replicate
-        groups[rank - replica * stride].append(rank)
-    return list(groups.values())
+    return layout.groups("replicate")
 
 
 def reader_groups(layout: Layout) -> list[list[int]]:
     """Ranks that work on the same samples, group by group."""
-    groups: dict[int, list[int]] = defaultdict(list)
-    for rank in range(math.prod(layout.sizes)):
-        groups[layout.data_rank(rank)].append(rank)
-    return list(groups.values())
+    return layout.groups(*(axis for axis in AXES if axis not in DATA_AXES))
 
 
 def differing_ranks(groups: Sequence[Sequence[int]], found: Sequence[object]) -> list[int]:

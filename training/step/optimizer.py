@@ -1,10 +1,10 @@
-"""AdamW over named parameters."""
+"""The optimizer over named parameters: AdamW, and what else `OPTIMIZERS` names."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -26,11 +26,9 @@ def optimizer_maker(
     *,
     is_native: bool = False,
 ) -> MakeOptimizer:
-    """A function that builds AdamW (Loshchilov and Hutter 2019) over the engine's parameters.
+    """A function that builds the optimizer over the engine's parameters.
 
-    Weight decay acts on matrices (the embedding among them) and not on norms. A fused kernel is
-    used: torch's is there on CPU and CUDA, and skips an update by a flag on the device; apex's
-    takes plain tensors only, which the deepspeed engine has; our own is for what they can't do.
+    Weight decay acts on matrices (the embedding among them) and not on norms.
 
     Args:
         config: the `[optimizer]` section.
@@ -41,18 +39,47 @@ def optimizer_maker(
 
     def make(parameters: Mapping[str, Tensor]) -> Optimizer:
         groups = parameter_groups(config, parameters, table)
-        settings: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
-        if _wants_ours(config, precision, parameters, is_native=is_native):
-            by_block = [part for group in groups for part in _by_block(parameters, group)]
-            return MixedAdamW(by_block, state_dtype=DTYPES[config.state_dtype], **settings)
-        fused_adam = chosen(
-            config, find_fused_adam, can_take=not is_native, on_cuda=_on_cuda(parameters)
-        )
-        if fused_adam is not None:
-            return fused_adam(groups, **settings)
-        return AdamW(groups, fused=True, **settings)
+        plan = OptimizerPlan(groups, parameters, config, precision, is_native)
+        return OPTIMIZERS[config.name](plan)
 
     return make
+
+
+class OptimizerPlan(NamedTuple):
+    """What an optimizer is made from."""
+
+    groups: list[dict[str, Any]]
+    """From `parameter_groups`."""
+    parameters: Mapping[str, Tensor]
+    config: OptimizerConfig
+    precision: PrecisionConfig
+    is_native: bool
+
+
+def adamw(plan: OptimizerPlan) -> Optimizer:
+    """AdamW (Loshchilov and Hutter 2019).
+
+    A fused kernel is used: torch's is there on CPU and CUDA, and skips an update by a flag on the
+    device; apex's takes plain tensors only, which the deepspeed engine has; our own is for what
+    they can't do.
+    """
+    groups, parameters, config, precision, is_native = plan
+    settings: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
+    if _wants_ours(config, precision, parameters, is_native=is_native):
+        by_block = [part for group in groups for part in _by_block(parameters, group)]
+        return MixedAdamW(by_block, state_dtype=DTYPES[config.state_dtype], **settings)
+    fused_adam = chosen(
+        config, find_fused_adam, can_take=not is_native, on_cuda=_on_cuda(parameters)
+    )
+    if fused_adam is not None:
+        return fused_adam(groups, **settings)
+    return AdamW(groups, fused=True, **settings)
+
+
+OPTIMIZERS: dict[str, Callable[[OptimizerPlan], Optimizer]] = {
+    "adamw": adamw,
+}
+"""By `optimizer.name`."""
 
 
 def parameter_groups(

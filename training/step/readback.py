@@ -6,6 +6,7 @@ import time
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from triax.training.step.guard import Reason
 from triax.training.step.state import TrainState
@@ -19,31 +20,25 @@ class StepFigures(NamedTuple):
     state: TrainState
     """After the step: its cursor is the first sample of the next one."""
     lr: float
-    loss: float
-    grad_norm: float
-    num_targets: int
-    skipped: bool
-    loss_scale: float
-    reasons: Reason
-    """Why the update was skipped; empty if it wasn't."""
-    loss_score: float
-    norm_score: float
-    drift_score: float
-    own_finite: bool
-    """Whether this process's own part of the loss was finite."""
     seconds: float
     """Wall time since the step before, or since `restart_clock`."""
-    own_fingerprint: int = 0
-    """Of the data that this process has read, see `Counts`."""
-    data_differs: bool = False
-    """Whether processes that should work on the same samples have read others."""
+    result: StepResult[float]
+    """What it gave, on the host."""
+
+    @property
+    def reasons(self) -> Reason:
+        """Why the update was skipped; empty if it wasn't."""
+        return Reason(int(self.result.reasons))
 
 
 class _OnItsWay(NamedTuple):
     first_sample: int
     state: TrainState
     lr: float
-    figures: torch.Tensor
+    packed: torch.Tensor
+    """All figures, one after the other."""
+    shapes: dict[str, torch.Size]
+    """Of those in `StepResult.extra`, which come last."""
     event: torch.cuda.Event | None
     pushed_at: float
 
@@ -60,40 +55,42 @@ class Readback:
         self._last = time.perf_counter()
 
     def push(
-        self, first_sample: int, state: TrainState, lr: float, result: StepResult
+        self, first_sample: int, state: TrainState, lr: float, result: StepResult[Tensor]
     ) -> StepFigures | None:
         """Start copying a step's figures; returns those of the step before, if there is one."""
         previous = self.drain()
-        host, event = _copy_to_host(torch.stack(result))
-        self._waiting = _OnItsWay(first_sample, state, lr, host, event, time.perf_counter())
+        host, event = _copy_to_host(_packed(result))
+        shapes = {name: value.shape for name, value in result.extra.items()}
+        self._waiting = _OnItsWay(first_sample, state, lr, host, shapes, event, time.perf_counter())
         return previous
 
     def drain(self) -> StepFigures | None:
         """Wait for the figures that are still on their way, if there are any."""
         if self._waiting is None:
             return None
-        first_sample, state, lr, figures, event, finished_at = self._waiting
+        first_sample, state, lr, packed, shapes, event, finished_at = self._waiting
         self._waiting = None
         if event is not None:
             event.synchronize()
             finished_at = time.perf_counter()
         seconds, self._last = finished_at - self._last, finished_at
-        result = StepResult(*figures.tolist())
-        return StepFigures(
-            first_sample=first_sample,
-            state=state,
-            lr=lr,
-            seconds=seconds,
-            **result._asdict()
-            | {
-                "num_targets": int(result.num_targets),
-                "skipped": bool(result.skipped),
-                "reasons": Reason(int(result.reasons)),
-                "own_finite": bool(result.own_finite),
-                "own_fingerprint": int(result.own_fingerprint),
-                "data_differs": bool(result.data_differs),
-            },
-        )
+        return StepFigures(first_sample, state, lr, seconds, _unpacked(packed, shapes))
+
+
+_NUM_SCALARS = len(StepResult._fields) - 1
+"""All but `extra`, the last."""
+
+
+def _packed(result: StepResult[Tensor]) -> Tensor:
+    extra = [value.float().flatten() for value in result.extra.values()]
+    return torch.cat((torch.stack([x for x in result if isinstance(x, Tensor)]), *extra))
+
+
+def _unpacked(packed: Tensor, shapes: dict[str, torch.Size]) -> StepResult[float]:
+    sizes = [shape.numel() for shape in shapes.values()]
+    scalars, *extra = packed.split([_NUM_SCALARS, *sizes])
+    named = {n: x.view(shape) for (n, shape), x in zip(shapes.items(), extra, strict=True)}
+    return StepResult._make([*scalars.tolist(), named])
 
 
 def _copy_to_host(figures: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from torch import Tensor
 
-from triax.parallel.engine import Engine, MicroBatch
+from triax.models.batch import Batch
+from triax.parallel.engine import Engine
 from triax.training.step.guard import Guard
 from triax.training.step.precision import LossScaler
+
+N = TypeVar("N")
 
 
 @dataclass(frozen=True)
@@ -24,37 +27,49 @@ class StepContext:
     clip_norm: float | None
 
 
-class StepResult(NamedTuple):
-    """A step's figures over all processes: fp32 scalars, still on the device."""
+class StepResult(NamedTuple, Generic[N]):
+    """A step's figures over all processes: fp32 scalars on the device, and on the host, which they
+    reach a step later, plain numbers."""
 
-    loss: Tensor
-    """Mean cross entropy of the target tokens, in nats; 0 where there are none."""
-    grad_norm: Tensor
+    loss: N
+    """Mean cross entropy of the target tokens, weighted if they have weights, in nats; 0 where
+    there are none."""
+    grad_norm: N
     """L2 norm of the whole gradient, before clipping."""
-    num_targets: Tensor
-    skipped: Tensor
+    num_targets: N
+    """Target tokens, whatever they weigh."""
+    total_weight: N
+    """Of the target tokens, by which the loss is divided: their number if they have no weights."""
+    skipped: N
     """1 if the guard refused the update."""
-    loss_scale: Tensor
-    reasons: Tensor
+    loss_scale: N
+    reasons: N
     """The sum of the guard's reasons; 0 if it accepted."""
-    loss_score: Tensor
+    loss_score: N
     """How far the step stood out, in the guard's standard deviations."""
-    norm_score: Tensor
-    drift_score: Tensor
-    own_finite: Tensor
+    norm_score: N
+    drift_score: N
+    own_finite: N
     """1 if this process's own part of the loss was finite. It and the next are figures of one
     process."""
-    own_fingerprint: Tensor
+    own_fingerprint: N
     """Of the data that this process has read, see `Counts`."""
-    data_differs: Tensor
+    data_differs: N
     """1 if processes that should work on the same samples have read others."""
+    extra: dict[str, Tensor]
+    """Any others, by name: fp32 scalars or vectors, on the device and then on the host. See
+    `StepSums`, and `SHOWN` in `training/records/metrics.py`."""
 
 
-def train_step(context: StepContext, micro_batches: Sequence[MicroBatch], lr: float) -> StepResult:
+def train_step(
+    context: StepContext, micro_batches: Sequence[Batch], lr: float
+) -> StepResult[Tensor]:
     """Forward and backward over the global batch, verdict, clipped update.
 
-    The loss is the sum over target tokens divided by their global number, so it doesn't depend on
-    how the batch is divided. Nothing here waits for the device, unless `Engine.update` must.
+    The loss is the sum over target tokens, each times its own weight, divided by their global
+    weight (their number where they have none), so it doesn't depend on how the batch is divided.
+    Weights are not negative: a batch whose weights sum to 0 has no targets. Nothing here waits for
+    the device, unless `Engine.update` must.
 
     Args:
         context: engine, scaler, guard and clipping.
@@ -64,17 +79,17 @@ def train_step(context: StepContext, micro_batches: Sequence[MicroBatch], lr: fl
     engine, scale = context.engine, context.scaler.scale
     counts = engine.count_targets(micro_batches)
     # A batch without any target has a gradient of zero, not of 0/0.
-    num_targets = counts.num_targets.clamp(min=1)
-    sums = engine.forward_backward(micro_batches, weight=scale / num_targets)
-    loss, grad_norm = sums.cross_entropy / num_targets, sums.grad_norm / scale
-    verdict = context.guard.judge(loss, grad_norm, has_targets=counts.num_targets > 0)
+    divisor = counts.total_weight.where(counts.total_weight > 0, 1.0)
+    sums = engine.forward_backward(micro_batches, weight=scale / divisor)
+    loss, grad_norm = sums.cross_entropy / divisor, sums.grad_norm / scale
+    verdict = context.guard.judge(loss, grad_norm, has_targets=counts.total_weight > 0)
     limit = verdict.clip_limit.clamp(max=context.clip_norm or math.inf)
     engine.update(lr, _clip_factor(grad_norm, limit) / scale, verdict.skip)
     context.scaler.update(verdict.overflowed)
     return StepResult(
-        loss, grad_norm, counts.num_targets, verdict.skip, scale, verdict.reasons,
-        verdict.loss_score, verdict.norm_score, verdict.drift_score, sums.own_finite,
-        counts.own_fingerprint, counts.data_differs,
+        loss, grad_norm, counts.num_targets, counts.total_weight, verdict.skip, scale,
+        verdict.reasons, verdict.loss_score, verdict.norm_score, verdict.drift_score,
+        sums.own_finite, counts.own_fingerprint, counts.data_differs, sums.extra,
     )  # fmt: skip
 
 

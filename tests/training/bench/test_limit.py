@@ -31,7 +31,8 @@ def test_products_are_the_flops_that_are_counted(preset: str) -> None:
     model = model_config(preset=preset)
     work = replace(WORK, model=model, seq_len=8192)
     num_tokens = 2 * 4 * 8192
-    attention = 12 * model.num_layers * model.num_heads * model.head_dim * 8192
+    head_dim = model.architecture().layers[0].attention.head_dim
+    attention = 12 * model.num_layers * model.num_heads * head_dim * 8192
     expected = num_tokens * (flops_per_token(model, 8192) - attention)
     assert sum(product.flops for product in products(work)) == expected
 

@@ -65,6 +65,7 @@ def _enter(
 
     torch.set_num_threads(1)
     spec = importlib.util.spec_from_file_location("worker", source)
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["worker"] = module
     spec.loader.exec_module(module)

@@ -1,0 +1,44 @@
+"""What a run would be, by its config alone. Imports no torch."""
+
+from __future__ import annotations
+
+from triax.common.quantities import format_count
+from triax.launcher.checks.data import tokens_per_step
+from triax.launcher.config.run_config import RunConfig
+from triax.models.counts import flops_per_token, num_non_embedding_parameters, num_parameters
+from triax.training.step.budget import resolve_budget
+
+
+def summary(config: RunConfig, world_size: int | None) -> list[str]:
+    """Lines that say what a run would be."""
+    per_step = tokens_per_step(config.batch, config.data)
+    budget = resolve_budget(config.budget, config.model, per_step)
+    parameters = num_parameters(config.model)
+    flops = flops_per_token(config.model, config.data.seq_len)
+    micro, size = config.batch.micro_batch_size, config.batch.global_batch_size
+    rows = {
+        "run": str(config.run_dir),
+        "model": f"{format_count(parameters)} parameters, "
+        f"{format_count(num_non_embedding_parameters(config.model))} outside the embeddings",
+        "length": f"{budget.num_tokens:,} tokens in {budget.num_steps:,} steps, "
+        f"{budget.num_tokens / parameters:.3g} per parameter",
+        "batch": f"{size:,} x {config.data.seq_len:,} = {per_step:,} tokens a step, "
+        f"{micro} at a time per process",
+        "compute": f"{budget.num_tokens * flops:.3g} FLOPs, {flops:.3g} a token, "
+        f"in {config.precision.compute}",
+        "layout": f"{config.parallel.engine}, ZeRO stage {config.parallel.zero_stage}, "
+        + _processes(world_size),
+        "data": ", ".join(source.path for source in config.data.sources),
+    }
+    return [_row(label, text) for label, text in rows.items()]
+
+
+def _processes(world_size: int | None) -> str:
+    if world_size is None:
+        return "any number of processes that divides"
+    return "1 process" if world_size == 1 else f"{world_size} processes"
+
+
+def _row(label: str, text: str) -> str:
+    line = f"  {label:8} {text}"
+    return line if len(line) <= 80 else f"{line[:77]}..."

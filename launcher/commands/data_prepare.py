@@ -1,0 +1,114 @@
+"""`triax data prepare`: text into shards."""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+from rich.console import Console
+
+from triax.common.errors import ExitCode, UserError
+from triax.common.quantities import format_count, parse_count
+from triax.data.prepare.corpus import TOKENS_PER_SHARD, prepare
+from triax.data.prepare.findings import findings
+from triax.data.record import SplitCounts
+from triax.launcher.terminal.arguments import as_path, utf8
+from triax.launcher.terminal.messages import print_warning
+from triax.launcher.terminal.progress import show_progress
+
+HELP = "tokenize text into shards"
+DESCRIPTION = """\
+Tokenize text into training and validation shards (Megatron .bin/.idx).
+Interrupted, the same command goes on behind the finished shards."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="file, folder, glob, `datasets` name (NAME or NAME:CONFIG) or python-stdlib",
+    )
+    parser.add_argument("--tokenizer", type=as_path, required=True, metavar="DIR")
+    parser.add_argument("--output", type=as_path, required=True, metavar="DIR")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (one a core)")
+    parser.add_argument(
+        "--validation-fraction",
+        type=float,
+        default=0.01,
+        metavar="F",
+        help="of documents, of few ones' text (0.01)",
+    )
+    parser.add_argument(
+        "--text-field",
+        type=utf8,
+        default="text",
+        metavar="F",
+        help="field of JSON lines and rows (text)",
+    )
+    parser.add_argument(
+        "--end-of-text",
+        type=utf8,
+        metavar="TOKEN",
+        help="ends each document (the tokenizer's eos_token)",
+    )
+    parser.add_argument(
+        "--begin-of-text",
+        type=utf8,
+        metavar="TOKEN",
+        help="begins each document (by default none does)",
+    )
+    parser.add_argument(
+        "--tokens-per-shard",
+        default=TOKENS_PER_SHARD,
+        metavar="N",
+        help=f"for instance 500M ({format_count(TOKENS_PER_SHARD)})",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prepare, and say what was made.
+
+    Raises:
+        UserError: the text, the tokenizer or an argument can't be used.
+    """
+    console = Console(highlight=False, soft_wrap=True)
+    began = time.monotonic()
+    with show_progress() as progress:
+        data = prepare(
+            args.inputs,
+            args.tokenizer,
+            args.output,
+            num_workers=args.workers,
+            validation_fraction=args.validation_fraction,
+            text_field=args.text_field,
+            tokens_per_shard=_count(args.tokens_per_shard),
+            end_of_text=args.end_of_text,
+            begin_of_text=args.begin_of_text,
+            progress=progress,
+        )
+    for name, counts in (("train", data.train), ("validation", data.validation)):
+        if counts.shards:
+            console.print(f"{args.output / name}: {_counted(counts)}", markup=False)
+    if data.split is not None and data.split.cut is not None:
+        console.print(
+            f"document {data.split.cut} is cut in two: its last {data.split.cut_share:.2%} is for "
+            "validation"
+        )
+    for finding in findings(data):
+        print_warning(finding)
+    console.print(f"{time.monotonic() - began:.1f} s")
+    return ExitCode.DONE
+
+
+def _counted(counts: SplitCounts) -> str:
+    shards = "1 shard" if counts.shards == 1 else f"{counts.shards:,} shards"
+    return f"{counts.tokens:,} tokens, {counts.documents:,} documents, {shards}"
+
+
+def _count(text: str | int) -> int:
+    try:
+        return parse_count(text)
+    except ValueError as error:
+        raise UserError(f"--tokens-per-shard: {error}") from None

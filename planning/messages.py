@@ -1,0 +1,196 @@
+"""What a process of the native engine sends in a step, by axis. Imports no torch.
+
+Volumes of a ring (Patarasu and Yuan 2009): an all-gather or reduce-scatter over n processes sends
+(n - 1) / n of the whole tensor, an all-reduce twice that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Literal, NamedTuple
+
+from triax.models.config import ModelConfig
+from triax.models.description import Role, describe
+from triax.parallel.stages import num_stages, rank_of_stage
+from triax.planning.activations import Rules
+from triax.planning.elements import elements_of
+from triax.planning.setup import Setup
+from triax.planning.stage import StagePart, parts_of
+from triax.planning.states import gradient_bytes
+
+Operation = Literal["all-gather", "reduce-scatter", "all-reduce", "send"]
+_FP32 = 4
+CHUNK_TOKENS = 1024
+"""Of the loss; 16 times as many compiled."""
+
+
+class Message(NamedTuple):
+    """Messages of one kind, of one process and step."""
+
+    axis: Literal["tensor", "shard", "replicate", "pipeline"]
+    operation: Operation
+    what: str
+    num: int
+    num_bytes: int
+    """Of all of them: of the whole tensors that they gather, reduce or send."""
+    group: int
+    """Processes that take part in each."""
+
+    @property
+    def sent_bytes(self) -> float:
+        """What this process sends."""
+        if self.operation == "send":
+            return self.num_bytes
+        rounds = 2 if self.operation == "all-reduce" else 1
+        return rounds * self.num_bytes * (self.group - 1) / self.group
+
+
+def messages_of_place(setup: Setup, pipeline_rank: int) -> list[Message]:
+    """Of a process on a rank of the pipeline axis.
+
+    Raises:
+        UserError: the degrees don't multiply to the processes, or the layers can't be divided.
+    """
+    messages = []
+    for part in parts_of(setup, pipeline_rank):
+        messages += list(zero_messages(setup, part))
+        messages += list(tensor_messages(setup, part))
+        messages += list(pipeline_messages(setup, part))
+    return [message for message in messages if message.group > 1 and message.num]
+
+
+def zero_messages(setup: Setup, part: StagePart) -> Iterator[Message]:
+    """Weights gathered in the compute dtype, gradients reduced in fp32, block by block; see the
+    table of `parallel.zero`."""
+    if not setup.shards:
+        return
+    layout, stage = setup.layout, setup.parallel.zero_stage
+    blocks, rest = part.elements.blocks.message, part.elements.rest.message
+    rest += part.elements.follower.message
+    num_blocks, num_rest = len(part.layers), int(rest > 0)
+    gathers = setup.num_micro_batches if stage == 3 else 1
+    of_blocks = 2 * gathers if stage == 3 else 1
+    yield Message(
+        "shard",
+        "all-gather",
+        "weights",
+        of_blocks * num_blocks + gathers * num_rest,
+        setup.compute_bytes * layout.shard * (of_blocks * blocks + gathers * rest),
+        layout.shard,
+    )
+    reductions = setup.num_micro_batches if stage >= 2 else 1
+    count = num_blocks + num_rest
+    whole = _FP32 * (blocks + rest)
+    yield Message(
+        "shard",
+        "reduce-scatter",
+        "gradients",
+        reductions * count,
+        reductions * layout.shard * whole,
+        layout.shard,
+    )
+    yield Message("replicate", "all-reduce", "gradients", count, whole, layout.replicate)
+
+
+def tensor_messages(setup: Setup, part: StagePart) -> Iterator[Message]:
+    """Activations between the split layers (Shoeybi et al. 2019: an all-reduce after attention and
+    one after the feed-forward, forward and backward; Korthikanti et al. 2022: each as a
+    reduce-scatter and an all-gather), of every micro-batch."""
+    tensor, count = setup.parallel.tensor, setup.num_micro_batches
+    if tensor == 1:
+        return
+    hidden = setup.compute_bytes * setup.micro_batch_tokens
+    hidden *= describe(setup.model).architecture.hidden_size
+    blocks = len(part.layers)
+    again = setup.parallel.activation_checkpointing == "full"
+    ends = int(part.is_first) + int(part.is_last)
+
+    def message(operation: Operation, what: str, each: int) -> Message:
+        return Message("tensor", operation, what, count * each, count * each * hidden, tensor)
+
+    if setup.divides_tokens:
+        # Full checkpointing stops computing again before the last product, so its sum isn't.
+        gathers = (4 + 2 * again) * blocks + ends
+        if part.is_first and describe(setup.model).architecture.num_positions is not None:
+            gathers += 1  # the gradient of learned positions, of which each row may be anybody's
+        scatters = (4 + again) * blocks + ends
+        yield message("all-gather", "activations", gathers)
+        yield message("reduce-scatter", "activations", scatters)
+    else:
+        yield message("all-reduce", "activations", (4 + again) * blocks + ends)
+    if part.is_last:
+        yield _loss_messages(setup)
+    yield _whole_weight_messages(setup, part)
+
+
+def _loss_messages(setup: Setup) -> Message:
+    """One maximum and two sums for each token, chunk by chunk, in fp32."""
+    tokens, count = setup.micro_batch_tokens, setup.num_micro_batches
+    chunk = CHUNK_TOKENS * (16 if setup.parallel.compile else 1)
+    num_chunks = -(-tokens // chunk)
+    return Message(
+        "tensor",
+        "all-reduce",
+        "loss",
+        3 * num_chunks * count,
+        3 * _FP32 * tokens * count,
+        setup.parallel.tensor,
+    )
+
+
+def _whole_weight_messages(setup: Setup, part: StagePart) -> Message:
+    """Gradients of weights that every process of the tensor axis holds and that each uses for its
+    own tokens or heads: a sum over the axis each, whenever ZeRO reduces, or adds up in fp32."""
+    num_whole, num_elements = _whole_weights(setup.model, part, setup.divides_tokens)
+    count = setup.num_micro_batches
+    reductions = count if setup.parallel.zero_stage >= 2 else 1
+    is_summed = setup.parallel.zero_stage < 2 and count > 1
+    size = _FP32 if is_summed else setup.compute_bytes
+    num_bytes = reductions * size * num_elements
+    return Message(
+        "tensor",
+        "all-reduce",
+        "gradients of whole weights",
+        reductions * num_whole,
+        num_bytes,
+        setup.parallel.tensor,
+    )
+
+
+@lru_cache(maxsize=1 << 12)
+def _whole_weights(model: ModelConfig, part: StagePart, divides_tokens: bool) -> tuple[int, int]:
+    """How many there are, and their elements."""
+    roles = {Role.HEAD_NORM, Role.NORM} if divides_tokens else {Role.HEAD_NORM}
+    updated, _ = part.parameters(model)
+    whole = [each.num_elements for each in updated if each.role in roles]
+    return len(whole), sum(whole)
+
+
+def pipeline_messages(setup: Setup, part: StagePart) -> Iterator[Message]:
+    """Activations to the next stage and their gradients to the former one, unless it lives on the
+    same process."""
+    ranks, count = setup.parallel.pipeline, setup.num_micro_batches
+    if ranks == 1:
+        return
+    share = Rules.of(setup).residual_share
+    hidden = setup.compute_bytes * setup.micro_batch_tokens * share
+    hidden *= describe(setup.model).architecture.hidden_size
+    neighbours = int(part.sends_on) + int(part.sends_back)
+    total = round(count * neighbours * hidden)
+    yield Message("pipeline", "send", "activations and gradients", count * neighbours, total, ranks)
+    yield _tied_message(setup, part)
+
+
+def _tied_message(setup: Setup, part: StagePart) -> Message:
+    """The embedding's weight to a tied head of another process, and the head's gradient back."""
+    last = num_stages(setup.parallel) - 1
+    is_apart = rank_of_stage(0, setup.parallel) != rank_of_stage(last, setup.parallel)
+    is_end = part.is_first or part.is_last
+    num = int(setup.model.tie_embeddings and is_apart and is_end)
+    embedding = describe(setup.model).parameters["embedding.weight"]
+    here = elements_of(embedding, setup.parallel.tensor, setup.layout.shard, 0)
+    of_weight = _FP32 if setup.shards else setup.compute_bytes
+    size = gradient_bytes(setup) if part.is_last else of_weight
+    num_bytes = num * size * (here.shard if setup.shards else here.whole)
+    return Message("pipeline", "send", "tied embedding", num, num_bytes, setup.parallel.pipeline)
