@@ -7,8 +7,10 @@ Volumes of a ring (Patarasu and Yuan 2009): an all-gather or reduce-scatter over
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
+from triax.models.config import ModelConfig
 from triax.models.description import Role, describe
 from triax.parallel.stages import num_stages, rank_of_stage
 from triax.planning.activations import Rules
@@ -140,22 +142,29 @@ def _loss_messages(setup: Setup) -> Message:
 def _whole_weight_messages(setup: Setup, part: StagePart) -> Message:
     """Gradients of weights that every process of the tensor axis holds and that each uses for its
     own tokens or heads: a sum over the axis each, whenever ZeRO reduces, or adds up in fp32."""
-    roles = {Role.HEAD_NORM, Role.NORM} if setup.divides_tokens else {Role.HEAD_NORM}
-    updated, _ = part.parameters(setup.model)
-    whole = [each for each in updated if each.role in roles]
+    num_whole, num_elements = _whole_weights(setup.model, part, setup.divides_tokens)
     count = setup.num_micro_batches
     reductions = count if setup.parallel.zero_stage >= 2 else 1
     is_summed = setup.parallel.zero_stage < 2 and count > 1
     size = _FP32 if is_summed else setup.compute_bytes
-    num_bytes = reductions * size * sum(each.num_elements for each in whole)
+    num_bytes = reductions * size * num_elements
     return Message(
         "tensor",
         "all-reduce",
         "gradients of whole weights",
-        reductions * len(whole),
+        reductions * num_whole,
         num_bytes,
         setup.parallel.tensor,
     )
+
+
+@lru_cache(maxsize=1 << 12)
+def _whole_weights(model: ModelConfig, part: StagePart, divides_tokens: bool) -> tuple[int, int]:
+    """How many there are, and their elements."""
+    roles = {Role.HEAD_NORM, Role.NORM} if divides_tokens else {Role.HEAD_NORM}
+    updated, _ = part.parameters(model)
+    whole = [each.num_elements for each in updated if each.role in roles]
+    return len(whole), sum(whole)
 
 
 def pipeline_messages(setup: Setup, part: StagePart) -> Iterator[Message]:
