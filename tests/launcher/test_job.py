@@ -170,6 +170,8 @@ def test_what_can_be_done_with_a_run(copied: Path) -> None:
     last = read_events(copied / "runs/job", "evaluation")[-1]
     assert loss is not None and float(loss[1]) == pytest.approx(last["loss"], rel=1e-6)
     assert "run's own    the same sequences\n" in evaluated.out
+    bits = re.search(r"^bits/byte +([\d.]+) over", evaluated.out, re.MULTILINE)
+    assert bits is not None and float(bits[1]) == pytest.approx(last["bits_per_byte"], rel=1e-6)
 
 
 def test_eval_is_like_the_run_and_says_what_the_run_s_own_figure_is(
