@@ -1,13 +1,18 @@
-"""`triax eval`: a checkpoint's loss on prepared data."""
+"""`triax eval`: a checkpoint's loss on prepared data, or its results in public benchmarks."""
 
 from __future__ import annotations
 
 import argparse
 
+from triax.inference.lm_eval import TaskOptions, run_tasks, task_table
 from triax.inference.validation import Sequences, Validation, validate
-from triax.launcher.terminal.arguments import as_path_text, positive_int
+from triax.launcher.terminal.arguments import as_path, as_path_text, count, positive_int
 
-_EXAMPLE = "example:\n  triax eval runs/quickstart --data corpora/quickstart/validation\n"
+_EXAMPLE = """\
+examples:
+  triax eval runs/quickstart --data corpora/quickstart/validation
+  triax eval runs/quickstart --tasks hellaswag,arc_easy --limit 100
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,9 +24,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="CHECKPOINT",
         help="a run's or a checkpoint's folder",
     )
-    parser.add_argument(
-        "--data", type=as_path_text, required=True, metavar="PREFIX", help="shards to evaluate on"
-    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--data", type=as_path_text, metavar="PREFIX", help="shards to evaluate on")
+    what.add_argument("--tasks", metavar="NAMES", help="tasks of lm-eval, with commas between")
+    _add_data_arguments(parser.add_argument_group("with --data"))
+    _add_task_arguments(parser.add_argument_group("with --tasks"))
+
+
+def _add_data_arguments(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument("--seq-len", type=positive_int, metavar="N", help="default: as in training")
     parser.add_argument(
         "--sequences", type=positive_int, metavar="N", help="only the first so many (default: all)"
@@ -39,12 +49,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_task_arguments(parser: argparse._ArgumentGroup) -> None:
+    parser.add_argument(
+        "--limit", type=positive_int, metavar="N", help="only the first so many of each task"
+    )
+    parser.add_argument("--num-fewshot", type=count, metavar="N", help="default: the task's")
+    parser.add_argument(
+        "--include-path", type=as_path, metavar="DIR", help="task files of your own"
+    )
+    parser.add_argument("--batch-size", type=positive_int, default=8, metavar="N")
+    parser.add_argument("--output", type=as_path, metavar="FILE", help="results as JSON")
+    parser.add_argument(
+        "--tokenizer", type=as_path_text, metavar="DIR", help="default: the one of training"
+    )
+
+
 def run(args: argparse.Namespace) -> int:
-    """Print loss, perplexity and bits per byte, and how they relate to the run's own validations.
+    """Print loss, perplexity and bits per byte, and how they relate to the run's own validations;
+    or the results of tasks.
 
     Raises:
-        UserError: the checkpoint or the data can't be used.
+        UserError: the checkpoint, the data or a task can't be used.
     """
+    if args.tasks is not None:
+        options = TaskOptions(
+            tasks=[name for name in args.tasks.split(",") if name],
+            limit=args.limit,
+            num_fewshot=args.num_fewshot,
+            include_path=args.include_path,
+            batch_size=args.batch_size,
+            output=args.output,
+            tokenizer=args.tokenizer,
+        )
+        print(*task_table(run_tasks(args.checkpoint, options)), sep="\n")
+        return 0
     sequences = Sequences(
         args.data,
         seq_len=args.seq_len,
