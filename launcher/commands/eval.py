@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from triax.common.errors import UserError
+from triax.inference.compare import Comparison, compare
 from triax.inference.lm_eval import TaskOptions, run_tasks, task_table
 from triax.inference.validation import Sequences, Validation, validate
 from triax.launcher.terminal.arguments import as_path, as_path_text, count, positive_int
@@ -11,6 +13,7 @@ from triax.launcher.terminal.arguments import as_path, as_path_text, count, posi
 _EXAMPLE = """\
 examples:
   triax eval runs/quickstart --data corpora/quickstart/validation
+  triax eval runs/a runs/b --data corpora/quickstart/validation
   triax eval runs/quickstart --tasks hellaswag,arc_easy --limit 100
 """
 
@@ -19,10 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.epilog = _EXAMPLE
     parser.add_argument(
-        "checkpoint",
+        "checkpoints",
+        nargs="+",
         type=as_path_text,
         metavar="CHECKPOINT",
-        help="a run's or a checkpoint's folder",
+        help="a run's or a checkpoint's folder; several are compared with the first",
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--data", type=as_path_text, metavar="PREFIX", help="shards to evaluate on")
@@ -72,6 +76,8 @@ def run(args: argparse.Namespace) -> int:
         UserError: the checkpoint, the data or a task can't be used.
     """
     if args.tasks is not None:
+        if len(args.checkpoints) > 1:
+            raise UserError("--tasks takes one checkpoint; several are compared with --data")
         options = TaskOptions(
             tasks=[name for name in args.tasks.split(",") if name],
             limit=args.limit,
@@ -81,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
             output=args.output,
             tokenizer=args.tokenizer,
         )
-        print(*task_table(run_tasks(args.checkpoint, options)), sep="\n")
+        print(*task_table(run_tasks(args.checkpoints[0], options)), sep="\n")
         return 0
     sequences = Sequences(
         args.data,
@@ -91,7 +97,10 @@ def run(args: argparse.Namespace) -> int:
         mask_documents=args.document_mask,
         compute=args.compute,
     )
-    _show(validate(args.checkpoint, sequences))
+    if len(args.checkpoints) > 1:
+        _show_comparison(compare(args.checkpoints, sequences))
+    else:
+        _show(validate(args.checkpoints[0], sequences))
     return 0
 
 
@@ -112,3 +121,20 @@ def _show(found: Validation) -> None:
         print(f"run's own    {shown}")
     elif found.own_sequences == found.reading.num_sequences:
         print("run's own    the same sequences")
+
+
+def _show_comparison(found: Comparison) -> None:
+    num_targets = found.compared[0].evaluation.num_targets
+    print(f"data         {found.reading.describe()}")
+    print(f"targets      {num_targets:,} in {found.num_documents:,} documents")
+    if num_targets == 0:
+        print("loss         none: there is no target token")
+        return
+    for compared in found.compared:
+        result, difference = compared.evaluation, compared.difference
+        bits = "" if result.bits_per_byte is None else f", {result.bits_per_byte:.6f} bits per byte"
+        print(f"{compared.checkpoint}")
+        print(f"  loss       {result.loss:.6f}, perplexity {result.perplexity:.4f}{bits}")
+        if difference is not None:
+            interval = f"95% within {difference.low:+.6f} and {difference.high:+.6f}"
+            print(f"  to first   {difference.mean:+.6f} nats per token, {interval}")
