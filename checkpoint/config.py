@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import PositiveInt
 
 from triax.common.paths import PathField
@@ -12,6 +14,9 @@ from triax.common.section import Section
 class CheckpointConfig(Section):
     """When checkpoints are written, and which are kept. The run's last step is always saved."""
 
+    independent: ClassVar[frozenset[str]] = frozenset(
+        {"every", "keep", "asynchronous", "deadline", "retry", "max_failures"}
+    )
     every: DurationField | None = Duration(500, Unit.STEPS)
     """Steps, tokens or time between saves."""
     keep: PositiveInt = 3

@@ -7,7 +7,7 @@ read: the older `.bin` files are pickles, which can run code.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ from safetensors.torch import save_file
 
 from triax.checkpoint.folders import new_folder
 from triax.checkpoint.formats import format_of, tensor_table, to_huggingface
+from triax.checkpoint.formats.table import Theirs
 from triax.checkpoint.huggingface_tokenizer import TokenizerExport, copy_tokenizer
 from triax.common.errors import UserError
 from triax.common.files import open_regular, read_regular
 from triax.models.config import ModelConfig
-from triax.models.description import describe
+from triax.models.description import EXPERTS, describe
 
 _MAX_FILE_BYTES = 5 * 10**9
 _MAX_JSON_BYTES = 1 << 28
@@ -158,12 +159,32 @@ def import_huggingface(folder: Path) -> tuple[ModelConfig, dict[str, torch.Tenso
             + (f"; missing: {', '.join(missing[:3])}" if missing else "")
             + (f"; unknown: {', '.join(unknown[:3])}" if unknown else "")
         )
-    tensors = dict(part for theirs in table for part in theirs.split(weights[theirs.name], shapes))
+    tensors = _ours(weights, table, model)
     for name, shape in shapes.items():
         _checked(tensors, name, shape)
         if not tensors[name].is_floating_point():
             raise UserError(f"{folder}: {name} is {tensors[name].dtype}, expected floating point")
     return model, tensors
+
+
+def _ours(
+    weights: Mapping[str, torch.Tensor], table: Sequence[Theirs], model: ModelConfig
+) -> dict[str, torch.Tensor]:
+    """Our tensors of theirs. What isn't trained, and they don't have, is as it begins."""
+    rows = describe(model).parameters
+    shapes = {name: row.shape for name, row in rows.items()}
+    parts = [part for theirs in table for part in theirs.split(weights[theirs.name], shapes)]
+    tensors = dict(parts)
+    experts: dict[str, list[torch.Tensor]] = {}
+    for name, part in parts:
+        if rows[name].role in EXPERTS:
+            _checked({name: part}, name, shapes[name][1:])
+            experts.setdefault(name, []).append(part)
+    tensors |= {name: torch.stack(matrices) for name, matrices in experts.items()}
+    for name, row in rows.items():
+        if not row.is_trained and name not in tensors:
+            tensors[name] = torch.full(row.shape, row.init_value)
+    return tensors
 
 
 def _read_weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from triax.common.files import read_regular
+
 _FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -55,11 +57,15 @@ def copy_tokenizer(export: TokenizerExport, folder: Path) -> None:
 
 _VOCABULARY = "tokenizer.json"
 _CLASS = "PreTrainedTokenizerFast"
+_MOST_BYTES = 1 << 28
+"""Of any file of a tokenizer."""
 
 
 def _update(path: Path, defaults: Mapping[str, str], names: Mapping[str, str]) -> None:
     """Set roles, as text or inside the description that stands there."""
-    content: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else dict(defaults)
+    content: dict[str, Any] = dict(defaults)
+    if path.exists():
+        content = json.loads(read_regular(path, _MOST_BYTES))
     before = dict(content)
     for role, name in names.items():
         old = content.get(role)

@@ -94,18 +94,20 @@ def load_model(folder: Path, config: ModelConfig) -> Transformer:
         _refuse_another_model(folder, differences)
     with torch.device("meta"):
         model = Transformer(config)
-    shapes = {f"model.{name}": tuple(p.shape) for name, p in model.named_parameters()}
+    shapes = {f"model.{name}": row.shape for name, row in model.description.parameters.items()}
     check_weights(folder, shapes, prefix="model.")
-    weights = {
-        f"model.{name}": torch.empty_like(parameter, device="cpu")
-        for name, parameter in model.named_parameters()
-    }
+    weights = {name: torch.empty(shape) for name, shape in shapes.items()}
     read_into(folder, weights)
-    model.load_state_dict(
-        {name.removeprefix("model."): tensor for name, tensor in weights.items()},
-        strict=not config.tie_embeddings,
-        assign=True,
+    return model_of(
+        config, {name.removeprefix("model."): tensor for name, tensor in weights.items()}
     )
+
+
+def model_of(config: ModelConfig, weights: Mapping[str, torch.Tensor]) -> Transformer:
+    """A plain model that takes over the given weights; with tied embeddings they lack the head."""
+    with torch.device("meta"):
+        model = Transformer(config)
+    model.load_state_dict(dict(weights), strict=not config.tie_embeddings, assign=True)
     model.tie()
     return model
 

@@ -32,7 +32,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from triax.checkpoint.cover import check_cover
-from triax.checkpoint.unpickling import PlainUnpickler
+from triax.checkpoint.unpickling import PlainUnpickler, enum_member
 from triax.common.errors import UserError
 from triax.common.files import open_regular, read_regular
 
@@ -123,6 +123,8 @@ class _RegularFiles(FileSystem):
 
 class _Unpickler(PlainUnpickler):
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("builtins", "getattr"):
+            return enum_member
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if not is_dtype and (module, name) not in _ALLOWED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")

@@ -13,6 +13,7 @@ import io
 import pickle
 from collections.abc import Callable
 from dataclasses import is_dataclass
+from enum import Enum
 from typing import Any, ClassVar
 
 _OPERATIONS = b"".join(
@@ -44,7 +45,9 @@ class PlainUnpickler(pickle._Unpickler):
 
     def _reduce(self) -> None:
         arguments = self.stack.pop()
-        self.stack[-1] = self.stack[-1](*_plain(arguments))
+        if self.stack[-1] is not enum_member:  # which looks at its arguments by itself
+            _plain(arguments)
+        self.stack[-1] = self.stack[-1](*arguments)
 
     def _new_object(self) -> None:
         arguments = self.stack.pop()
@@ -78,6 +81,20 @@ class PlainUnpickler(pickle._Unpickler):
         pickle.SETITEM[0]: _set_item,
         pickle.SETITEMS[0]: _set_items,
     }
+
+
+def enum_member(kind: Any, name: Any) -> Any:
+    """A member of an Enum by its name. Python 3.11.0 to 3.11.3, Debian 12's for one, pickle it as
+    `getattr(kind, name)`; `find_class` gives this in the place of `getattr`.
+
+    Raises:
+        pickle.UnpicklingError: it is asked for anything else.
+    """
+    if not (isinstance(kind, type) and issubclass(kind, Enum) and isinstance(name, str)):
+        raise pickle.UnpicklingError("it asks for builtins.getattr")
+    if name not in kind.__members__:
+        raise pickle.UnpicklingError(f"it asks for {kind.__name__}.{name}")
+    return kind.__members__[name]
 
 
 def _set(target: Any, key: Any, value: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -39,3 +39,6 @@ class Section(BaseModel):
         allow_inf_nan=False,
         str_min_length=1,
     )
+
+    independent: ClassVar[frozenset[str]] = frozenset()
+    """Fields that no check looks at but their own: the rest is checked though one is wrong."""

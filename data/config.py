@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -39,6 +39,7 @@ class PrepareConfig(Section):
 class DataConfig(Section):
     """Which shards are read, in which shares, in windows of which length."""
 
+    independent: ClassVar[frozenset[str]] = frozenset({"mask_documents", "verify", "prefetch"})
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
     validation: PathField | None = None
     """Prefix of the shards for validation; none means that no validation is run."""

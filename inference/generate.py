@@ -1,72 +1,137 @@
-"""Sampling text from a model on one device."""
+"""Texts from a model on one device, token after token.
+
+Shape letters: B rows, T tokens, V vocabulary.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from triax.common.errors import UserError
+from triax.inference.cache import KeyValueCache, next_logits
+from triax.inference.sampling import Sampling
 from triax.models.layers.transformer import Transformer
 
+DEFAULT_SAMPLING = Sampling(temperature=0.8, top_k=50)
 
-@torch.no_grad()
+
+class NewToken(NamedTuple):
+    """What a step adds to a row."""
+
+    token: int
+    log_prob: float
+    """In nats, under the model's own distribution: before temperature and filters."""
+
+
 def generate(
     model: Transformer,
     prompt: Sequence[int],
     *,
     max_new_tokens: int,
     context: int,
-    temperature: float = 0.8,
-    top_k: int | None = 50,
+    sampling: Sampling = DEFAULT_SAMPLING,
     seed: int = 0,
-    stop_token: int | None = None,
+    stop_tokens: Collection[int] = (),
 ) -> Iterator[int]:
-    """Yield token after token.
+    """Yield token after token of one text; the arguments are those of `generate_batch`."""
+    steps = generate_batch(
+        model,
+        [prompt],
+        max_new_tokens=max_new_tokens,
+        context=context,
+        sampling=sampling,
+        seeds=[seed],
+        stop_tokens=stop_tokens,
+    )
+    for [new] in steps:
+        assert new is not None
+        yield new.token
 
-    Every token runs the model over the whole context again: simple, and quick enough to look at a
-    model. Export the checkpoint to serve it.
+
+@torch.no_grad()
+def generate_batch(
+    model: Transformer,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    context: int,
+    sampling: Sampling,
+    seeds: Sequence[int],
+    stop_tokens: Collection[int] = (),
+) -> Iterator[list[NewToken | None]]:
+    """Yield what each step adds to each row, until all rows have ended.
+
+    A row's tokens don't depend on the others, but for the last bits of the sums behind them. Where
+    a text outgrows the context, the model goes on from the last half of it.
 
     Args:
         model: on the device to compute on.
-        prompt: token ids, at least one.
-        max_new_tokens: upper bound of what is yielded.
+        prompts: token ids, at least one in each row, of any lengths.
+        max_new_tokens: upper bound of what is added to a row.
         context: the model sees so many tokens at most, the last ones.
-        temperature: of the softmax; 0 takes the likeliest token.
-        top_k: only so many of the likeliest tokens may be drawn; None for all.
-        seed: of the draws, at least 0 and below 2^64.
-        stop_token: ends the text, and is not yielded.
+        sampling: how tokens are drawn.
+        seeds: of each row's draws, at least 0 and below 2^64.
+        stop_tokens: one of them ends a row, and is not part of it: from there on it has None.
 
     Raises:
         UserError: the model gives nothing finite.
     """
-    device = next(model.parameters()).device
-    generator = torch.Generator().manual_seed(seed)
-    tokens = list(prompt)
-    for _ in range(max_new_tokens):
-        tokens_1T = torch.tensor([tokens[-context:]], device=device)
-        logits_V = model.logits(tokens_1T)[0, -1].cpu()
-        if not bool(logits_V.isfinite().all()):
-            raise UserError(
-                "the model's logits aren't finite: its weights are of no use, perhaps those of a "
-                "run that diverged; try an earlier checkpoint"
-            )
-        token = _draw(logits_V, temperature, top_k, generator)
-        if token == stop_token:
+    texts = [list(prompt) for prompt in prompts]
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    is_open = [True] * len(texts)
+    longest = max(map(len, texts)) + max_new_tokens
+    cache = KeyValueCache(model, len(texts), min(context, longest))
+    seen_BV = _seen(model, texts) if sampling.repetition_penalty != 1 else None
+    logits_BV = _read(model, cache, texts)
+    for step in range(max_new_tokens):
+        if step > 0:
+            logits_BV = _continue(model, cache, texts)
+        _refuse_non_finite(logits_BV)
+        tokens_B, log_probs_B = sampling.draw(logits_BV, seen_BV, generators)
+        if seen_BV is not None:
+            seen_BV.scatter_(-1, tokens_B[:, None], True)
+        drawn = list(map(NewToken, tokens_B.tolist(), log_probs_B.tolist()))
+        for row, new in enumerate(drawn):
+            texts[row].append(new.token)
+            is_open[row] = is_open[row] and new.token not in stop_tokens
+        if not any(is_open):
             return
-        tokens.append(token)
-        yield token
+        yield [new if still else None for new, still in zip(drawn, is_open, strict=True)]
 
 
-def _draw(
-    logits_V: torch.Tensor, temperature: float, top_k: int | None, generator: torch.Generator
-) -> int:
-    if temperature == 0:
-        return int(logits_V.argmax())
-    if top_k is not None and top_k < logits_V.numel():
-        smallest = logits_V.topk(top_k).values[-1]
-        logits_V = logits_V.masked_fill(logits_V < smallest, float("-inf"))
-    # Nothing overflows upwards, and fp64 holds every temperature that Python can name.
-    below_best_V = logits_V.double() - logits_V.max()
-    probabilities_V = (below_best_V / temperature).softmax(0)
-    return int(torch.multinomial(probabilities_V, 1, generator=generator))
+def _refuse_non_finite(logits_BV: Tensor) -> None:
+    if not bool(logits_BV.isfinite().all()):
+        raise UserError(
+            "the model's logits aren't finite: its weights are of no use, perhaps those of a run "
+            "that diverged; try an earlier checkpoint"
+        )
+
+
+def _seen(model: Transformer, texts: Sequence[Sequence[int]]) -> Tensor:
+    """Which tokens of the vocabulary stand in each text; bool (B, V)."""
+    seen_BV = torch.zeros(len(texts), model.config.vocab_size, dtype=torch.bool)
+    for row, text in zip(seen_BV, texts, strict=True):
+        row[list(text)] = True
+    return seen_BV.to(next(model.parameters()).device)
+
+
+def _read(model: Transformer, cache: KeyValueCache, texts: Sequence[Sequence[int]]) -> Tensor:
+    """Logits (B, V) of what follows the texts, or as much of their ends as the cache holds."""
+    ends = [text[-cache.capacity :] for text in texts]
+    cache.begin([len(end) for end in ends])
+    width = max(map(len, ends))
+    tokens_BT = torch.tensor([[0] * (width - len(end)) + list(end) for end in ends])
+    return next_logits(model, cache, tokens_BT.to(cache.num_empty_B.device))
+
+
+def _continue(model: Transformer, cache: KeyValueCache, texts: Sequence[Sequence[int]]) -> Tensor:
+    """Logits (B, V) of what follows the texts, of which the cache holds all but the last token."""
+    if cache.length == cache.capacity:
+        kept = max(1, cache.capacity // 2)
+        return _read(model, cache, [text[-kept:] for text in texts])
+    last_BT = torch.tensor([text[-1:] for text in texts], device=cache.num_empty_B.device)
+    return next_logits(model, cache, last_BT)

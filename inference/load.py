@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ from pydantic import ValidationError
 from tokenizers import Tokenizer
 
 from triax.checkpoint.folders import inspect, resolve_checkpoint
-from triax.checkpoint.reading import load_model
+from triax.checkpoint.huggingface import import_huggingface
+from triax.checkpoint.reading import load_model, model_of
 from triax.checkpoint.run_folder import recorded_table, tokenizer_of
 from triax.common.errors import UserError
+from triax.common.files import is_file, read_regular
 from triax.data.prepare.document_tokens import DocumentTokens
-from triax.data.prepare.tokenizer import load_tokenizer, vocabulary_size
+from triax.data.prepare.tokenizer import MOST_BYTES, load_tokenizer, vocabulary_size
 from triax.inference.export_tokens import recorded_tokens
 from triax.models.families import recorded_model
 from triax.models.layers.transformer import Transformer
@@ -30,7 +33,8 @@ class Loaded:
     model: Transformer
     tokenizer_folder: str | None
     seq_len: int | None
-    """The training context; None where the checkpoint doesn't say (an imported one)."""
+    """The training context, or the longest that the model is for; None where nothing says (an
+    imported checkpoint)."""
     record: Mapping[str, Any] = field(default_factory=dict)
     """The checkpoint's."""
 
@@ -86,12 +90,40 @@ class Loaded:
         return chosen
 
 
-def load_checkpoint(path: str) -> Loaded:
-    """Load a checkpoint, or a run's newest good one, on the GPU if there is one.
+def load_checkpoint(path: str, dtype: str = "fp32") -> Loaded:
+    """Load a checkpoint, a run's newest good one, or a folder of transformers', on the GPU if there
+    is one.
+
+    Args:
+        dtype: of the weights, `fp32` or `bf16`; logits are in fp32.
 
     Raises:
         UserError: there is none, it is damaged, or it doesn't say what model it holds.
     """
+    folder = Path(path)
+    loaded = _load_huggingface(folder) if is_file(folder / "config.json") else _load_own(path)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = loaded.model.to(device, {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype])
+    return replace(loaded, model=model.eval())
+
+
+def _load_huggingface(folder: Path) -> Loaded:
+    config, weights = import_huggingface(folder)
+    model = model_of(config, {name: tensor.float() for name, tensor in weights.items()})
+    longest = json.loads(read_regular(folder / "config.json", MOST_BYTES)).get(
+        "max_position_embeddings"
+    )
+    has_tokenizer = is_file(folder / "tokenizer.json")
+    return Loaded(
+        folder,
+        model,
+        str(folder) if has_tokenizer else None,
+        longest if _is_length(longest) else None,
+        {"config": {"model": config.model_dump(mode="json")}},
+    )
+
+
+def _load_own(path: str) -> Loaded:
     info = inspect(resolve_checkpoint(Path(path)))
     if info.manifest is None:
         raise UserError(str(info.problem))
@@ -102,11 +134,9 @@ def load_checkpoint(path: str) -> Loaded:
     except ValidationError as error:
         raise UserError(f"{info.path}: its record holds no valid model: {error}") from None
     seq_len = recorded_table(config, "data").get("seq_len")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load_model(info.path, model_config).to(device).eval()
     return Loaded(
         info.path,
-        model,
+        load_model(info.path, model_config),
         tokenizer_of(info.path, config),
         seq_len if _is_length(seq_len) else None,
         record,

@@ -18,18 +18,18 @@ from triax.launcher.config.overrides import parse_arguments
 
 COMMANDS = {
     "check": ("triax.launcher.commands.check", "Say everything that is wrong with a config."),
+    "train": ("triax.launcher.commands.train", "Train a model, or resume where a run stopped."),
     "plan": (
         "triax.launcher.commands.plan",
-        "Forecast a run's memory, speed and price, and find its best layout.",
+        "Forecast memory, speed and price of a run; find its best layout.",
     ),
-    "train": ("triax.launcher.commands.train", "Train a model, or resume where a run stopped."),
     "bench": (
         "triax.launcher.commands.bench",
         "Measure a training step, its limit, and where its time goes.",
     ),
     "rehearse": (
         "triax.launcher.commands.rehearse",
-        "Take a step of chosen processes of a large job here, without a GPU.",
+        "Take a step of a large job's processes here, without a GPU.",
     ),
     "submit": ("triax.launcher.commands.submit", "Submit a run to SLURM as a batch job."),
     "tokenizer": ("triax.launcher.commands.tokenizer", "Train a tokenizer on text."),

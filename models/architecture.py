@@ -83,6 +83,8 @@ class Attention:
     """Of all four projections."""
     qk_norm: Norm | None = None
     """Of each query's and key's head dimension, before their positions."""
+    norms_heads_jointly: bool = False
+    """That norm is over all heads of a token at once: OLMo's."""
     rotary: Rotary | None = None
     window: int | None = None
     """A token sees itself and the `window - 1` tokens before it."""
@@ -102,6 +104,46 @@ class FeedForward:
     has_bias: bool = False
 
 
+class ScoreKind(StrEnum):
+    """What makes scores of a router's logits."""
+
+    SOFTMAX = "softmax"
+    SIGMOID = "sigmoid"
+
+
+@dataclass(frozen=True)
+class Router:
+    """What chooses experts for a token, and how their outputs are weighted."""
+
+    scores: ScoreKind
+    top_k: int
+    is_normalised: bool
+    """The weights of a token's experts are divided by their sum."""
+    scale: float = 1.0
+    """Multiplies the weights."""
+    num_groups: int = 1
+    """Experts are divided into so many groups of neighbours,"""
+    num_chosen_groups: int = 1
+    """of which a token may choose from the best ones: DeepSeek's."""
+    sequence_loss: float = 0.0
+    batch_loss: float = 0.0
+    z_loss: float = 0.0
+    bias_rate: float = 0.0
+    """How balance is kept: see `models/layers/router.py`. A bias exists where its rate isn't 0."""
+
+
+@dataclass(frozen=True)
+class Experts:
+    """A mixture of SwiGLU layers: each token goes through some of them, and the shared one."""
+
+    num_experts: int
+    hidden_size: int
+    """Of each."""
+    router: Router
+    shared_hidden_size: int = 0
+    """Of one more, which all tokens go through; 0 for none."""
+
+
 @dataclass(frozen=True)
 class Layer:
     """A pre-norm residual block: attention, then feed-forward."""
@@ -109,7 +151,7 @@ class Layer:
     norm: Norm
     """Before each of the two."""
     attention: Attention
-    feed_forward: FeedForward
+    feed_forward: FeedForward | Experts
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,14 @@ class Batch:
         return self.is_target_BT.sum()
 
     @property
+    def counted_BT(self) -> Tensor:
+        """How much each token counts where tokens themselves are counted: targets by their weights'
+        size, others not; fp32."""
+        if self.weights_BT is None:
+            return self.is_target_BT.float()
+        return self.weights_BT.abs().where(self.is_target_BT, 0)
+
+    @property
     def total_weight(self) -> Tensor:
         """Sum of the targets' weights, by which the loss is divided; fp64 scalar."""
         if self.weights_BT is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field, model_validator
 
@@ -60,23 +60,43 @@ class ModelConfig(Section):
         family = cls.model_fields["family"].default
         if preset.get("family", family) != family:
             raise ValueError(f"preset {name!r} is of the family {preset['family']!r}")
-        return cls.fill_in({**preset, **given})
+        tables = {k: preset[k] | v for k, v in given.items() if _are_tables(preset.get(k), v)}
+        return cls.fill_in({**preset, **given, **tables})
+
+
+def _are_tables(*values: object) -> bool:
+    return all(isinstance(value, dict) for value in values)
+
+
+class Uneven(NamedTuple):
+    """In the place of a head's dimension that would be no whole number.
+
+    The field's own validator refuses it, so that the other fields' mistakes are said beside it.
+    """
+
+    hidden_size: int
+    num_heads: int
 
 
 def fill_in_head_dim(given: dict[str, Any]) -> dict[str, Any]:
-    """Add `head_dim`, the hidden size over the number of heads.
-
-    Raises:
-        ValueError: it is no whole number.
-    """
+    """Add `head_dim`, the hidden size over the number of heads: `Uneven` if that's not whole."""
     heads, hidden = given.get("num_heads"), given.get("hidden_size")
     if "head_dim" in given or not isinstance(hidden, int) or not isinstance(heads, int):
         return given
     if heads <= 0:
         return given
-    if hidden % heads:
+    return given | {"head_dim": Uneven(hidden, heads) if hidden % heads else hidden // heads}
+
+
+def whole_head_dim(value: Any) -> Any:
+    """Refuse what `fill_in_head_dim` found to be no whole number.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if isinstance(value, Uneven):
         raise ValueError(
-            f"hidden_size {hidden} is not a multiple of num_heads {heads}: "
+            f"hidden_size {value.hidden_size} is not a multiple of num_heads {value.num_heads}: "
             "change one of them or give head_dim"
         )
-    return given | {"head_dim": hidden // heads}
+    return value

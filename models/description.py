@@ -18,6 +18,7 @@ from functools import cached_property, lru_cache
 from triax.models.architecture import (
     Architecture,
     Attention,
+    Experts,
     FeedForward,
     FeedForwardKind,
     Layer,
@@ -44,9 +45,22 @@ class Role(StrEnum):
     """Whole; with sequence parallelism each process has its own tokens."""
     HEAD_NORM = "head_norm"
     """Whole; each process has its own attention heads."""
+    JOINT_HEAD_NORM = "joint_head_norm"
+    """Over all heads: not to be divided."""
+    ROUTER = "router"
+    """Whole; each process sees all tokens, and a part of what their experts give."""
+    EXPERT_COLUMN = "expert_column"
+    """(experts, out features, in features): experts are divided over the expert axis, output
+    features over the tensor axis."""
+    EXPERT_ROW = "expert_row"
+    """Likewise, with input features over the tensor axis."""
+    BALANCE = "balance"
+    """A router's state that isn't trained; whole."""
 
 
-MULTIPLIED = frozenset((Role.COLUMN, Role.ROW, Role.HEAD))
+EXPERTS = frozenset((Role.EXPERT_COLUMN, Role.EXPERT_ROW))
+"""Roles of the weights that all of a layer's experts have in one tensor."""
+MULTIPLIED = frozenset((Role.COLUMN, Role.ROW, Role.HEAD, Role.ROUTER)) | EXPERTS
 """Roles of the weights that are factors of matrix products."""
 EMBEDDINGS = frozenset((Role.VOCABULARY, Role.POSITIONS, Role.HEAD))
 """Roles that Kaplan et al. (2020) leave out of a model's size."""
@@ -75,6 +89,16 @@ class Parameter:
         return math.prod(self.shape)
 
     @property
+    def num_active(self) -> int:
+        """Elements that take part in a token's products."""
+        return round(self.num_elements * self.active_share)
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it has a gradient."""
+        return self.role is not Role.BALANCE
+
+    @property
     def decays(self) -> bool:
         """Whether weight decay acts on it: on matrices, not on norms and biases."""
         return len(self.shape) > 1
@@ -93,6 +117,10 @@ class Parameter:
                 return 0
             case Role.ROW:
                 return 1 if len(self.shape) > 1 else None
+            case Role.EXPERT_COLUMN:
+                return 1
+            case Role.EXPERT_ROW:
+                return 2
             case _:
                 return None
 
@@ -119,6 +147,11 @@ class Description:
     def parameters(self) -> Mapping[str, Parameter]:
         """By name, in the model's order; a tied parameter once."""
         return {p.name: p for p in self.table if p.tied_to is None}
+
+    @cached_property
+    def weights(self) -> Mapping[str, Parameter]:
+        """Those that are trained, likewise."""
+        return {name: p for name, p in self.parameters.items() if p.is_trained}
 
     @cached_property
     def by_name(self) -> Mapping[str, Parameter]:
@@ -173,13 +206,14 @@ def describe(config: ModelConfig) -> Description:
 
 
 def _widths(layer: Layer) -> Iterable[Width]:
-    attention, hidden = layer.attention, layer.feed_forward.hidden_size
+    attention, mlp = layer.attention, layer.feed_forward
     for field, num in (
         ("num_heads", attention.num_heads),
         ("num_kv_heads", attention.num_query_groups),
     ):
         yield Width((field, "head_dim"), num, num * attention.head_dim)
-    yield Width(("ffn_hidden_size",), hidden, hidden)
+    field = "experts.ffn_hidden_size" if isinstance(mlp, Experts) else "ffn_hidden_size"
+    yield Width((field,), mlp.hidden_size, mlp.hidden_size)
 
 
 def _table(model: Architecture) -> Iterator[Parameter]:
@@ -195,7 +229,10 @@ def _table(model: Architecture) -> Iterator[Parameter]:
         yield from block.norm(f"{prefix}.attention_norm", layer.norm)
         yield from block.attention(f"{prefix}.attention", layer.attention)
         yield from block.norm(f"{prefix}.mlp_norm", layer.norm)
-        yield from block.feed_forward(f"{prefix}.mlp", layer.feed_forward)
+        if isinstance(layer.feed_forward, Experts):
+            yield from block.experts(f"{prefix}.mlp", layer.feed_forward)
+        else:
+            yield from block.feed_forward(f"{prefix}.mlp", layer.feed_forward)
     yield from _Block(end, model.hidden_size, std, std).norm("norm", model.norm)
     tied_to = "embedding.weight" if model.tie_embeddings else None
     yield Parameter("head.weight", vocabulary, Role.HEAD, end, std, tied_to=tied_to)
@@ -236,10 +273,11 @@ class _Block:
         shape = (self.width, queries)
         yield from self.linear(f"{name}.output", shape, Role.ROW, has_bias=layer.has_bias)
         if layer.qk_norm is not None:
-            for part in ("query_norm", "key_norm"):
-                yield from self.norm(
-                    f"{name}.{part}", layer.qk_norm, layer.head_dim, Role.HEAD_NORM
-                )
+            is_joint = layer.norms_heads_jointly
+            role = Role.JOINT_HEAD_NORM if is_joint else Role.HEAD_NORM
+            for part, size in (("query_norm", queries), ("key_norm", keys)):
+                size = size if is_joint else layer.head_dim
+                yield from self.norm(f"{name}.{part}", layer.qk_norm, size, role)
 
     def feed_forward(self, name: str, layer: FeedForward) -> Iterator[Parameter]:
         is_gated = layer.kind is FeedForwardKind.SWIGLU
@@ -248,3 +286,28 @@ class _Block:
             yield from self.linear(f"{name}.{part}", shape, Role.COLUMN, has_bias=layer.has_bias)
         shape = (self.width, layer.hidden_size)
         yield from self.linear(f"{name}.down", shape, Role.ROW, has_bias=layer.has_bias)
+
+    def experts(self, name: str, layer: Experts) -> Iterator[Parameter]:
+        count, hidden = layer.num_experts, layer.hidden_size
+        router = layer.router
+        yield Parameter(
+            f"{name}.router.weight", (count, self.width), Role.ROUTER, self.number, self.std
+        )
+        if router.bias_rate:
+            yield Parameter(f"{name}.router.bias", (count,), Role.BALANCE, self.number)
+        if router.batch_loss:
+            yield Parameter(
+                f"{name}.router.load", (count,), Role.BALANCE, self.number, init_value=1.0
+            )
+        for part, shape, role, std in (
+            ("gate", (count, hidden, self.width), Role.EXPERT_COLUMN, self.std),
+            ("up", (count, hidden, self.width), Role.EXPERT_COLUMN, self.std),
+            ("down", (count, self.width, hidden), Role.EXPERT_ROW, self.residual_std),
+        ):
+            share = router.top_k / count
+            yield Parameter(
+                f"{name}.experts.{part}", shape, role, self.number, std, active_share=share
+            )
+        if layer.shared_hidden_size:
+            shared = FeedForward(FeedForwardKind.SWIGLU, layer.shared_hidden_size)
+            yield from self.feed_forward(f"{name}.shared", shared)

@@ -55,7 +55,7 @@ def initialise(shard: Tensor, parameter: Parameter, offset: Sequence[int], seed:
     """Fill one process's part of a parameter with its initial values.
 
     Args:
-        shard: the part, 1-D or 2-D, floating point, written in place; may be empty.
+        shard: the part, 1-D to 3-D, floating point, written in place; may be empty.
         parameter: the whole one, which says its distribution.
         offset: where the part begins in the whole parameter, one number a dimension.
         seed: the run's seed.
@@ -65,18 +65,31 @@ def initialise(shard: Tensor, parameter: Parameter, offset: Sequence[int], seed:
     if parameter.init_std == 0:
         shard.fill_(parameter.init_value)
         return
-    num_rows, num_columns = shard.shape
-    key = _key(seed, parameter.name)
-    columns = torch.arange(num_columns, device=shard.device) + offset[1]
+    key, shape = _key(seed, parameter.name), parameter.shape
+    # Of experts, a matrix each.
+    matrices, outer = (shard, offset[0]) if shard.ndim == 3 else (shard[None], 0)
+    for number, matrix in enumerate(matrices, start=outer):
+        first = number * shape[-2] * shape[-1]
+        _fill(matrix, first, shape[-1], offset[-2:], key, parameter.init_std)
+
+
+def _fill(
+    matrix: Tensor, first: int, width: int, offset: Sequence[int], key: int, std: float
+) -> None:
+    """Fill a part of a matrix of so many columns, whose elements are numbered from `first` on."""
+    num_rows, num_columns = matrix.shape
+    columns = torch.arange(num_columns, device=matrix.device) + (first + offset[1])
     rows_per_chunk = max(1, _CHUNK_ELEMENTS // max(1, num_columns))
     for start in range(0, num_rows, rows_per_chunk):
         stop = min(start + rows_per_chunk, num_rows)
-        rows = torch.arange(start, stop, device=shard.device) + offset[0]
-        elements = rows[:, None] * parameter.shape[1] + columns
-        shard[start:stop] = _normal(elements, key) * parameter.init_std
+        rows = torch.arange(start, stop, device=matrix.device) + offset[0]
+        elements = rows[:, None] * width + columns
+        matrix[start:stop] = _normal(elements, key) * std
 
 
+@torch.no_grad()
 def initialise_model(model: nn.Module, description: Description, seed: int) -> None:
-    """Fill a whole model on one device."""
-    for name, weight in model.named_parameters():
-        initialise(weight, description.parameters[name], [0] * weight.ndim, seed)
+    """Fill a whole model on one device, what isn't trained too."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if name in description.parameters:
+            initialise(tensor, description.parameters[name], [0] * tensor.ndim, seed)

@@ -40,6 +40,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     "mini-10m": _llama(6, 384, 6, 2, 896) | _MINI | {"vocab_size": 4096},
     "mini-30m": _llama(8, 512, 8, 4, 1536) | _MINI | {"vocab_size": 16384},
     "mini-50m": _llama(12, 576, 9, 3, 1536) | _MINI | {"vocab_size": 16384},
+    "mini-moe-20m": _llama(6, 256, 4, 2, 1024)
+    | _MINI
+    | {
+        "vocab_size": 4096,
+        "experts": {"num_experts": 8, "top_k": 2, "ffn_hidden_size": 512},
+    },
     "gpt2-124m": {
         "family": "gpt2",
         "num_layers": 12,
@@ -65,4 +71,20 @@ PRESETS: dict[str, dict[str, Any]] = {
     "llama3-405b": _llama(126, 16384, 128, 8, 53248)
     | _LLAMA3
     | {"rope_scaling": _llama3_1_rope(8.0)},
+    "mixtral-8x7b": _llama(32, 4096, 32, 8, 14336)
+    | {
+        "vocab_size": 32000,
+        "rope_theta": 1e6,
+        "norm_eps": 1e-5,
+        "experts": {"num_experts": 8, "top_k": 2, "ffn_hidden_size": 14336},
+    },
+    "qwen3-30b-a3b": _llama(48, 2048, 32, 4, 6144)
+    | {
+        "head_dim": 128,
+        "vocab_size": 151936,
+        "rope_theta": 1e6,
+        "norm_eps": 1e-6,
+        "qk_norm": True,
+        "experts": {"num_experts": 128, "top_k": 8, "ffn_hidden_size": 768},
+    },
 }

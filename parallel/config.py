@@ -28,6 +28,8 @@ class ParallelConfig(Section):
     """With `tensor` > 1: divide the tokens between the split layers too."""
     async_tensor: bool = False
     """Overlap tensor parallelism's messages with its matrix products (CUDA, with `compile`)."""
+    expert: PositiveInt = 1
+    """Divide the experts of each layer over so many data-parallel processes."""
     pipeline: PositiveInt = 1
     pipeline_schedule: Literal[
         "gpipe", "1f1b", "interleaved-1f1b",

@@ -49,6 +49,12 @@ class Layout:
                 f"data-parallel processes of this job: choose a divisor of {data_parallel}"
             )
         replicate = data_parallel if config.zero_stage == 0 else config.replicate
+        num_shards = data_parallel if config.zero_stage == 0 else data_parallel // replicate
+        if num_shards % config.expert:
+            raise UserError(
+                f"parallel.expert {config.expert} does not divide the {num_shards} processes that "
+                f"share a replica's samples: choose a divisor of {num_shards}"
+            )
         return Layout(config.pipeline, replicate, data_parallel // replicate, 1, config.tensor)
 
     @staticmethod

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
@@ -20,18 +22,41 @@ def zero_mesh(mesh: DeviceMesh) -> DeviceMesh:
     return mesh[axes]
 
 
+def build_expert_mesh(mesh: DeviceMesh, expert: int) -> DeviceMesh:
+    """The same processes for experts' weights: some data-parallel neighbours hold other experts.
+
+    They are those that shard, or at ZeRO stage 0, where none do, replicas.
+
+    Args:
+        mesh: from `build_mesh`.
+        expert: over how many processes the experts of a layer are divided.
+    """
+    sizes = dict(zip(AXES, mesh.shape, strict=True))
+    replicate, shard = sizes["replicate"], sizes["shard"] * sizes["context"]
+    if shard == 1:
+        replicate, shard = replicate // expert, expert
+    return init_device_mesh(
+        mesh.device_type,
+        (sizes["pipeline"], replicate, shard // expert, expert, sizes["tensor"]),
+        mesh_dim_names=("pipeline", "replicate", "expert_shard", "expert", "tensor"),
+    )
+
+
+def expert_zero_mesh(mesh: DeviceMesh) -> DeviceMesh:
+    """The part of an expert mesh that ZeRO works on."""
+    axes = ("expert_shard",) if mesh["replicate"].size() == 1 else ("replicate", "expert_shard")
+    return mesh[axes]
+
+
 def num_copies(parameter: Tensor, mesh: DeviceMesh) -> int:
     """How many processes of a pipeline stage hold the same elements of a parameter.
 
     Replicas do, and on the tensor axis those that hold a weight whole.
     """
-    copies = mesh["replicate"].size()
     if not isinstance(parameter, DTensor):
-        return copies  # one process holds the whole depth or stage
-    names = parameter.device_mesh.mesh_dim_names or ()
-    if "tensor" in names and parameter.placements[names.index("tensor")].is_replicate():
-        copies *= mesh["tensor"].size()
-    return copies
+        return mesh["replicate"].size()  # one process holds the whole depth or stage
+    sizes = zip(parameter.device_mesh.shape, parameter.placements, strict=True)
+    return math.prod(size for size, placement in sizes if placement.is_replicate())
 
 
 def num_readers(mesh: DeviceMesh) -> int:

@@ -19,13 +19,16 @@ from torch.utils.checkpoint import (
 from triax.models.config import ModelConfig
 from triax.models.description import Description
 from triax.models.layers.block import Block
+from triax.models.layers.experts import MixtureOfExperts
 from triax.models.layers.head import Head
 from triax.models.layers.loss import CHUNK_TOKENS, chunk_gradient, chunk_statistics
 from triax.models.layers.masks import BLOCK_TOKENS, block_mask
+from triax.models.layers.router import choosing_once
 from triax.parallel.config import ParallelConfig, PrecisionConfig
+from triax.parallel.experts import spread_all_experts
 from triax.parallel.float8 import use_float8
 from triax.parallel.fused_projections import project_as_one
-from triax.parallel.mesh import zero_mesh
+from triax.parallel.mesh import build_expert_mesh, expert_zero_mesh, zero_mesh
 from triax.parallel.pipeline import make_part
 from triax.parallel.schedule import Part
 from triax.parallel.stages import stages_of_rank
@@ -45,8 +48,12 @@ _EXPENSIVE = (
     torch.ops._c10d_functional.reduce_scatter_tensor.default,
     torch.ops._c10d_functional.all_gather_into_tensor.default,
     torch.ops._c10d_functional.all_reduce.default,
+    torch.ops._c10d_functional.all_to_all_single.default,
+    torch.ops.aten._grouped_mm.default,
+    torch.ops.aten.topk.default,
 )
-"""What selective checkpointing keeps: matrix products, attention, and what came from peers."""
+"""What selective checkpointing keeps: matrix products, attention, what came from peers, and which
+experts were chosen."""
 
 
 def masks_in_blocks(
@@ -89,6 +96,7 @@ def parallelize(
     """
     if config.async_tensor:
         overlap_messages(mesh["tensor"])
+    expert_mesh = build_expert_mesh(mesh, config.expert) if config.expert > 1 else None
     stages = stages_of_rank(mesh["pipeline"].get_local_rank(), config)
     parts = [make_part(model, config, stage, seq_len) for stage in stages]
     for part in parts:
@@ -97,6 +105,7 @@ def parallelize(
         if config.tensor > 1:
             split_tensors(part.module, mesh["tensor"], config.sequence_parallel)
             part.module.tie()  # or ZeRO would gather and reduce the tied weight twice
+        spread_all_experts(part.module, mesh, expert_mesh, config)
         if masks_in_blocks(part.module.description, config, mesh.device_type, seq_len):
             part.module.make_mask = block_mask
         for block in part.module.blocks.values():
@@ -106,18 +115,27 @@ def parallelize(
             _checkpoint_and_compile(block, config)
         if config.compile and part.module.head is not None:
             compile_loss(part.module.head)
-        shard(part.module, zero_mesh(mesh), config.zero_stage, precision.compute)
+        by_expert = None if expert_mesh is None else expert_zero_mesh(expert_mesh)
+        shard(part.module, zero_mesh(mesh), config.zero_stage, precision.compute, by_expert)
     return parts
 
 
-def _checkpoint_and_compile(block: nn.Module, config: ParallelConfig) -> None:
+def _checkpoint_and_compile(block: Block, config: ParallelConfig) -> None:
     """The compiler decides with the policy what selective checkpointing keeps; computing all again
-    is left out of its graph, where it fails under tensor parallelism."""
+    is left out of its graph, where it fails under tensor parallelism.
+
+    Of a block with experts attention is compiled: how many rows an expert has is data.
+    """
     kind = config.activation_checkpointing
+    if block.has_experts:
+        if config.compile:
+            block.attention.forward = torch.compile(block.attention.forward)  # type: ignore[method-assign]
+        checkpoint_activations(block, kind)
+        return
     if kind == "selective":
         checkpoint_activations(block, kind)
     if config.compile:
-        block.forward = torch.compile(block.forward)
+        block.forward = torch.compile(block.forward)  # type: ignore[method-assign]
     if kind == "full":
         checkpoint_activations(block, kind)
 
@@ -133,6 +151,8 @@ def checkpoint_activations(block: nn.Module, what: str) -> None:
     options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
     if what == "selective":
         options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _policy)
+    elif isinstance(block, Block) and isinstance(block.mlp, MixtureOfExperts):
+        options["context_fn"] = functools.partial(choosing_once, block.mlp.router)
     block.forward = functools.partial(checkpoint, forward, **options)
 
 

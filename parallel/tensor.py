@@ -29,6 +29,7 @@ from torch.distributed.tensor.placement_types import Placement
 from triax.common.errors import UserError
 from triax.models.batch import Batch
 from triax.models.description import Role
+from triax.models.layers.experts import MixtureOfExperts
 from triax.models.layers.head import Head, head_loss
 from triax.models.layers.loss import LossSums
 from triax.models.layers.transformer import Transformer
@@ -47,7 +48,10 @@ def split_tensors(model: Transformer, mesh: DeviceMesh, sequence_parallel: bool)
     """
     tokens = _TOKENS if sequence_parallel else Replicate()
     plan: dict[str, ParallelStyle] = {}
+    mixtures = [f"{n}." for n, m in model.named_modules() if isinstance(m, MixtureOfExperts)]
     for name, _ in model.named_modules():
+        if name.startswith(tuple(mixtures)):
+            continue  # split by `parallel/experts.py`
         role = model.description.role_of_module(name)
         if role is not None:
             plan[name] = _style(role, tokens)
@@ -84,9 +88,11 @@ def _style(role: Role, tokens: Placement) -> ParallelStyle:
             return _WholeWeight(_HEADS)
         case Role.HEAD:
             return _VocabularyHead(tokens)
+        case _:
+            raise AssertionError(f"{role}: not of a layer that is split by itself")
 
 
-def _gathered(x: Tensor, layout: Placement, mesh: DeviceMesh) -> DTensor:
+def gathered(x: Tensor, layout: Placement, mesh: DeviceMesh) -> DTensor:
     """Local activations, divided as `layout` says, as a whole on every process."""
     divided = DTensor.from_local(x, mesh, [layout], run_check=False)
     whole: DTensor = divided.redistribute(placements=[Replicate()])
@@ -105,7 +111,7 @@ class _VocabularyEmbedding(ParallelStyle):
         self._tokens = tokens
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
-        _distribute(module, device_mesh, Shard(0))
+        distribute(module, device_mesh, Shard(0))
         forward = module.forward
 
         def on_rows(tokens_BT: Tensor) -> Tensor:
@@ -129,7 +135,7 @@ class _WholeSequence(ParallelStyle):
         forward = module.forward
 
         def on_whole(x: Tensor, *rest: Any) -> Tensor:
-            result: Tensor = forward(_gathered(x, self._tokens, device_mesh), *rest)
+            result: Tensor = forward(gathered(x, self._tokens, device_mesh), *rest)
             return result
 
         module.forward = on_whole
@@ -147,7 +153,7 @@ class _WholeWeight(ParallelStyle):
         self._layout = layout
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
-        _distribute(module, device_mesh, Replicate())
+        distribute(module, device_mesh, Replicate())
         forward = module.forward
 
         def on_parts(x: Tensor, *rest: Tensor | None) -> Tensor:
@@ -173,7 +179,7 @@ class _VocabularyHead(ParallelStyle):
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         assert isinstance(module, Head)
-        _distribute(module, device_mesh, Shard(0))
+        distribute(module, device_mesh, Shard(0))
         vocabulary = SplitVocabulary(module.weight.shape[0], device_mesh)
         module.options = replace(module.options, vocabulary=vocabulary)
         module.forward = partial(_split_head, module, device_mesh, self._tokens)  # type: ignore[method-assign]
@@ -185,7 +191,7 @@ def _split_head(
 ) -> LossSums:
     """`Head.forward` with whole hidden states and this process's rows; the hidden states' gradient
     is the sum over all processes' rows."""
-    h_BTD = _gathered(h, tokens, mesh).to_local(grad_placements=[Partial()])
+    h_BTD = gathered(h, tokens, mesh).to_local(grad_placements=[Partial()])
     rows = head.weight
     assert isinstance(rows, DTensor)
     return head_loss(h_BTD, rows.to_local(), batch, weight, head.options)
@@ -208,7 +214,7 @@ class SplitVocabulary:
         return x_C
 
 
-def _distribute(module: nn.Module, mesh: DeviceMesh, placement: Placement) -> None:
+def distribute(module: nn.Module, mesh: DeviceMesh, placement: Placement) -> None:
     for name, parameter in list(module.named_parameters(recurse=False)):
         # Every process makes the same weights later: nothing is sent.
         split = distribute_tensor(parameter, mesh, [placement], src_data_rank=None)

@@ -20,12 +20,20 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard
 
+from triax.models.layers.experts import Experts, MixtureOfExperts
+from triax.models.layers.transformer import Transformer
 from triax.parallel.dtypes import DTYPES
 
 
-def shard(model: nn.Module, mesh: DeviceMesh, zero_stage: int, compute: str) -> None:
+def shard(
+    model: Transformer,
+    mesh: DeviceMesh,
+    zero_stage: int,
+    compute: str,
+    expert_mesh: DeviceMesh | None = None,
+) -> None:
     """Shard each block of `model.blocks` and the rest of the model, in place.
 
     Where there is one data-parallel process and no tensor parallelism, there is nothing to share or
@@ -39,11 +47,13 @@ def shard(model: nn.Module, mesh: DeviceMesh, zero_stage: int, compute: str) -> 
         mesh: from `zero_mesh`.
         zero_stage: 0 to 3.
         compute: `precision.compute`; gradients are reduced in fp32 always.
+        expert_mesh: from `expert_zero_mesh`, where experts are divided over processes.
     """
     is_split = any(isinstance(parameter, DTensor) for parameter in model.parameters())
     dtype = DTYPES[compute]
     if mesh.size() == 1 and not is_split and (dtype == torch.float32 or zero_stage < 3):
-        model.to(dtype)
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(dtype)
         return
     # Inputs aren't cast: hidden states come out of the embedding in the compute dtype, and
     # rotary angles and loss weights must stay fp32.
@@ -53,8 +63,9 @@ def shard(model: nn.Module, mesh: DeviceMesh, zero_stage: int, compute: str) -> 
         cast_forward_inputs=False,
     )
     reshard = zero_stage == 3
-    assert isinstance(model.blocks, nn.ModuleDict)
     for block in model.blocks.values():
+        if expert_mesh is not None and isinstance(block.mlp, MixtureOfExperts):
+            _shard_experts(block.mlp.experts, expert_mesh, reshard, policy)
         fully_shard(block, mesh=mesh, reshard_after_forward=reshard, mp_policy=policy)
     # The rest is needed last in the forward and first in the backward pass: it stays gathered.
     fully_shard(model, mesh=mesh, reshard_after_forward=False, mp_policy=policy)
@@ -63,6 +74,21 @@ def shard(model: nn.Module, mesh: DeviceMesh, zero_stage: int, compute: str) -> 
         # Gloo has no pre-multiplied sum, hence the second call.
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
+
+
+def _shard_experts(
+    experts: Experts, mesh: DeviceMesh, reshard: bool, policy: MixedPrecisionPolicy
+) -> None:
+    """Experts are divided along their number, tensor parallelism divides their hidden size: what is
+    left is the model's width."""
+
+    def by_width(weight: nn.Parameter) -> Shard:
+        return Shard(1 if weight is experts.down else 2)
+
+    fully_shard(
+        experts, mesh=mesh, reshard_after_forward=reshard, mp_policy=policy,
+        shard_placement_fn=by_width,
+    )  # fmt: skip
 
 
 def keep_gradients_in(model: nn.Module, dtype: torch.dtype) -> None:

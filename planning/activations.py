@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 from triax.models.architecture import FeedForwardKind, Layer, Norm, NormKind
 from triax.models.config import ModelConfig
 from triax.models.description import describe
-from triax.planning.setup import Setup
+from triax.planning.setup import Setup, dense
 
 _FP32 = 4
 Kind = Literal["none", "selective", "full"]
@@ -175,8 +175,8 @@ def _core(heads: float, queries: float, seq_len: int, rules: Rules) -> Iterator[
 
 
 def _feed_forward(layer: Layer, rules: Rules) -> Iterator[Term]:
-    hidden = layer.feed_forward.hidden_size / rules.tensor
-    if layer.feed_forward.kind is FeedForwardKind.SWIGLU:
+    hidden = dense(layer).hidden_size / rules.tensor
+    if dense(layer).kind is FeedForwardKind.SWIGLU:
         yield Term("feed-forward: gate and up", 2 * rules.size * hidden)
         if not rules.is_compiled:
             yield Term("feed-forward: silu(gate)", rules.size * hidden)
@@ -190,7 +190,7 @@ def _kept_by_selective(layer: Layer, width: int, rules: Rules) -> Iterator[Term]
     attention, size, share = layer.attention, rules.size, rules.residual_share
     heads, groups = attention.num_heads / rules.tensor, attention.num_query_groups / rules.tensor
     queries, keys = heads * attention.head_dim, groups * attention.head_dim
-    hidden = layer.feed_forward.hidden_size / rules.tensor
+    hidden = dense(layer).hidden_size / rules.tensor
     yield Term("block's input", size * width * share)
     yield Term("query, key, value: results", size * (queries + 2 * keys))
     yield Term("attention: result", size * queries)
@@ -198,7 +198,7 @@ def _kept_by_selective(layer: Layer, width: int, rules: Rules) -> Iterator[Term]
     # The compiler drops the last product's result, which nothing reads again.
     ends = 1 if rules.is_compiled else 2
     yield Term("output, down: results", ends * size * width)
-    num_ups = 2 if layer.feed_forward.kind is FeedForwardKind.SWIGLU else 1
+    num_ups = 2 if dense(layer).kind is FeedForwardKind.SWIGLU else 1
     yield Term("feed-forward: gate and up", num_ups * size * hidden)
     if rules.tensor > 1:
         yield Term("output, down: summed results", ends * size * width * share)

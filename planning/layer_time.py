@@ -17,7 +17,7 @@ from triax.models.config import ModelConfig
 from triax.models.description import Parameter, Role, describe
 from triax.planning.devices import Device
 from triax.planning.elements import local_shape
-from triax.planning.setup import COMPUTE_BYTES, Setup
+from triax.planning.setup import COMPUTE_BYTES, Setup, dense
 
 TILE_ROWS, TILE_COLUMNS = 128, 256
 """Of a product's result, which one streaming multiprocessor makes (CUTLASS's usual largest)."""
@@ -120,9 +120,9 @@ def elementwise_bytes(layer: Layer, width: int, work: Work) -> float:
 
     All of it twice: torchtitan 0.2.2, compiled, took on the H200 where `devices.REACH` was measured
     2.0 and 2.7 times the ideal passes beside its products, attention and update (1.5B and 3.6B)."""
-    attention, hidden = layer.attention, layer.feed_forward.hidden_size
+    attention, hidden = layer.attention, dense(layer).hidden_size
     share = 1 / work.tensor if work.divides_tokens else 1.0
-    is_gated = layer.feed_forward.kind is FeedForwardKind.SWIGLU
+    is_gated = dense(layer).kind is FeedForwardKind.SWIGLU
     turned = 0 if attention.rotary is None else attention.num_heads + attention.num_query_groups
     divided = 2 * turned * attention.head_dim + (3 if is_gated else 2) * hidden
     passes = work.size * (9 * width * share + divided / work.tensor)

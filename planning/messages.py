@@ -7,12 +7,17 @@ Volumes of a ring (Patarasu and Yuan 2009): an all-gather or reduce-scatter over
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
-from triax.models.description import describe
+from triax.models.config import ModelConfig
+from triax.models.description import Role, describe
+from triax.parallel.stages import num_stages, rank_of_stage
 from triax.planning.activations import Rules
+from triax.planning.elements import elements_of
 from triax.planning.setup import Setup
 from triax.planning.stage import StagePart, parts_of
+from triax.planning.states import gradient_bytes
 
 Operation = Literal["all-gather", "reduce-scatter", "all-reduce", "send"]
 _FP32 = 4
@@ -107,6 +112,8 @@ def tensor_messages(setup: Setup, part: StagePart) -> Iterator[Message]:
     if setup.divides_tokens:
         # Full checkpointing stops computing again before the last product, so its sum isn't.
         gathers = (4 + 2 * again) * blocks + ends
+        if part.is_first and describe(setup.model).architecture.num_positions is not None:
+            gathers += 1  # the gradient of learned positions, of which each row may be anybody's
         scatters = (4 + again) * blocks + ends
         yield message("all-gather", "activations", gathers)
         yield message("reduce-scatter", "activations", scatters)
@@ -114,6 +121,7 @@ def tensor_messages(setup: Setup, part: StagePart) -> Iterator[Message]:
         yield message("all-reduce", "activations", (4 + again) * blocks + ends)
     if part.is_last:
         yield _loss_messages(setup)
+    yield _whole_weight_messages(setup, part)
 
 
 def _loss_messages(setup: Setup) -> Message:
@@ -131,6 +139,34 @@ def _loss_messages(setup: Setup) -> Message:
     )
 
 
+def _whole_weight_messages(setup: Setup, part: StagePart) -> Message:
+    """Gradients of weights that every process of the tensor axis holds and that each uses for its
+    own tokens or heads: a sum over the axis each, whenever ZeRO reduces, or adds up in fp32."""
+    num_whole, num_elements = _whole_weights(setup.model, part, setup.divides_tokens)
+    count = setup.num_micro_batches
+    reductions = count if setup.parallel.zero_stage >= 2 else 1
+    is_summed = setup.parallel.zero_stage < 2 and count > 1
+    size = _FP32 if is_summed else setup.compute_bytes
+    num_bytes = reductions * size * num_elements
+    return Message(
+        "tensor",
+        "all-reduce",
+        "gradients of whole weights",
+        reductions * num_whole,
+        num_bytes,
+        setup.parallel.tensor,
+    )
+
+
+@lru_cache(maxsize=1 << 12)
+def _whole_weights(model: ModelConfig, part: StagePart, divides_tokens: bool) -> tuple[int, int]:
+    """How many there are, and their elements."""
+    roles = {Role.HEAD_NORM, Role.NORM} if divides_tokens else {Role.HEAD_NORM}
+    updated, _ = part.parameters(model)
+    whole = [each.num_elements for each in updated if each.role in roles]
+    return len(whole), sum(whole)
+
+
 def pipeline_messages(setup: Setup, part: StagePart) -> Iterator[Message]:
     """Activations to the next stage and their gradients to the former one, unless it lives on the
     same process."""
@@ -143,3 +179,18 @@ def pipeline_messages(setup: Setup, part: StagePart) -> Iterator[Message]:
     neighbours = int(part.sends_on) + int(part.sends_back)
     total = round(count * neighbours * hidden)
     yield Message("pipeline", "send", "activations and gradients", count * neighbours, total, ranks)
+    yield _tied_message(setup, part)
+
+
+def _tied_message(setup: Setup, part: StagePart) -> Message:
+    """The embedding's weight to a tied head of another process, and the head's gradient back."""
+    last = num_stages(setup.parallel) - 1
+    is_apart = rank_of_stage(0, setup.parallel) != rank_of_stage(last, setup.parallel)
+    is_end = part.is_first or part.is_last
+    num = int(setup.model.tie_embeddings and is_apart and is_end)
+    embedding = describe(setup.model).parameters["embedding.weight"]
+    here = elements_of(embedding, setup.parallel.tensor, setup.layout.shard, 0)
+    of_weight = _FP32 if setup.shards else setup.compute_bytes
+    size = gradient_bytes(setup) if part.is_last else of_weight
+    num_bytes = num * size * (here.shard if setup.shards else here.whole)
+    return Message("pipeline", "send", "tied embedding", num, num_bytes, setup.parallel.pipeline)

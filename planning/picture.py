@@ -65,7 +65,7 @@ def _draw_time(axes: Any, outcomes: Sequence[Outcome]) -> None:
         color = _color(part, TIME_PARTS)
         axes.barh(names, values, left=lefts, label=_shown(part), color=color)
         lefts = [a + b for a, b in zip(lefts, values, strict=True)]
-    axes.invert_yaxis()
+    axes.set_ylim(max(len(names), 2) - 0.5, -0.5)
     axes.tick_params(axis="y", labelsize=8)
     axes.set_xlabel("seconds")
     axes.set_title("Time of a step, the fastest layouts")

@@ -59,7 +59,7 @@ def shown_search(found: Found, seconds: float) -> Iterator[str]:
     if not found.ranked:
         return
     yield ""
-    yield ("   tp  pp    dp repl zero  mb schedule     checkpointing   GiB  tok/s/GPU    MFU")
+    yield ("   tp  pp    dp repl zero  mb schedule       checkpoint   GiB  tok/s/GPU    MFU")
     for number, outcome in enumerate(found.ranked, start=1):
         yield _layout(number, outcome)
         if outcome.why:
@@ -84,8 +84,8 @@ def _layout(number: int, outcome: Outcome) -> str:
     return (
         f"{number:>2}{parallel.tensor:>3} {parallel.pipeline:>3} "
         f"{setup.layout.data_parallel:>5} {parallel.replicate:>4} {parallel.zero_stage:>4} "
-        f"{setup.batch.micro_batch_size:>3} {schedule:<12} "
-        f"{parallel.activation_checkpointing:<13} {outcome.memory.total / GIB:>5.1f} "
+        f"{setup.batch.micro_batch_size:>3} {schedule:<15}"
+        f"{parallel.activation_checkpointing:<11} {outcome.memory.total / GIB:>5.1f} "
         f"{rate:>10,.0f} {outcome.mfu:>6.1%}"
     )
 
@@ -140,12 +140,12 @@ def _time(forecast: Forecast) -> Iterator[str]:
 def _traffic(forecast: Forecast) -> Iterator[str]:
     if not forecast.traffic:
         return
-    yield f"{'messages of a process and step':<44}{'number':>8}{'GB':>9}{'seconds':>9}"
+    yield f"{'messages of a process and step':<51}{'number':>8}{'GB':>9}{'seconds':>9}"
     for each in forecast.traffic:
         message = each.message
         name = f"{message.axis}: {message.operation} {message.what}"
         yield (
-            f"  {name:<35}{each.link:<7}{message.num:>8,}"
+            f"  {name:<42}{each.link:<7}{message.num:>8,}"
             f"{message.sent_bytes / 1e9:>9.2f}{each.seconds:>9.3f}"
         )
 

@@ -29,6 +29,8 @@ from triax.planning.time import (
     tokens_per_second,
 )
 
+MOST_STAGES = 0
+"""Of a rank: as many as the layers allow."""
 Judge = Callable[[Setup], str | None]
 """Why a run of this setup would be refused; None where it would start."""
 
@@ -40,7 +42,7 @@ class Space:
     tensor: Sequence[int]
     pipeline: Sequence[int]
     schedules: Sequence[tuple[str, int]]
-    """With stages a rank, which only interleaved ones read."""
+    """With stages a rank, which only interleaved ones read; `MOST_STAGES` is a layer a stage."""
     zero_stages: Sequence[int]
     micro_batch_sizes: Sequence[int]
     checkpointing: Sequence[str]
@@ -98,7 +100,7 @@ def default_space(setup: Setup, device: Device, precisions: Sequence[str] = ()) 
     per_node = min(device.card.gpus_per_node, setup.world_size)
     schedules = [("1f1b", 2)]
     if is_native:
-        schedules += [("interleaved-1f1b", 2), ("interleaved-1f1b", 4)]
+        schedules += [("interleaved-1f1b", stages) for stages in (2, 4, MOST_STAGES)]
     if is_native and not setup.parallel.compile:
         schedules += [("interleaved-zero-bubble", 2), ("zbv-zero-bubble", 2), ("dualpipe-v", 2)]
     return Space(
@@ -168,7 +170,7 @@ def candidates(setup: Setup, device: Device, space: Space) -> Iterator[Setup]:
         ranks = Layout.data_parallel_of(split, setup.world_size)
         if ranks is None:
             continue
-        schedules = space.schedules if pipeline > 1 else space.schedules[:1]
+        schedules = _schedules(space, pipeline, setup.model.num_layers)
         per_node = max(1, device.card.gpus_per_node // tensor)
         replicas = ranks // per_node if ranks % per_node == 0 and ranks > per_node > 1 else 1
         degrees = sorted({replicas if within else 1 for within in space.shards_within_node})
@@ -187,6 +189,14 @@ def candidates(setup: Setup, device: Device, space: Space) -> Iterator[Setup]:
                 }
             )
             yield from _with_batches(setup, chosen, space)
+
+
+def _schedules(space: Space, pipeline: int, num_layers: int) -> list[tuple[str, int]]:
+    """Those of a pipeline of so many ranks, each once."""
+    if pipeline == 1:
+        return list(space.schedules[:1])
+    most = max(2, num_layers // pipeline)
+    return list(dict.fromkeys((name, stages or most) for name, stages in space.schedules))
 
 
 def _with_batches(setup: Setup, parallel: ParallelConfig, space: Space) -> Iterator[Setup]:
@@ -268,7 +278,9 @@ def why_slower(outcome: Outcome, best: Outcome) -> str:
     worst = max(more, key=lambda part: more[part])
     if slower < 0.0005:
         return "as fast; needs more memory" if more_memory(outcome, best) else "as fast"
-    return f"{slower:.1%} slower: {more[worst]:.1%} of it {worst.replace('_', ' ')}"
+    compute = outcome.setup.precision.compute
+    other = "" if compute == best.setup.precision.compute else f", in {compute}"
+    return f"{slower:.1%} slower{other}: {more[worst]:.1%} of it {worst.replace('_', ' ')}"
 
 
 def more_memory(outcome: Outcome, best: Outcome) -> bool:

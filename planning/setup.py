@@ -6,13 +6,22 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
+from triax.common.errors import UserError
+from triax.models.architecture import Experts, FeedForward, Layer
 from triax.models.config import ModelConfig
+from triax.models.description import describe
 from triax.parallel.config import ParallelConfig, PrecisionConfig
 from triax.parallel.layout import Layout
 from triax.training.config import BatchConfig, OptimizerConfig
 
 COMPUTE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 2}
 """Of an activation and of a weight as products read it; fp8 casts its factors just before them."""
+
+
+def dense(layer: Layer) -> FeedForward:
+    """The feed-forward layer of one without experts; a `Setup` has no others."""
+    assert isinstance(layer.feed_forward, FeedForward)
+    return layer.feed_forward
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,19 @@ class Setup:
     """Whether tokens see their own document only, so that there is a mask."""
     context: int = 1
     """Processes that divide each sequence."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no formula here knows.
+
+        Raises:
+            UserError: the model has experts.
+        """
+        layers = describe(self.model).architecture.layers
+        if any(isinstance(layer.feed_forward, Experts) for layer in layers):
+            raise UserError(
+                "model.experts: neither the memory nor the speed of experts can be forecast yet; "
+                "`triax bench` measures them"
+            )
 
     @cached_property
     def layout(self) -> Layout:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -34,22 +35,29 @@ class StagePart:
     sends_on: bool
     sends_back: bool
 
-    def parameters(self, model: ModelConfig) -> tuple[list[Parameter], list[Parameter]]:
+    def parameters(self, model: ModelConfig) -> tuple[Sequence[Parameter], Sequence[Parameter]]:
         """Those that the optimizer updates here, and a head that follows another stage's
         embedding."""
-        updated, followers = [], []
-        num_layers = len(describe(model).architecture.layers)
-        for row in describe(model).table:
-            is_here = (
-                row.layer in self.layers
-                or (row.layer < 0 and self.is_first)
-                or (row.layer >= num_layers and self.is_last)
-            )
-            if is_here and row.tied_to is None:
-                updated.append(row)
-            elif is_here and not self.is_first:
-                followers.append(row)
-        return updated, followers
+        return _parameters(model, self.layers, self.is_first, self.is_last)
+
+
+@lru_cache(maxsize=1 << 12)
+def _parameters(
+    model: ModelConfig, layers: range, is_first: bool, is_last: bool
+) -> tuple[Sequence[Parameter], Sequence[Parameter]]:
+    updated, followers = [], []
+    num_layers = len(describe(model).architecture.layers)
+    for row in describe(model).table:
+        is_here = (
+            row.layer in layers
+            or (row.layer < 0 and is_first)
+            or (row.layer >= num_layers and is_last)
+        )
+        if is_here and row.tied_to is None:
+            updated.append(row)
+        elif is_here and not is_first:
+            followers.append(row)
+    return updated, followers
 
 
 def parts_of(setup: Setup, pipeline_rank: int, shard_rank: int = 0) -> tuple[StagePart, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from triax.checkpoint.formats import gpt2, llama
+from triax.checkpoint.formats import experts, gpt2, llama
 from triax.checkpoint.formats.table import Format, Theirs
 from triax.common.errors import UserError
 from triax.models.config import ModelConfig
@@ -16,6 +16,7 @@ _BY_TYPE: dict[str, Format] = {
     "qwen3": llama,
     "mistral": llama,
     "gpt2": gpt2,
+    **dict.fromkeys(experts.KINDS, experts),
 }
 
 
@@ -69,4 +70,5 @@ def _format_for(model: ModelConfig) -> Format:
             f'the family "{model.family}" has no form at Hugging Face here: only '
             f"{' and '.join(_BY_FAMILY)} models can be exported"
         )
-    return _BY_FAMILY[model.family]
+    has_experts = getattr(model, "experts", None) is not None
+    return experts if has_experts else _BY_FAMILY[model.family]

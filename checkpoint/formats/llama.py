@@ -9,6 +9,7 @@ transformers 5 reads as well; both are read.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from pydantic import ValidationError
@@ -23,12 +24,12 @@ _MISTRAL_DEFAULT_WINDOW = 4096
 _DEFAULT_EPS = 1e-6
 _DEFAULT_THETA = 10_000.0
 """What transformers takes where config.json is silent."""
-_OUTER_NAMES = {
+OUTER_NAMES = {
     "embedding.weight": "model.embed_tokens.weight",
     "norm.weight": "model.norm.weight",
     "head.weight": "lm_head.weight",
 }
-_BLOCK_NAMES = {
+BLOCK_NAMES = {
     "attention_norm.weight": "input_layernorm.weight",
     "attention.query.weight": "self_attn.q_proj.weight",
     "attention.key.weight": "self_attn.k_proj.weight",
@@ -42,6 +43,13 @@ _BLOCK_NAMES = {
     "mlp.down.weight": "mlp.down_proj.weight",
 }
 _FULL, _SLIDING = "full_attention", "sliding_attention"
+_SAME = {
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "partial_rotary_factor": 1.0,
+    "quantization_config": None,
+}
+"""What must be so, if it is there, for our models to compute the same."""
 _LLAMA3_KEYS = (
     "factor",
     "low_freq_factor",
@@ -59,6 +67,19 @@ def to_huggingface(
         UserError: no architecture there computes this model.
     """
     assert isinstance(model, LlamaConfig)
+    return _architecture(model) | common_keys(
+        model, dtype=dtype, seq_len=seq_len, special_tokens=special_tokens
+    )
+
+
+def common_keys(
+    model: LlamaConfig, *, dtype: str, seq_len: int, special_tokens: Mapping[str, int | list[int]]
+) -> dict[str, Any]:
+    """What `config.json` says whichever the architecture.
+
+    Raises:
+        UserError: no architecture there computes this model.
+    """
     if model.logit_softcap is not None:
         raise UserError(
             "model.logit_softcap: Hugging Face's Llama, Qwen3 and Mistral have no logit soft-cap, "
@@ -66,7 +87,6 @@ def to_huggingface(
         )
     scaling = model.rope_scaling
     return {
-        **_architecture(model),
         "vocab_size": model.vocab_size,
         "hidden_size": model.hidden_size,
         "intermediate_size": model.ffn_hidden_size,
@@ -103,11 +123,11 @@ def tensors(model: ModelConfig) -> Iterator[Theirs]:
     RoPE pairs dimension i with i + head_dim/2 here as there.
     """
     for name in describe(model).parameters:
-        if name in _OUTER_NAMES:
-            yield Theirs(_OUTER_NAMES[name], (name,))
+        if name in OUTER_NAMES:
+            yield Theirs(OUTER_NAMES[name], (name,))
         else:
             _, layer, rest = name.split(".", 2)
-            yield Theirs(f"model.layers.{layer}.{_BLOCK_NAMES[rest]}", (name,))
+            yield Theirs(f"model.layers.{layer}.{BLOCK_NAMES[rest]}", (name,))
 
 
 def known_as(name: str) -> str | None:
@@ -116,6 +136,11 @@ def known_as(name: str) -> str | None:
 
 
 def _architecture(model: LlamaConfig) -> dict[str, Any]:
+    if model.joint_qk_norm:
+        raise UserError(
+            "model.joint_qk_norm: of Hugging Face's models with Llama's blocks only OLMoE has it, "
+            "and this model has no experts"
+        )
     window = model.sliding_window
     if model.qk_norm:
         layer_type = "full_attention" if window is None else "sliding_attention"
@@ -149,32 +174,22 @@ def from_huggingface(config: Mapping[str, Any], *, is_tied: bool, where: str) ->
     """
     _refuse_what_differs(config, where)
     kind = config["model_type"]
-    try:
-        heads, num_layers = config["num_attention_heads"], config["num_hidden_layers"]
-        if not isinstance(num_layers, int) or num_layers > MOST_LAYERS:
-            raise UserError(
-                f"{where}: num_hidden_layers: expected a number up to {MOST_LAYERS:,}, "
-                f"got {str(num_layers)[:20]}"
-            )
-        fields = {
-            "num_layers": num_layers,
-            "hidden_size": config["hidden_size"],
-            "num_heads": heads,
-            "num_kv_heads": config.get("num_key_value_heads") or _only_llama(kind, heads),
-            "ffn_hidden_size": config["intermediate_size"],
-            "vocab_size": config["vocab_size"],
-            "tie_embeddings": config.get("tie_word_embeddings", is_tied),
+    with reading(where):
+        fields = common_fields(config, is_tied=is_tied, where=where) | {
+            "num_kv_heads": config.get("num_key_value_heads") or _only_llama(config),
             "qk_norm": kind == "qwen3",
-            "norm_eps": config.get("rms_norm_eps", _DEFAULT_EPS),
-            "init_std": config.get("initializer_range", 0.02),
             "sliding_window": _window(config, where),
-            **_rope(config, where),
         }
-        if config.get("head_dim") is not None:
-            fields["head_dim"] = config["head_dim"]
-        elif kind == "qwen3":
+        if kind == "qwen3" and "head_dim" not in fields:
             raise KeyError("head_dim")
         return LlamaConfig.model_validate(fields)
+
+
+@contextmanager
+def reading(where: str) -> Iterator[None]:
+    """Says what is wrong with a config in the words of `UserError`."""
+    try:
+        yield
     except KeyError as error:
         raise UserError(f"{where}: it has no {error}") from error
     except ValidationError as error:
@@ -184,11 +199,39 @@ def from_huggingface(config: Mapping[str, Any], *, is_tied: bool, where: str) ->
         raise UserError(f"{where}: a field has the wrong type: {error}") from error
 
 
-def _only_llama(kind: str, heads: Any) -> Any:
+def common_fields(config: Mapping[str, Any], *, is_tied: bool, where: str) -> dict[str, Any]:
+    """Fields of ours that `config.json` tells alike whichever the architecture.
+
+    Raises:
+        KeyError, UserError: one is missing, or can't be.
+    """
+    heads, num_layers = config["num_attention_heads"], config["num_hidden_layers"]
+    if not isinstance(num_layers, int) or num_layers > MOST_LAYERS:
+        raise UserError(
+            f"{where}: num_hidden_layers: expected a number up to {MOST_LAYERS:,}, "
+            f"got {str(num_layers)[:20]}"
+        )
+    fields = {
+        "num_layers": num_layers,
+        "hidden_size": config["hidden_size"],
+        "num_heads": heads,
+        "ffn_hidden_size": config["intermediate_size"],
+        "vocab_size": config["vocab_size"],
+        "tie_embeddings": config.get("tie_word_embeddings", is_tied),
+        "norm_eps": config.get("rms_norm_eps", _DEFAULT_EPS),
+        "init_std": config.get("initializer_range", 0.02),
+        **_rope(config, where),
+    }
+    if config.get("head_dim") is not None:
+        fields["head_dim"] = config["head_dim"]
+    return fields
+
+
+def _only_llama(config: Mapping[str, Any]) -> Any:
     """Llama has as many key/value heads as heads by default; the others have no such default."""
-    if kind != "llama":
+    if config["model_type"] != "llama":
         raise KeyError("num_key_value_heads")
-    return heads
+    return config["num_attention_heads"]
 
 
 def _refuse_what_differs(config: Mapping[str, Any], where: str) -> None:
@@ -198,14 +241,16 @@ def _refuse_what_differs(config: Mapping[str, Any], where: str) -> None:
             f"{where}: model_type {config.get('model_type')!r} cannot be imported; "
             f"expected {', '.join(kinds)}"
         )
-    same = {
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
-        "partial_rotary_factor": 1.0,
-        "quantization_config": None,
-    }
-    for key, value in same.items():
+    refuse_others(config, where, {"mlp_bias": False})
+
+
+def refuse_others(config: Mapping[str, Any], where: str, more: Mapping[str, Any]) -> None:
+    """Let through a config with these values, or without, besides those of all architectures.
+
+    Raises:
+        UserError: it has another.
+    """
+    for key, value in {**_SAME, **more}.items():
         if config.get(key) not in (None, value):
             raise UserError(f"{where}: {key} is {config[key]!r}; only {value!r} can be imported")
 

@@ -21,20 +21,24 @@ class Theirs:
     """Names of ours; of several, the output features lie one after the other."""
     is_transposed: bool = False
     """Whether a weight is (in features, out features), as `Conv1D` keeps it."""
+    expert: int | None = None
+    """Which matrix of ours it is, where ours holds those of all experts."""
 
     def join(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Their tensor, contiguous."""
         parts = [tensors[name] for name in self.ours]
+        if self.expert is not None:
+            parts = [part[self.expert] for part in parts]
         joined = parts[0] if len(parts) == 1 else torch.cat(parts)
         return (joined.T if self.is_transposed else joined).contiguous()
 
     def split(
         self, tensor: Tensor, shapes: Mapping[str, tuple[int, ...]]
     ) -> Iterator[tuple[str, Tensor]]:
-        """Our tensors by name, contiguous; one of another shape than theirs should have comes
-        whole, for the caller to refuse."""
+        """Our tensors by name, contiguous, or one expert's matrix of each; one of another shape
+        than theirs should have comes whole, for the caller to refuse."""
         turned = tensor.T if self.is_transposed and tensor.ndim == 2 else tensor
-        sizes = [shapes[name][0] for name in self.ours]
+        sizes = [shapes[name][0 if self.expert is None else 1] for name in self.ours]
         fits = turned.ndim > 0 and turned.shape[0] == sum(sizes)
         parts = turned.split(sizes) if fits else [turned] * len(sizes)
         for name, part in zip(self.ours, parts, strict=True):

@@ -63,7 +63,7 @@ def encode_documents(
         UserError: the tokenizer is of no use, or a worker process died.
     """
     pool = ProcessPoolExecutor(
-        num_workers, multiprocessing.get_context("spawn"), initializer=_begin_worker
+        num_workers, multiprocessing.get_context("spawn"), initializer=begin_worker
     )
     in_flight: deque[Future[list[Array]]] = deque()
     try:
@@ -95,7 +95,8 @@ def _batches(documents: Iterator[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def _begin_worker() -> None:
+def begin_worker() -> None:
+    """What a process of a pool does first: leave interrupts to its parent, and end with it."""
     # One process per core is parallel enough, and the parent handles the interrupt.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     signal.signal(signal.SIGINT, signal.SIG_IGN)

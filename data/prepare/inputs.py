@@ -103,6 +103,16 @@ def _things(source: Source) -> list[str]:
     return [os.path.realpath(file.path) for file in source]
 
 
+def input_sizes(inputs: Sequence[str]) -> dict[str, int]:
+    """The bytes of each file of the inputs, by its path as it was found.
+
+    Raises:
+        UserError: as `resolve_all`.
+    """
+    sources = [source for source in resolve_all(inputs) if not isinstance(source, DatasetName)]
+    return {str(file.path): file.path.stat().st_size for files in sources for file in files}
+
+
 def inputs_fingerprint(inputs: Sequence[str]) -> str:
     """A short hash of the inputs' names and of their files' paths, sizes and times of change.
 

@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from triax.common.errors import UserError
+
+
+class Wanted(NamedTuple):
+    """What a reader is asked for."""
+
+    text_field: str
+    with_fields: bool
+    """Whether the other fields of rows are wanted, too."""
+
+
+Row = tuple[int, str, dict[str, Any]]
+"""What a reader gives: the number in its file, from 1, the text, and the other fields if wanted."""
 
 
 def row_text(row: Mapping[str, Any], where: str, text_field: str) -> str:

@@ -23,11 +23,11 @@ import lzma
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 from triax.common.errors import UserError
 from triax.data.prepare.inputs import SAVED_DATASET, DatasetName, Source, TextFile, resolve_all
-from triax.data.prepare.rows import missing_field, row_text
+from triax.data.prepare.rows import Row, Wanted, missing_field, row_text
 
 _log = logging.getLogger(__name__)
 MAX_DOCUMENT = 1 << 24
@@ -43,7 +43,28 @@ class _LeftOutError(Exception):
     """A file that is no text to train on; says why."""
 
 
+class Record(NamedTuple):
+    """A document, and where it is from."""
+
+    text: str
+    origin: str
+    """The file's path as it was found, or the dataset's name."""
+    number: int
+    """Of its line or row there, from 1."""
+    part: int
+    """From 0; above that only in a text of more than `MAX_DOCUMENT` characters."""
+    fields: dict[str, Any]
+    """The row's other fields; none if they weren't asked for."""
+
+
 def iter_documents(inputs: Sequence[str], text_field: str = "text") -> Iterator[str]:
+    """The texts of `iter_records`."""
+    return (record.text for record in iter_records(inputs, text_field))
+
+
+def iter_records(
+    inputs: Sequence[str], text_field: str = "text", *, with_fields: bool = False
+) -> Iterator[Record]:
     """The documents of all inputs, one after another, in the same order on every call.
 
     Streams: a file is open only while it is read. Empty documents are left out. Files that
@@ -54,23 +75,26 @@ def iter_documents(inputs: Sequence[str], text_field: str = "text") -> Iterator[
     Args:
         inputs: each as `triax.data.prepare.inputs.resolve` takes it.
         text_field: where JSON lines, parquet rows and datasets hold the text.
+        with_fields: read what else stands in those rows.
 
     Raises:
         UserError: an input is missing, damaged or has no such field; names file and line.
     """
     # Here and not in the generator: a wrong input is found before anything is read.
-    return _documents(resolve_all(inputs), text_field)
+    return _records(resolve_all(inputs), Wanted(text_field, with_fields))
 
 
-def _documents(sources: Sequence[Source], text_field: str) -> Iterator[str]:
+def _records(sources: Sequence[Source], wanted: Wanted) -> Iterator[Record]:
     for source in sources:
-        documents = (
-            _dataset_documents(source, text_field)
+        rows = (
+            _dataset_rows(source, wanted)
             if isinstance(source, DatasetName)
-            else _files_documents(source, text_field)
+            else _files_rows(source, wanted)
         )
-        for document in documents:
-            yield from filter(None, _parts(document))
+        for origin, (number, document, fields) in rows:
+            for part, text in enumerate(_parts(document)):
+                if text:
+                    yield Record(text, origin, number, part, fields)
 
 
 def _parts(document: str) -> Iterator[str]:
@@ -88,15 +112,17 @@ def _end_of_part(text: str, start: int) -> int:
     return text.rfind("\n", start + MAX_DOCUMENT // 2, end) + 1 or end
 
 
-def _files_documents(files: Sequence[TextFile], text_field: str) -> Iterator[str]:
+def _files_rows(files: Sequence[TextFile], wanted: Wanted) -> Iterator[tuple[str, Row]]:
     for file in files:
+        origin = str(file.path)
         try:
-            yield from _file_documents(file, text_field)
+            for row in _file_rows(file, wanted):
+                yield origin, row
         except _LeftOutError as error:
             _log.warning("%s: left out, %s", file.path, error)
 
 
-def _file_documents(file: TextFile, text_field: str) -> Iterator[str]:
+def _file_rows(file: TextFile, wanted: Wanted) -> Iterator[Row]:
     path = file.path
     suffixes = [suffix.lower() for suffix in path.suffixes]
     open_file = _OPENERS.get(suffixes[-1], _open_plain) if suffixes else _open_plain
@@ -104,7 +130,7 @@ def _file_documents(file: TextFile, text_field: str) -> Iterator[str]:
     read = READERS.get(kind[-1], _read_whole) if kind else _read_whole
     try:
         with open_file(path) as stream:
-            yield from read(stream, file, text_field)
+            yield from read(stream, file, wanted)
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise UserError(
             f"{path}: cannot be read: {error}; if it is damaged, fetch it again"
@@ -134,10 +160,10 @@ def _open_zstd(path: Path) -> BinaryIO:
     return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
 
 
-def _read_whole(stream: BinaryIO, file: TextFile, _text_field: str) -> Iterator[str]:
+def _read_whole(stream: BinaryIO, file: TextFile, _wanted: Wanted) -> Iterator[Row]:
     """The file's text; in several parts if it is long, which are read one by one."""
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
-    part, has_begun = "", False
+    part, number = "", 1
     while True:
         try:
             part += text.read(MAX_DOCUMENT + 1 - len(part))
@@ -146,17 +172,17 @@ def _read_whole(stream: BinaryIO, file: TextFile, _text_field: str) -> Iterator[
                 raise UserError(
                     f"{file.path}: not UTF-8 text; convert it or leave it out"
                 ) from None
-            behind = " behind what was read" if has_begun else ""
+            behind = " behind what was read" if number > 1 else ""
             raise _LeftOutError(f"it is not UTF-8 text{behind}") from None
         if len(part) <= MAX_DOCUMENT:
             break
-        end, has_begun = _end_of_part(part, 0), True
-        yield part[:end]
-        part = part[end:]
-    yield part
+        end = _end_of_part(part, 0)
+        yield number, part[:end], {}
+        part, number = part[end:], number + 1
+    yield number, part, {}
 
 
-def _read_json_lines(stream: BinaryIO, file: TextFile, text_field: str) -> Iterator[str]:
+def _read_json_lines(stream: BinaryIO, file: TextFile, wanted: Wanted) -> Iterator[Row]:
     number = 0
     # Found in a folder, and not called JSON lines: it may be any program's.
     may_be_other = not file.must_be_text and ".json" in map(str.lower, file.path.suffixes)
@@ -168,7 +194,9 @@ def _read_json_lines(stream: BinaryIO, file: TextFile, text_field: str) -> Itera
         if not line.strip():
             continue
         try:
-            yield _json_text(line.removeprefix(codecs.BOM_UTF8), where, text_field)
+            row = _json_object(line.removeprefix(codecs.BOM_UTF8), where)
+            text = row_text(row, where, wanted.text_field)
+            yield number, text, _other_fields(row, wanted)
         except UserError as error:
             if may_be_other:
                 reason = str(error).removeprefix(f"{where}: ")
@@ -177,7 +205,7 @@ def _read_json_lines(stream: BinaryIO, file: TextFile, text_field: str) -> Itera
         may_be_other = False
 
 
-def _json_text(line: bytes, where: str, text_field: str) -> str:
+def _json_object(line: bytes, where: str) -> dict[str, Any]:
     try:
         row = _json(line)
     except (ValueError, RecursionError) as error:
@@ -185,7 +213,7 @@ def _json_text(line: bytes, where: str, text_field: str) -> str:
     if not isinstance(row, dict):
         kind = type(row).__name__
         raise UserError(f"{where}: expected a JSON object, got {kind}; {_ONE_A_LINE}")
-    return row_text(row, where, text_field)
+    return row
 
 
 def _json(line: bytes) -> Any:
@@ -198,20 +226,28 @@ def _json(line: bytes) -> Any:
         return json.loads(line, parse_int=float)
 
 
-def _read_parquet(stream: BinaryIO, source: TextFile, text_field: str) -> Iterator[str]:
+def _other_fields(row: dict[str, Any], wanted: Wanted) -> dict[str, Any]:
+    if not wanted.with_fields:
+        return {}
+    return {name: value for name, value in row.items() if name != wanted.text_field}
+
+
+def _read_parquet(stream: BinaryIO, source: TextFile, wanted: Wanted) -> Iterator[Row]:
     import pyarrow
     from pyarrow import parquet
 
-    path = source.path
+    path, text_field = source.path, wanted.text_field
     try:
         file = parquet.ParquetFile(_seekable(stream, path))
         if text_field not in file.schema_arrow.names:
             raise UserError(missing_field(str(path), text_field, file.schema_arrow.names))
         number = 0
-        for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=[text_field]):
-            for value in batch.column(0).to_pylist():
+        columns = None if wanted.with_fields else [text_field]
+        for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=columns):
+            for row in batch.to_pylist():
                 number += 1
-                yield row_text({text_field: value}, f"{path}, row {number}", text_field)
+                text = row_text(row, f"{path}, row {number}", text_field)
+                yield number, text, _other_fields(row, wanted)
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise UserError(f"{path}: damaged or no parquet file: {error}") from None
 
@@ -229,11 +265,11 @@ def _seekable(stream: BinaryIO, path: Path) -> BinaryIO:
     return io.BytesIO(content)
 
 
-def _read_arrow(_stream: BinaryIO, file: TextFile, _text_field: str) -> Iterator[str]:
+def _read_arrow(_stream: BinaryIO, file: TextFile, _wanted: Wanted) -> Iterator[Row]:
     raise UserError(f"{file.path}: an Arrow file; {SAVED_DATASET}")
 
 
-def _dataset_documents(source: DatasetName, text_field: str) -> Iterator[str]:
+def _dataset_rows(source: DatasetName, wanted: Wanted) -> Iterator[tuple[str, Row]]:
     # Takes seconds to import, and most runs read files.
     import datasets  # type: ignore[import-untyped]
 
@@ -241,7 +277,8 @@ def _dataset_documents(source: DatasetName, text_field: str) -> Iterator[str]:
     try:
         rows = datasets.load_dataset(source.name, source.config, split="train", streaming=True)
         for number, row in enumerate(rows, start=1):
-            yield row_text(row, f"{title}, row {number}", text_field)
+            text = row_text(row, f"{title}, row {number}", wanted.text_field)
+            yield title, (number, text, _other_fields(row, wanted))
     except UserError:
         raise
     except Exception as error:  # a library of many back ends raises many kinds
@@ -257,7 +294,7 @@ _OPENERS: dict[str, Callable[[Path], BinaryIO]] = {
     ".xz": _open_xz,
     ".zst": _open_zstd,
 }
-READERS: dict[str, Callable[[BinaryIO, TextFile, str], Iterator[str]]] = {
+READERS: dict[str, Callable[[BinaryIO, TextFile, Wanted], Iterator[Row]]] = {
     ".arrow": _read_arrow,
     ".jsonl": _read_json_lines,
     ".ndjson": _read_json_lines,

@@ -143,7 +143,7 @@ def sequence_has_positions(model: ModelConfig, data: DataConfig) -> Iterator[Pro
 def _widths(model: ModelConfig) -> Iterator[Width]:
     """The numbers of features within the layers that the model's section has a field for."""
     fields = type(model).model_fields
-    return (width for width in describe(model).widths() if width.fields[0] in fields)
+    return (w for w in describe(model).widths() if w.fields[0].partition(".")[0] in fields)
 
 
 _FLOAT8_UNIT = 16

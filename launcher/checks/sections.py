@@ -48,6 +48,13 @@ from triax.launcher.checks.deepspeed import (
     deepspeed_splits_layers,
     offload_fits_engine,
 )
+from triax.launcher.checks.experts import (
+    deepspeed_has_no_experts,
+    experts_are_multiplied,
+    experts_are_recomputed,
+    experts_divide,
+    heads_are_normalised_whole,
+)
 from triax.launcher.checks.initial_weights import compare_settings, find_initial
 from triax.launcher.checks.parallel import (
     batch_divides,
@@ -220,6 +227,11 @@ STEP_CHECKS: tuple[Check, ...] = (
     deepspeed_splits_layers,
     offload_fits_engine,
     apex_is_nvidias,
+    experts_divide,
+    experts_are_multiplied,
+    experts_are_recomputed,
+    heads_are_normalised_whole,
+    deepspeed_has_no_experts,
 )
 CHECKS: tuple[Check, ...] = (
     *STEP_CHECKS,

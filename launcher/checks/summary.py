@@ -5,7 +5,13 @@ from __future__ import annotations
 from triax.common.quantities import format_count
 from triax.launcher.checks.data import tokens_per_step
 from triax.launcher.config.run_config import RunConfig
-from triax.models.counts import flops_per_token, num_non_embedding_parameters, num_parameters
+from triax.models.config import ModelConfig
+from triax.models.counts import (
+    flops_per_token,
+    num_active_parameters,
+    num_non_embedding_parameters,
+    num_parameters,
+)
 from triax.training.step.budget import resolve_budget
 
 
@@ -18,10 +24,10 @@ def summary(config: RunConfig, world_size: int | None) -> list[str]:
     micro, size = config.batch.micro_batch_size, config.batch.global_batch_size
     rows = {
         "run": str(config.run_dir),
-        "model": f"{format_count(parameters)} parameters, "
+        "model": f"{format_count(parameters)} parameters{active_parameters(config.model)}, "
         f"{format_count(num_non_embedding_parameters(config.model))} outside the embeddings",
         "length": f"{budget.num_tokens:,} tokens in {budget.num_steps:,} steps, "
-        f"{budget.num_tokens / parameters:.3g} per parameter",
+        f"{budget.num_tokens / num_active_parameters(config.model):.3g} per parameter",
         "batch": f"{size:,} x {config.data.seq_len:,} = {per_step:,} tokens a step, "
         f"{micro} at a time per process",
         "compute": f"{budget.num_tokens * flops:.3g} FLOPs, {flops:.3g} a token, "
@@ -31,6 +37,12 @@ def summary(config: RunConfig, world_size: int | None) -> list[str]:
         "data": ", ".join(source.path for source in config.data.sources),
     }
     return [_row(label, text) for label, text in rows.items()]
+
+
+def active_parameters(model: ModelConfig) -> str:
+    """How many parameters a token passes, where that isn't all of them."""
+    active = num_active_parameters(model)
+    return "" if active == num_parameters(model) else f", {format_count(active)} of them active"
 
 
 def _processes(world_size: int | None) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import Protocol
 
-from triax.launcher.commands import data_inspect, data_prepare, data_verify
+from triax.launcher.commands import data_clean, data_inspect, data_prepare, data_verify
 
 _EXAMPLE = """\
 examples:
+  triax data clean corpus/ --output cleaned --recipe examples/clean.toml
   triax data prepare corpus/ --tokenizer tokenizer --output data
   triax data inspect data/train --tokenizer tokenizer --document 3
   triax data inspect runs/quickstart --sample 4096 --count 8
@@ -28,6 +29,7 @@ class _Verb(Protocol):
 
 
 _VERBS: dict[str, _Verb] = {
+    "clean": data_clean,
     "prepare": data_prepare,
     "inspect": data_inspect,
     "verify": data_verify,

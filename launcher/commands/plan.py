@@ -16,7 +16,7 @@ examples:
   triax plan run.toml --gpus 256 --gpu h100
   triax plan --preset llama3-70b --gpus 256 --gpu h100 --output plan.toml
   triax plan run.toml --gpus 64 --gpu a100 --as-is --explain
-  triax plan --preset llama3-8b --gpus 64 --gpu h200 --days 10 --picture plan.png
+  triax plan --preset llama3-8b --gpus 64 --days 10 --picture plan.png
   triax plan --flops 1e23
   triax plan --gpus 512 --gpu h100 --days 30
 

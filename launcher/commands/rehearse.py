@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     parser.set_defaults(overrides=())
-    parser.usage = f"{parser.prog} [CONFIG] --world-size N [--rank N,...] [--section.key=value ...]"
+    parser.usage = f"{parser.prog} [CONFIG] --world-size N [--section.key=value ...]"
     parser.epilog = EXAMPLE
 
 

@@ -33,7 +33,7 @@ from triax.launcher.config.overrides import (
 from triax.launcher.config.problems import ConfigError, Problem, did_you_mean
 from triax.launcher.config.run_config import RunConfig
 from triax.launcher.config.toml_lines import locate_keys
-from triax.models.families import FAMILIES
+from triax.models.families import FAMILIES, in_present_names
 from triax.models.presets import PRESETS
 
 CrossCheck = Callable[[Mapping[str, Section]], Iterable[Problem]]
@@ -144,18 +144,28 @@ def _validate(tables: Mapping[str, Any]) -> tuple[dict[str, Section], list[Probl
         # Without unknown keys, lest they hide what a validator of the whole table has to say.
         section = section_of(name, clean)
         clean, errors = _known_keys((name,), clean, section)
-        # Through JSON, for it has one kind of list where pydantic's strict mode has several.
-        try:
-            valid = section.model_validate_json(json.dumps(clean))
-        except ValidationError as error:
-            errors += error.errors(include_url=False)
-        found += [*_new(explain(name, section, errors), found), *unknown_names]
-        if found:
-            problems += found
-        else:
-            assert isinstance(valid, Section)
+        valid, invalid = _validated(section, clean)
+        found += [*_new(explain(name, section, [*errors, *invalid]), found), *unknown_names]
+        problems += found
+        wrong = {problem.path.split(".")[1] for problem in found if "." in problem.path}
+        if wrong and wrong <= section.independent:
+            # As if those were left out, lest they hide what is wrong with the others.
+            rest = {key: value for key, value in clean.items() if key not in wrong}
+            valid = _validated(section, rest)[0]
+        elif found:
+            valid = None
+        if valid is not None:
             sections[name] = valid
     return sections, problems
+
+
+def _validated(section: type[Section], table: Any) -> tuple[Section | None, list[ErrorDetails]]:
+    """The section, or pydantic's errors."""
+    # Through JSON, for it has one kind of list where pydantic's strict mode has several.
+    try:
+        return section.model_validate_json(json.dumps(table)), []
+    except ValidationError as error:
+        return None, error.errors(include_url=False)
 
 
 def _known_keys(
@@ -201,6 +211,7 @@ def _known_names(section: str, table: Any) -> tuple[Any, list[Problem]]:
     problems: list[Problem] = []
     if section != "model" or not isinstance(table, dict):
         return table, problems
+    table = in_present_names(table)
     for key, valid in (("preset", PRESETS), ("family", FAMILIES)):
         name = table.get(key)
         if isinstance(name, str) and name not in valid:

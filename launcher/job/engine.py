@@ -16,11 +16,16 @@ from triax.training.step.apex import chosen, find_fused_rms_norm
 from triax.training.step.optimizer import optimizer_maker
 
 
-def make_engine(config: RunConfig, layout: Layout, processes: Processes) -> Engine:
-    """The engine that the config names, with freshly initialised weights."""
+def engine_class(config: RunConfig) -> Callable[..., Engine]:
+    """The class of the engine that the config names; imports what it needs."""
     module, name = ENGINES[config.parallel.engine].split(":")
     engine: Callable[..., Engine] = getattr(importlib.import_module(module), name)
-    return engine(
+    return engine
+
+
+def make_engine(config: RunConfig, layout: Layout, processes: Processes) -> Engine:
+    """The engine that the config names, with freshly initialised weights."""
+    return engine_class(config)(
         config.model,
         build_mesh(layout, processes.device.type),
         config.parallel,

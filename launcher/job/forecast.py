@@ -83,6 +83,8 @@ def forecast_writers(job: Job, say: Callable[[str], None]) -> list[ForecastWrite
     """The writer; none where no forecast can be made, which keeps no run from starting."""
     try:
         return [ForecastWriter(job, say)]
+    except UserError:  # it knows no such models
+        return []
     except Exception:  # a fault of the planner's is no fault of the run's
         log.warning("no forecast", exc_info=True)
         return []

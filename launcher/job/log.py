@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 
 from triax.launcher.job.forecast import forecast_writers
 from triax.launcher.job.job import Job
@@ -30,7 +31,8 @@ def opened_log(job: Job, state: TrainState) -> Iterator[MetricsLogger]:
     is_main, budget = job.processes.is_main, job.budget
     with (
         Console(budget.num_steps, state.step, budget.tokens_per_step, enabled=is_main) as console,
-        _make_writers(job, state.step + 1, console) as writers,
+        # One that can't start must not leave the other ranks waiting for the first.
+        job.together(partial(_make_writers, job, state.step + 1, console)) as writers,
     ):
         metrics_logger = MetricsLogger(is_main, job.directory, writers, console, _row_maker(job))
         metrics_logger.started(state.step, asdict(job.layout))

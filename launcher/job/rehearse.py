@@ -19,7 +19,7 @@ from triax.launcher.cluster.environment import Environment
 from triax.launcher.cluster.process_group import Processes
 from triax.launcher.config.run_config import RunConfig
 from triax.launcher.job.bench import num_micro_batches
-from triax.launcher.job.engine import make_engine
+from triax.launcher.job.engine import engine_class, make_engine
 from triax.parallel.layout import Layout
 from triax.planning.rehearsal.fake import FakeTensors, between_stages, fake_world
 from triax.planning.rehearsal.recording import Recording, record_step
@@ -95,6 +95,7 @@ def _rehearse(config: RunConfig, rank: int, world_size: int, processes_per_node:
         config.batch.micro_batch_size,
         config.data.seq_len,
     )
+    engine_class(config)  # its libraries are imported before the world is one that isn't there
     with fake_world(rank, world_size), FakeTensors(sent):
         return record_step(build, batches, config.optimizer.lr)
 

@@ -34,7 +34,7 @@ def sample_lines(config: RunConfig, run_dir: Path, checkpoint: Path) -> list[str
         [start.id],
         max_new_tokens=100,
         context=config.data.seq_len,
-        stop_token=documents.end.id,
+        stop_tokens=[documents.end.id],
     )
     text = tamed(decode(tokenizer, list(tokens))).strip("\n")
     lines = [part for line in text.splitlines() for part in textwrap.wrap(line, 76) or [""]]

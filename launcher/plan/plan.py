@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from triax.common.errors import UserError
+from triax.common.quantities import format_count
 from triax.launcher.checks.sections import find_problems, find_step_problems
 from triax.launcher.config.loading import load_config
 from triax.launcher.config.problems import listed
@@ -210,7 +211,7 @@ def _report(
 ) -> Iterator[str]:
     setup, device = forecast.outcome.setup, forecast.device
     count = num_parameters(setup.model)
-    yield f"{planned.source}: {count / 1e9:,.3g}B parameters, in {setup.precision.compute}"
+    yield f"{planned.source}: {format_count(count)} parameters, in {setup.precision.compute}"
     yield from report.shown_machine(setup, device)
     if found is not None:
         yield from report.shown_search(found, seconds)

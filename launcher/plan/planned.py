@@ -27,6 +27,8 @@ from triax.planning.advice import hyperparameters
 from triax.planning.setup import Setup
 
 _SEQ_LEN = 8192
+_MOST_BATCH_TOKENS = 1 << 24
+"""The rule goes on, but nobody has published larger ones for such models (Llama 3's 405B)."""
 _LAYOUT = (
     "tensor",
     "pipeline",
@@ -94,7 +96,8 @@ def planned_from_preset(
 
     Args:
         seq_len: 8192, or as long as the model's positions reach, if None.
-        global_batch_size: by DeepSeek LLM's rule, rounded to a power of two, if None.
+        global_batch_size: by DeepSeek LLM's rule, rounded to a power of two and 16.8M tokens at
+            most, if None.
         tokens: of the run; 20 a parameter if None.
 
     Raises:
@@ -121,7 +124,8 @@ def _tables(
     count = num_parameters(model)
     if global_batch_size is None:
         advised = hyperparameters(count, tokens or 20 * count)[0].batch_tokens
-        global_batch_size = 1 << max(0, round(math.log2(advised / seq_len)))
+        sequences = min(advised, _MOST_BATCH_TOKENS) / seq_len
+        global_batch_size = 1 << max(0, round(math.log2(sequences)))
     return {
         "run": {"name": name},
         "model": {"preset": name},

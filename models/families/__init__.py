@@ -22,6 +22,18 @@ def family_of(fields: Mapping[str, Any]) -> str:
     return family if isinstance(family, str) and family in FAMILIES else DEFAULT
 
 
+def in_present_names(fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The fields of a `[model]` section with what was renamed called as it is now.
+
+    Before there were families, `gpt2-124m` was the preset that is called `llama-124m` now; a
+    resolved config of that time gives all of a Llama's fields beside it.
+    """
+    names = {"num_kv_heads", "head_dim", "rope_theta"}
+    if fields.get("preset") == "gpt2-124m" and "family" not in fields and names <= fields.keys():
+        return {**fields, "preset": "llama-124m"}
+    return fields
+
+
 def model_config(**fields: Any) -> ModelConfig:
     """The config of a model from the fields of its section.
 

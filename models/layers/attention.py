@@ -47,7 +47,8 @@ def project_apart(x_BTD: Tensor, linears: Sequence[nn.Linear]) -> list[Tensor]:
 class Attention(nn.Module):
     """Causal self-attention: query, key, value and output projections.
 
-    With `qk_norm`, queries and keys are normalised over the head dimension before they are rotated.
+    With `qk_norm`, queries and keys are normalised over the head dimension before they are rotated,
+    or over all heads at once.
     """
 
     project: Callable[..., Sequence[Tensor]] = staticmethod(project_apart)
@@ -65,8 +66,10 @@ class Attention(nn.Module):
         self.value = nn.Linear(width, num_keys, bias=layer.has_bias)
         self.output = nn.Linear(num_queries, width, bias=layer.has_bias)
         self.query_norm, self.key_norm = (
-            nn.Identity() if layer.qk_norm is None else make_norm(layer.qk_norm, layer.head_dim)
-            for _ in range(2)
+            nn.Identity()
+            if layer.qk_norm is None
+            else make_norm(layer.qk_norm, size if layer.norms_heads_jointly else layer.head_dim)
+            for size in (num_queries, num_keys)
         )
 
     def forward(
@@ -80,8 +83,12 @@ class Attention(nn.Module):
         """
         heads = (*x_BTD.shape[:2], -1, self.layer.head_dim)
         q_BTD, k_BTD, v_BTD = self.project(x_BTD, (self.query, self.key, self.value))
-        q_BTHK = self.query_norm(q_BTD.view(heads))
-        k_BTGK = self.key_norm(k_BTD.view(heads))
+        if self.layer.norms_heads_jointly:
+            q_BTHK = self.query_norm(q_BTD).view(heads)
+            k_BTGK = self.key_norm(k_BTD).view(heads)
+        else:
+            q_BTHK = self.query_norm(q_BTD.view(heads))
+            k_BTGK = self.key_norm(k_BTD.view(heads))
         if rotary is not None:
             q_BTHK, k_BTGK = rotate(q_BTHK, rotary), rotate(k_BTGK, rotary)
         v_BTGK = v_BTD.view(heads)

@@ -8,8 +8,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
-from triax.models.architecture import Layer
+from triax.models.architecture import Experts, Layer
 from triax.models.layers.attention import Attention
+from triax.models.layers.experts import MixtureOfExperts
 from triax.models.layers.feed_forward import make_feed_forward
 from triax.models.layers.norm import make_norm
 from triax.models.layers.output import LayerOutput, Shape, declared_sums
@@ -26,7 +27,11 @@ class Block(nn.Module):
         self.attention_norm = make_norm(layer.norm, width)
         self.attention = Attention(layer.attention, width)
         self.mlp_norm = make_norm(layer.norm, width)
-        self.mlp = make_feed_forward(layer.feed_forward, width)
+        self.has_experts = isinstance(layer.feed_forward, Experts)
+        if isinstance(layer.feed_forward, Experts):
+            self.mlp = MixtureOfExperts(layer.feed_forward, width)
+        else:
+            self.mlp = make_feed_forward(layer.feed_forward, width)
 
     @property
     def sum_shapes(self) -> dict[str, Shape]:
@@ -34,11 +39,22 @@ class Block(nn.Module):
         return declared_sums(self.mlp)
 
     def forward(
-        self, x_BTD: Tensor, rotary: Tensor | None, mask: Tensor | BlockMask | None
+        self,
+        x_BTD: Tensor,
+        rotary: Tensor | None,
+        mask: Tensor | BlockMask | None,
+        counted_BT: Tensor | None = None,
     ) -> Tensor | LayerOutput:
-        """The layer's output, with what its feed-forward layer hands up, if anything."""
+        """The layer's output, with what its feed-forward layer hands up, if anything.
+
+        Args:
+            counted_BT: for experts: how much each token counts in what they hand up.
+        """
         x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotary, mask)
-        mixed: Tensor | LayerOutput = self.mlp(self.mlp_norm(x_BTD))
+        h_BTD = self.mlp_norm(x_BTD)
+        mixed: Tensor | LayerOutput = (
+            self.mlp(h_BTD, counted_BT) if self.has_experts else self.mlp(h_BTD)
+        )
         if isinstance(mixed, LayerOutput):
             return mixed._replace(x=x_BTD + mixed.x)
         return x_BTD + mixed

@@ -93,6 +93,7 @@ class Transformer(nn.Module):
         document_ids_BT: Tensor | None = None,
         positions_BT: Tensor | None = None,
         collected: Collected | None = None,
+        counted_BT: Tensor | None = None,
     ) -> Tensor:
         """The last block's output (B, T, D) in the weights' dtype.
 
@@ -101,6 +102,7 @@ class Transformer(nn.Module):
             num_tokens: T, which `x` doesn't tell where its tokens are divided over processes.
             document_ids_BT, positions_BT: those of a `Batch`.
             collected: takes what the layers hand up.
+            counted_BT: how much each token counts in that.
         """
         collected = Collected(self.sum_shapes) if collected is None else collected
         layers = [self._attention(number) for number in self.blocks]
@@ -116,7 +118,9 @@ class Transformer(nn.Module):
         if self.positions is not None:
             h_BTD = self.positions(h_BTD, positions_BT)
         for layer, (name, block) in zip(layers, self.blocks.items(), strict=True):
-            output = block(h_BTD, turns[layer.rotary, layer.head_dim], masks[layer.window])
+            more = (counted_BT,) if block.has_experts else ()
+            turn, mask = turns[layer.rotary, layer.head_dim], masks[layer.window]
+            output = block(h_BTD, turn, mask, *more)
             h_BTD = collected.take(int(name), output)
         return h_BTD
 
@@ -140,7 +144,7 @@ class Transformer(nn.Module):
         collected = Collected(self.sum_shapes)
         num_tokens = batch.targets_BT.shape[1]
         h_BTD = self.hidden_states(
-            x, num_tokens, batch.document_ids_BT, batch.positions_BT, collected
+            x, num_tokens, batch.document_ids_BT, batch.positions_BT, collected, batch.counted_BT
         )
         if collected.objective is not None:
             h_BTD = with_term(h_BTD, weight * collected.objective)

@@ -111,7 +111,7 @@ def _swapped(
         case Role.HEAD:
             assert isinstance(module, Head)
             return _Head(module, _WholeSequence(group, sequence_parallel), **options)
-        case Role.NORM | Role.HEAD_NORM | Role.POSITIONS:
+        case _:
             raise AssertionError(f"{module} is whole on every process")
 
 

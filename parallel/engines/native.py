@@ -9,12 +9,10 @@ import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from triax.models.batch import Batch
 from triax.models.config import ModelConfig
-from triax.models.description import describe
-from triax.models.init import initialise
+from triax.parallel.balance import Balance
 from triax.parallel.config import ParallelConfig, PrecisionConfig
 from triax.parallel.dtypes import DTYPES
 from triax.parallel.engine import (
@@ -28,6 +26,7 @@ from triax.parallel.engine import (
     takes_flags,
 )
 from triax.parallel.flat_shards import local_tensor
+from triax.parallel.initial_weights import initialise_parts
 from triax.parallel.main_params import MainParams
 from triax.parallel.mesh import num_copies
 from triax.parallel.nonfinite import NonFiniteFinder, first_non_finite
@@ -75,9 +74,7 @@ class NativeEngine:
         self._tensor_size = mesh["tensor"].size()
         self._pipeline_group = mesh["pipeline"].get_group()
         self.parts = parallelize(model, mesh, config, precision, seq_len)
-        for part in self.parts:
-            part.module.to_empty(device=self.device)
-            part.module.tie()
+        self._buffers = _on_device(self.parts, self.device)
         self._tied = tied_head(model, mesh, config, self.parts)
         weights = {n: p for part in self.parts for n, p in part.module.named_parameters()}
         followers = [] if self._tied is None else [weights.pop("head.weight", None)]
@@ -92,9 +89,8 @@ class NativeEngine:
         elif self._gradient_dtype != torch.float32:
             for part in self.parts:
                 keep_gradients_in(part.module, self._gradient_dtype)
-        for name, parameter in self.parameters.items():
-            local, offset = _local_part(parameter)
-            initialise(local, describe(model).parameters[name], offset, seed)
+        initialise_parts(self.parameters, model, seed)
+        self._balance = Balance(self.parts)
         self._schedule = _make_schedule(self.parts, mesh, config, precision, model.hidden_size)
         copies = [num_copies(parameter, mesh) for parameter in self.parameters.values()]
         self._num_copies = torch.tensor(copies, device=self.device)
@@ -123,7 +119,9 @@ class NativeEngine:
             self._main_params.take_gradients()
         # What several processes hold counts once.
         squared_norm = (squared_norms(self.local_gradients()) / self._num_copies).sum()
-        return step_sums(sums, squared_norm, weight, self._tensor_size)
+        told = step_sums(sums, squared_norm, weight, self._tensor_size)
+        self._balance.learn(told.extra)
+        return told
 
     def update(self, lr: float, gradient_factor: Tensor, skip: Tensor) -> None:
         set_rates(self.optimizer, lr)
@@ -135,6 +133,7 @@ class NativeEngine:
         elif not bool(skip):
             torch._foreach_mul_(self.local_gradients(), gradient_factor)
             self.optimizer.step()
+        self._balance.update(skip)
         self.optimizer.zero_grad(set_to_none=True)
         self._is_published = self._is_published and self._writes_copies
 
@@ -168,6 +167,7 @@ class NativeEngine:
         tensors = {
             f"model.{name}": parameter.detach() for name, parameter in self.parameters.items()
         }
+        tensors |= {f"model.{name}": buffer for name, buffer in self._buffers.items()}
         for name, parameter in self.parameters.items():
             for key, value in self.optimizer.state[parameter].items():
                 tensors[f"optimizer.{name}.{key}"] = value
@@ -209,6 +209,18 @@ class NativeEngine:
                 value.zero_()
 
 
+def _on_device(parts: Sequence[Part], device: torch.device) -> dict[str, Tensor]:
+    """Give the parts memory; returns what the model keeps and doesn't train, as it begins."""
+    found = {}
+    for part in parts:
+        part.module.to_empty(device=device)
+        part.module.tie()
+        for name, buffer in part.module.named_buffers():
+            buffer.fill_(part.module.description.parameters[name].init_value)
+            found[name] = buffer
+    return found
+
+
 def _make_schedule(
     parts: Sequence[Part],
     mesh: DeviceMesh,
@@ -219,13 +231,3 @@ def _make_schedule(
     if config.pipeline == 1:
         return NoPipelining(parts[0].module, config.zero_stage)
     return PipelineSchedule(parts, mesh, config, hidden_size, DTYPES[precision.compute])
-
-
-def _local_part(parameter: Tensor) -> tuple[Tensor, Sequence[int]]:
-    """This process's part of a parameter, and where in the parameter it begins."""
-    if not isinstance(parameter, DTensor):
-        return parameter, [0] * parameter.ndim
-    _, offset = compute_local_shape_and_global_offset(
-        parameter.shape, parameter.device_mesh, parameter.placements
-    )
-    return parameter.to_local(), offset

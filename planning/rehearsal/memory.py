@@ -31,12 +31,12 @@ class Part(StrEnum):
     """Whole weights of a block, put together from all shards."""
     UNREDUCED = "unreduced gradients"
     """Of whole weights, kept from one micro-batch to the next."""
+    MESSAGES = "messages"
+    """What ZeRO packs to gather and to reduce, and what is received."""
     ACTIVATIONS = "activations"
     """Born in a forward pass, and alive after it."""
     BUFFERS = "buffers"
     """Made before the first step, and none of the above."""
-    MESSAGES = "messages"
-    """What is sent or received."""
     TEMPORARY = "temporary"
 
 
@@ -72,7 +72,9 @@ class MemoryLog:
 
     def note(self, tensor: Tensor) -> None:
         """Take down a tensor that an operation has made, or changed."""
-        if tensor.device.type == "meta":
+        # A fake tensor's `device` is an operation, which would be dispatched; this isn't.
+        device = getattr(tensor, "fake_device", None) or tensor.device
+        if device.type == "meta":
             return
         storage = tensor.untyped_storage()
         if id(storage) not in self._known:

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 from torch._C._distributed_c10d import ProcessGroup, Work, _resolve_process_group
-from torch.utils._pytree import tree_leaves
+
+from triax.planning.rehearsal.fake import tensors_in
 
 SEND, RECEIVE = "send", "receive"
 _KINDS = {
@@ -116,7 +116,7 @@ def message_of(func: Any, args: Sequence[Any], kwargs: Any, result: Any) -> Mess
     given = dict(zip(names, args, strict=False)) | dict(kwargs)
     group = _group_of(given)
     sizes = [_bytes_of(value) for value in (*given.values(), result)]
-    tensors = [leaf for leaf in tree_leaves((list(given.values()), result)) if _is_tensor(leaf)]
+    tensors = list(tensors_in((*given.values(), result)))
     place = given.get("dst", given.get("src")) if kind in (SEND, RECEIVE) else None
     return Message(
         kind,
@@ -146,10 +146,4 @@ def _group_of(given: dict[str, Any]) -> Group:
 
 
 def _bytes_of(value: Any) -> int:
-    return sum(
-        leaf.numel() * leaf.element_size() for leaf in tree_leaves(value) if _is_tensor(leaf)
-    )
-
-
-def _is_tensor(value: object) -> bool:
-    return isinstance(value, Tensor)
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors_in(value))

@@ -8,10 +8,11 @@ of FSDP2) refuses a second micro-batch and has no word for main params or gather
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 from unittest import mock
 
@@ -21,16 +22,21 @@ from torch import Tensor, nn
 from torch._C._distributed_c10d import FakeWork, Work
 from torch.nn.modules import module as torch_module
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from triax.models.batch import Batch
 from triax.models.layers.transformer import Transformer
-from triax.planning.rehearsal.fake import infers_shapes, is_wrapper
+from triax.planning.rehearsal.fake import infers_shapes, is_wrapper, tensors_in
 from triax.planning.rehearsal.holdings import mark_built, mark_gradients, mark_whole
 from triax.planning.rehearsal.memory import Held, MemoryLog, Part
 from triax.planning.rehearsal.messages import Event, Message, Wait, message_of, work_of
 from triax.training.step.step import StepContext, train_step
 
+_PACKED = (
+    torch.ops.c10d._allgather_base_.default,
+    torch.ops.c10d._reduce_scatter_base_.default,
+    torch.ops.c10d.recv_.default,
+)
+"""What has buffers of its own for its messages; others send what there is anyway."""
 PASSES, FORWARD, BACKWARD = "between passes", "forward", "backward"
 
 
@@ -51,7 +57,9 @@ class Recorder(TorchDispatchMode):
         self._forward_passes: list[list[Held]] = []
         self._kept: list[list[tuple[Held, int]]] = []
         self._num_messages = 0
-        self._works: dict[int, tuple[Work, int, Any]] = {}
+        self._is_waiting = False
+        self._works: dict[int, tuple[Work, int]] = {}
+        self._sent: dict[int, tuple[Any, Any]] = {}
 
     @property
     def phase(self) -> str:
@@ -93,26 +101,29 @@ class Recorder(TorchDispatchMode):
             return NotImplemented  # it comes again, with the tensors inside
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if infers_shapes():
-            return result
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self.memory.note(leaf)
+        if infers_shapes() or self._is_waiting:
+            return result  # torch's own, or the backend's, which unpacks what has arrived
+        for tensor in tensors_in(result):
+            self.memory.note(tensor)
         message = message_of(func, args, kwargs, result)
         if message is not None:
-            self._take_down(message, (args, kwargs), result)
+            self._take_down(message, func, (*args, *kwargs.values()), result)
         return result
 
-    def _take_down(self, message: Message, given: Any, result: Any) -> None:
+    def _take_down(self, message: Message, func: Any, given: Any, result: Any) -> None:
         work = work_of(result)
         if message.is_async and work is not None:
             # As long as the handle lives, torch gives it to the caller as this same object.
-            # What is sent lives as long; a fake one wouldn't hold it.
-            self._works[id(work)] = (work, self._num_messages, given)
+            self._works[id(work)] = (work, self._num_messages)
+            # A real handle holds what it sends; a fake one doesn't.
+            self._sent[id(work)] = given, weakref.ref(work, partial(self._forget, id(work)))
         self._num_messages += 1
         self.events.append(message)
-        tensors = [leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor)]
-        self.memory.mark(tensors, Part.MESSAGES)
+        if func in _PACKED:
+            self.memory.mark(tensors_in(given), Part.MESSAGES)
+
+    def _forget(self, key: int, _reference: object) -> None:
+        self._sent.pop(key, None)
 
     @contextmanager
     def _seen_waits(self, kind: type) -> Iterator[None]:
@@ -120,10 +131,14 @@ class Recorder(TorchDispatchMode):
 
         @wraps(wait)
         def seen(work: Work, *args: Any, **kwargs: Any) -> Any:
-            _, number, _ = self._works.pop(id(work), (None, None, None))
+            _, number = self._works.pop(id(work), (None, None))
             if number is not None:
                 self.events.append(Wait(number))
-            return wait(work, *args, **kwargs)
+            self._is_waiting = True
+            try:
+                return wait(work, *args, **kwargs)
+            finally:
+                self._is_waiting = False
 
         with mock.patch.object(kind, "wait", seen):
             yield

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import itertools
 import os
 import pickle
+from enum import Enum
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
+    _MEM_FORMAT_ENCODING,
     BytesStorageMetadata,
     ChunkStorageMetadata,
     Metadata,
@@ -117,6 +120,44 @@ def test_the_payload_of_these_tests_would_run(tmp_path: Path) -> None:
     """The tests above can fail: an unrestricted unpickler runs what they hold."""
     pickle.loads(pickle.dumps(hostile_calls(tmp_path / "mark")[0]))
     assert (tmp_path / "mark").exists()
+
+
+class EarlyPickler(pickle.Pickler):
+    """Pickles members of an Enum as Python 3.11.0 to 3.11.3 do."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, Enum):
+            return getattr, (type(value), value.name)
+        return NotImplemented
+
+
+def test_checkpoints_of_early_python_3_11_are_read(folder: Path) -> None:
+    """Debian 12 has 3.11.2; its pickles ask for `getattr`, which no other place gets."""
+    metadata, written = ShardReader(folder).read_metadata(), io.BytesIO()
+    EarlyPickler(written).dump(metadata)
+    assert b"getattr" in written.getvalue()
+    before = read_tensors(folder)
+    (folder / ".metadata").write_bytes(written.getvalue())
+    after = read_tensors(folder)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        Payload(getattr, Metadata, "__init__"),
+        Payload(getattr, torch.Size, "__new__"),
+        Payload(getattr, _MEM_FORMAT_ENCODING, "__class__"),
+        Payload(getattr, _MEM_FORMAT_ENCODING, "no_member"),
+        Payload(getattr, "text", "format"),
+    ],
+)
+def test_getattr_gives_members_of_an_enum_alone(folder: Path, call: Payload) -> None:
+    wrong: dict[str, Any] = {"model.a": call}
+    (folder / ".metadata").write_bytes(pickle.dumps(Metadata(wrong, storage_data={})))
+    with pytest.raises(UserError, match="not a file that triax wrote"):
+        read_tensors(folder)
 
 
 def test_shards_run_no_code(folder: Path, tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -64,6 +66,64 @@ def test_a_prompt_beyond_the_context_is_told(
     shown = capsys.readouterr()
     assert shown.out.startswith("9 bytes..")
     assert "--prompt has 9 tokens, of which the model sees the last 8" in shown.err
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_many_prompts_give_json_lines(
+    checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "plain.txt").write_text("abc\n\nlonger prompt\n", encoding="utf-8")
+    (tmp_path / "lines.jsonl").write_text('{"prompt": "abc"}\n{"prompt": ""}\n', encoding="utf-8")
+    command = ["generate", checkpoint, "--max-new-tokens", "5", "--json", "--prompts"]
+    assert main([*command, str(tmp_path / "plain.txt"), "--num-samples", "2"]) == 0
+    found = lines(capsys)
+    assert [line["prompt"] for line in found] == ["abc", "abc", "longer prompt", "longer prompt"]
+    assert found[0]["text"] != found[1]["text"], "samples have seeds of their own"
+    assert all(line["num_tokens"] == 5 and line["log_prob"] < 0 for line in found)
+    assert {line["finish_reason"] for line in found} == {"length"}
+    assert main([*command, str(tmp_path / "lines.jsonl"), "--batch-size", "1"]) == 0
+    assert lines(capsys)[0]["text"] == found[0]["text"], "alone as beside others"
+
+
+def test_a_stop_string_ends_a_text_before_it(
+    checkpoint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["generate", checkpoint, "--prompt", "ab", "--max-tokens", "30", "--top-k", "5"]
+    assert main([*command, "--json"]) == 0
+    [whole] = lines(capsys)
+    stop = whole["text"][10:13]
+    cut = whole["text"][: whole["text"].index(stop)]
+    assert main([*command, "--json", "--stop", stop]) == 0
+    [stopped] = lines(capsys)
+    assert (stopped["text"], stopped["finish_reason"]) == (cut, "stop")
+    assert main([*command, "--stop", stop]) == 0
+    assert capsys.readouterr().out == f"ab{cut}\n", "what is streamed holds back its beginning"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "holds no prompt"),
+        (b"\xff", "not UTF-8 text"),
+        (b'{"prompt": "a"}\n{"text": "b"}', 'line 2: expected {"prompt": TEXT}'),
+        (None, "no such file"),
+    ],
+)
+def test_bad_files_of_prompts(
+    checkpoint: str,
+    tmp_path: Path,
+    content: bytes | None,
+    words: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if content is not None:
+        (tmp_path / "prompts").write_bytes(content)
+    command = ["generate", checkpoint, "--prompts", str(tmp_path / "prompts")]
+    assert main(command) == ExitCode.BAD_INPUT
+    assert words in capsys.readouterr().err
 
 
 def test_all_that_is_drawn_is_shown(checkpoint: str, capsys: pytest.CaptureFixture[str]) -> None:

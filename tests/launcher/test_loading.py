@@ -16,11 +16,13 @@ from hypothesis import strategies as st
 
 from triax.common.errors import UserError
 from triax.common.quantities import Duration, Unit
+from triax.launcher.checks.sections import find_problems
 from triax.launcher.config.loading import load_config
 from triax.launcher.config.overrides import split_overrides
 from triax.launcher.config.problems import ConfigError, Problem
 from triax.launcher.config.run_config import RunConfig
 from triax.launcher.config.toml_lines import locate_keys
+from triax.models.families import model_config
 
 GOOD: dict[str, Any] = {
     "run": {"name": "test"},
@@ -529,7 +531,7 @@ def test_unknown_keys_hide_nothing_and_nothing_hides_them(tmp_path: Path) -> Non
     globl_batch_size = 8
     """
     expected = {
-        "model": "hidden_size 10 is not a multiple of num_heads 3",
+        "model.head_dim": "hidden_size 10 is not a multiple of num_heads 3",
         "model.bananas": "unknown key; valid are family, preset",
         "data": "names the same path twice",
         "data.sources.0.wieght": "unknown key; did you mean weight?",
@@ -538,6 +540,32 @@ def test_unknown_keys_hide_nothing_and_nothing_hides_them(tmp_path: Path) -> Non
     found = {problem.path: problem.message for problem in problems_of(tmp_path, text)}
     assert found.keys() == expected.keys()
     assert all(words in found[path] for path, words in expected.items())
+
+
+def test_heads_that_do_not_divide_hide_nothing(tmp_path: Path) -> None:
+    model = {"num_layers": 0, "hidden_size": 10, "num_heads": 3, "ffn_hidden_size": "x"}
+    found = {problem.path for problem in problems_of(tmp_path, GOOD | {"model": model})}
+    assert found == {"model", "model.num_layers", "model.head_dim", "model.ffn_hidden_size"}
+
+
+def test_a_bad_value_that_stands_alone_hides_no_check(tmp_path: Path) -> None:
+    tables = {
+        "data": {"sources": [{"path": "none"}], "seq_len": 8, "prefetch": -1},
+        "checkpoint": {"init_from": "nowhere", "keep": 0},
+    }
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path, GOOD | tables), (), find_problems)
+    found = {problem.path for problem in caught.value.problems}
+    assert found >= {
+        "data.prefetch", "data.sources.0.path", "checkpoint.keep", "checkpoint.init_from"
+    }  # fmt: skip
+
+
+def test_a_resolved_config_of_a_preset_s_former_name_loads(tmp_path: Path) -> None:
+    former = model_config(preset="llama-124m").model_dump(mode="json", exclude_none=True)
+    del former["family"]
+    config = load_config(write(tmp_path, GOOD | {"model": former | {"preset": "gpt2-124m"}}))
+    assert config.model == model_config(preset="llama-124m")
 
 
 def test_an_unknown_preset_hides_nothing(tmp_path: Path) -> None:

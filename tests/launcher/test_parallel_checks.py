@@ -167,3 +167,46 @@ def sections(tmp_path: Path, tables: str) -> dict[str, Any]:
     base["run"]["dir"] = str(tmp_path)
     config = RunConfig.model_validate_json(json.dumps(base))
     return {name: getattr(config, name) for name in RunConfig.model_fields}
+
+
+SPARSE = BASE.replace(
+    "[data]\n",
+    "[model.experts]\nnum_experts = 8\ntop_k = 2\nffn_hidden_size = 32\n[data]\n", 1
+)  # fmt: skip
+
+
+def test_experts_that_work(tmp_path: Path) -> None:
+    for parallel in (
+        "expert = 4\nzero_stage = 3", "expert = 8\nzero_stage = 0", "tensor = 2\nexpert = 2",
+        "replicate = 2\nexpert = 4\npipeline = 1",
+    ):  # fmt: skip
+        assert problems(tmp_path, parallel, base=SPARSE) == [], parallel
+
+
+@pytest.mark.parametrize(
+    ("parallel", "changes", "path", "words"),
+    [
+        ("expert = 2", ("[model.experts]", "[nothing]"), "parallel.expert", "a model with experts"),
+        ("expert = 3", ("", ""), "parallel.expert", "doesn't divide model.experts.num_experts 8"),
+        ("expert = 4\ntensor = 4", ("", ""), "parallel.expert", "doesn't divide the 2 processes"),
+        ("expert = 2", ("hidden_size = 64", "hidden_size = 66\nhead_dim = 8"),
+         "model.hidden_size", "multiple of 8"),
+        ("expert = 2", ("hidden_size = 64", "hidden_size = 66\nhead_dim = 8"),
+         "model.hidden_size", "4 processes that share"),
+        ("tensor = 8\n", ("", ""), "model.experts.ffn_hidden_size", "/ parallel.tensor = 4"),
+        ("", ("[data]", '[precision]\ncompute = "fp8"\n[data]'), "precision.compute", "not in fp8"),
+        ('engine = "deepspeed"', ("", ""), "parallel.engine", "experts of their own"),
+        ('expert = 2\nzero_stage = 3\nactivation_checkpointing = "selective"', ("", ""),
+         "parallel.activation_checkpointing", "use full"),
+        ("tensor = 2", ("vocab_size = 1000\n", "vocab_size = 1000\njoint_qk_norm = true\n"),
+         "parallel.tensor", "over all of them"),
+    ],
+)  # fmt: skip
+def test_experts_that_do_not(
+    tmp_path: Path, parallel: str, changes: tuple[str, str], path: str, words: str
+) -> None:
+    base = SPARSE.replace(*changes, 1) if changes[0] else SPARSE
+    if "[nothing]" in base:
+        base = BASE
+    found = problems(tmp_path, parallel, base=base)
+    assert any(line.startswith(f"{path}: ") and words in line for line in found), found

@@ -30,7 +30,10 @@ def rows_of(config: ModelConfig) -> tuple[list[Shape], list[Shape]]:
     """Names and shapes of the table and of the model, in order."""
     with torch.device("meta"):
         model = Transformer(config)
-    table = [(name, row.shape) for name, row in describe(config).parameters.items()]
+    described = describe(config)
+    untrained = described.parameters.keys() - described.weights.keys()
+    assert untrained == {name for name, _ in model.named_buffers()}
+    table = [(name, row.shape) for name, row in described.weights.items()]
     return table, [(name, tuple(p.shape)) for name, p in model.named_parameters()]
 
 

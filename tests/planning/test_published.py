@@ -35,3 +35,12 @@ def test_every_run_has_a_source_and_every_miss_an_explanation(published: ModuleT
     rows = published.load_rows()
     assert {row.source for row in rows} == set(table["sources"])
     assert all(row.miss_note for row in rows if abs(row.miss) > published.TOLERANCE)
+
+
+def test_the_page_shows_what_the_command_prints(
+    published: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    published.main()
+    page = (SCRIPT.parents[1] / "docs" / "planning.md").read_text(encoding="utf-8")
+    printed = [f"    {line}".rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert "\n".join(printed) in page

@@ -171,7 +171,9 @@ def models() -> dict[str, ModelConfig]:
         "scaled": _SCALED,
     }
     found = {
-        name: model_config(preset=name) for name in PRESETS if name.startswith(("mini", "llama3"))
+        name: model_config(preset=name)
+        for name, fields in PRESETS.items()
+        if name.startswith(("mini", "llama3")) and "experts" not in fields
     }
     return found | {name: model_config(**SMALL | change) for name, change in changes.items()}
 

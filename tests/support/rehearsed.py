@@ -4,7 +4,7 @@ that the real engine holds, to hold the planner against."""
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch.distributed as dist
@@ -26,17 +26,19 @@ class Both(NamedTuple):
     """What one process did."""
 
     real: Recording
-    rehearsed: Recording
+    rehearsed: Recording | None
+    """None where it wasn't to be rehearsed."""
     states: States
     """What the real engine held between the passes and the update."""
 
 
-def both(cases: Sequence[Case]) -> list[Both]:
-    """Real steps of all cases, then the rehearsals; to be called on all processes of a fleet."""
+def both(cases: Sequence[Case], ranks: Collection[int]) -> list[Both]:
+    """Real steps of all cases, then the rehearsals of some ranks; to be called on all processes of
+    a fleet."""
     rank, world_size = dist.get_rank(), dist.get_world_size()
     real = [_real(case) for case in cases]
     dist.destroy_process_group()
-    rehearsed = [rehearse(case, rank, world_size) for case in cases]
+    rehearsed = [rehearse(case, rank, world_size) if rank in ranks else None for case in cases]
     # The fleet wants to meet and to leave a group.
     dist.init_process_group("fake", rank=rank, world_size=world_size, store=FakeStore())
     return [
@@ -55,6 +57,7 @@ def rehearse(case: Case, rank: int, world_size: int) -> Recording:
         case.micro_batch_size,
         case.seq_len,
     )
+    engine_class(case)
     with fake_world(rank, world_size):
         batches = micro_batches(case, 0)
         with FakeTensors(sent):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,12 +10,16 @@ import torch
 from fleet import run_fleet
 from parity import TOLERANCE
 from torch import Tensor
-from worlds import Case, Leg, plain_run, run_leg
+from worlds import Case, Leg, Run, plain_run, run_leg
 
 STEPS_EACH = 2
 
 
-def check_relay(folder: Path, legs: Sequence[tuple[int, Case]]) -> None:
+def check_relay(
+    folder: Path,
+    legs: Sequence[tuple[int, Case]],
+    plain_loop: Callable[[Case], Run] = plain_run,
+) -> None:
     """Each leg (number of processes, job) reads bitwise what the former wrote, and all together
     give the losses of a plain loop."""
     losses: list[float] = []
@@ -33,7 +37,7 @@ def check_relay(folder: Path, legs: Sequence[tuple[int, Case]]) -> None:
     assert any(name.endswith("exp_avg_sq") for name in saved)
     _, first = legs[0]
     plain = replace(first, parallel={}, num_steps=len(legs) * STEPS_EACH)
-    [expected] = run_fleet(1, plain_run, plain)
+    [expected] = run_fleet(1, plain_loop, plain)
     torch.testing.assert_close(losses, expected.losses, rtol=TOLERANCE, atol=0)
 
 

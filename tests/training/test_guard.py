@@ -202,6 +202,15 @@ def test_a_restored_guard_decides_as_the_one_that_went_on(num_steps: int) -> Non
     assert guard.state() == restored.state()
 
 
+@pytest.mark.parametrize("window", [WINDOW // 2, WINDOW * 2])
+def test_a_window_of_another_length_has_lowest_medians_of_its_own(window: int) -> None:
+    state = warm(2 * WINDOW).state()
+    assert None not in state["lowest"]
+    other = Guard(StabilityConfig(window=window))
+    other.load(state)
+    assert other.state()["lowest"] == [None, None]
+
+
 def test_a_shorter_window_takes_the_newest_values() -> None:
     guard = warm(3 * WINDOW + 7)
     shorter = Guard(StabilityConfig(window=16))

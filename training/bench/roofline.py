@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, current_flash_attention_impl, sdpa_ke
 from triax.common.errors import UserError
 from triax.models.architecture import Attention
 from triax.models.config import ModelConfig
-from triax.models.description import Parameter, Role, describe
+from triax.models.description import EXPERTS, Parameter, Role, describe
 from triax.parallel.config import PrecisionConfig
 from triax.parallel.dtypes import DTYPES
 from triax.parallel.flat_shards import local_parts
@@ -119,7 +119,7 @@ def _readers_of_one_input(table: Iterable[Parameter]) -> Iterator[list[Parameter
 
     def input_of(parameter: Parameter) -> tuple[str, bool]:
         module, _, _ = parameter.name.removesuffix(".weight").rpartition(".")
-        return module, parameter.role is Role.COLUMN
+        return module, parameter.role in (Role.COLUMN, Role.EXPERT_COLUMN)
 
     for _, readers in itertools.groupby(factors, key=input_of):
         yield list(readers)
@@ -128,14 +128,19 @@ def _readers_of_one_input(table: Iterable[Parameter]) -> Iterator[list[Parameter
 def _product(work: Work, readers: Sequence[Parameter]) -> Product:
     """One micro-batch's product of one layer."""
     first = readers[0]
-    inputs = first.shape[1] // (work.tensor if first.split_dimension == 1 else 1)
-    split = work.tensor if first.split_dimension == 0 else 1
+    # Of experts, as many rows as tokens go through one, each divided alike.
+    num_rows = work.micro_batch_size * work.seq_len
+    if first.role in EXPERTS:
+        num_rows = round(num_rows * first.active_share * first.shape[0])
+    out_dimension = len(first.shape) - 2
+    inputs = first.shape[-1] // (work.tensor if first.split_dimension == out_dimension + 1 else 1)
+    split = work.tensor if first.split_dimension == out_dimension else 1
     is_head = first.role is Role.HEAD
     return Product(
         name=", ".join(each.name.split(".")[-2] for each in readers),
-        num_rows=work.micro_batch_size * work.seq_len,
+        num_rows=num_rows,
         num_inputs=inputs,
-        num_outputs=tuple(each.shape[0] // split for each in readers),
+        num_outputs=tuple(each.shape[-2] // split for each in readers),
         count=1,
         compute="bf16" if is_head and work.compute == "fp8" else work.compute,
     )

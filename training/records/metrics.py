@@ -33,7 +33,31 @@ class Shown(NamedTuple):
     """Shows it on the console, as "balance {:.3f}"; None leaves it out."""
 
 
-SHOWN = (Shown("z_loss", "z_loss", lambda value, step: float(value) / (step.total_weight or 1.0)),)
+def _by_token(value_L: Tensor, step: StepResult[float]) -> float:
+    """The mean over target tokens and the layers that have told something; L layers."""
+    num_layers = int((value_L != 0).sum())
+    return float(value_L.sum()) / (max(num_layers, 1) * (step.total_weight or 1.0))
+
+
+def _highest_load(tokens_LE: Tensor, _step: StepResult[float]) -> float:
+    """The load of an expert over its layer's mean, where it is highest; L layers, E experts."""
+    return float((tokens_LE.amax(1) / tokens_LE.mean(1).clamp(min=1e-9)).amax())
+
+
+def _num_dead(tokens_LE: Tensor, _step: StepResult[float]) -> float:
+    """Experts that no token has chosen."""
+    has_experts = tokens_LE.sum(1) > 0
+    return float((tokens_LE[has_experts] == 0).sum())
+
+
+SHOWN = (
+    Shown("z_loss", "z_loss", lambda value, step: float(value) / (step.total_weight or 1.0)),
+    Shown("expert_load_max", "expert_tokens", _highest_load, console="load {:.2f}"),
+    Shown("dead_experts", "expert_tokens", _num_dead),
+    Shown("balance_loss", "expert_balance", _by_token),
+    Shown("router_entropy", "router_entropy", _by_token),
+    Shown("dropped_tokens", "expert_dropped", lambda value, _step: float(value.sum())),
+)
 """Extras are shown where a line here says so, and nowhere else."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from triax.common.errors import ExitCode, UserError
+from triax.common.files import open_regular
 from triax.training.records.run_directory import RunDirectory
 from triax.training.stability.heartbeat import (
     STACKS_OF,
@@ -30,6 +32,8 @@ _FOLDERS = {path.parent.name for path in _TRIAX.glob("*/__init__.py")}
 _OTHERS = {"site-packages", "dist-packages"}
 _ERROR = re.compile(r"^(?P<kind>[\w.]*(?:Error|Exception|Interrupt|Exit))(?:: (?P<text>.*))?$")
 _MAX_EVENTS = 8
+_MOST_BYTES = 1 << 24
+"""Of a log, from its end."""
 _TOLD = (
     "hang", "silent_corruption", "data_differs", "stop", "rollback", "new_level", "straggler",
     "checkpoint_failed", "skipped_update",
@@ -234,9 +238,12 @@ def _last_error(log: Path) -> str:
 
 
 def _text(path: Path) -> str:
-    """What a file says; nothing if it isn't there or can't be read."""
+    """The end of what a file says; nothing if it isn't there or can't be read."""
     try:
-        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        with open_regular(path) as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _MOST_BYTES))
+            return file.read(_MOST_BYTES).decode("utf-8", errors="replace")
     except OSError:
         return ""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from triax.common.errors import UserError
 from triax.common.quantities import MAX_COUNT, format_count
 from triax.models.config import ModelConfig
-from triax.models.counts import num_non_embedding_parameters, num_parameters
+from triax.models.counts import num_active_parameters
 from triax.training.config import BudgetConfig
 
 
@@ -25,10 +25,9 @@ class Budget:
 
 
 def counted_parameters(budget: BudgetConfig, model: ModelConfig) -> int:
-    """The model's parameters by the convention that `budget.parameters` names."""
-    if budget.parameters == "total":
-        return num_parameters(model)
-    return num_non_embedding_parameters(model)
+    """The model's parameters by the convention that `budget.parameters` names; of experts, those
+    that a token passes."""
+    return num_active_parameters(model, with_embeddings=budget.parameters == "total")
 
 
 def chinchilla_tokens(budget: BudgetConfig, model: ModelConfig) -> int:

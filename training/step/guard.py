@@ -196,17 +196,21 @@ class Guard:
     def load(self, state: dict[str, Any]) -> None:
         """Go on from a saved state; of a longer window than now the newest values are taken.
 
-        States from before norms had levels hold no seen norms, and one lowest median.
+        States from before norms had levels hold no seen norms, and one lowest median. The lowest
+        medians are of full windows: those of a window of another length begin anew.
         """
         self.forget()
         names = ("losses", "log_norms", "loss_changes", "log_norm_changes")
         values = torch.tensor([state[name] for name in names], device=self._device)
+        is_of_this_window = values.shape[1] == self._config.window
         values = values[:, -self._config.window :]
         self._values_4W[:, : values.shape[1]] = values
         self._count += values.shape[1]
         seen = state.get("seen_log_norms", state["log_norms"])[-_NUM_SEEN:]
         self._seen_S[: len(seen)] = torch.tensor(seen, device=self._device)
         self._num_seen += len(seen)
+        if not is_of_this_window:
+            return
         lowest, sigma = state["lowest"], state["lowest_sigma"]
         if not isinstance(lowest, list):
             lowest, sigma = [lowest, None], [sigma, 1.0]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 
@@ -85,24 +86,28 @@ OPTIMIZERS: dict[str, Callable[[OptimizerPlan], Optimizer]] = {
 def parameter_groups(
     config: OptimizerConfig, parameters: Mapping[str, Tensor], table: Mapping[str, Parameter]
 ) -> list[dict[str, Any]]:
-    """The parameters that are updated alike: those that decay first, then by their rate.
+    """The parameters that are updated alike: those that decay first, then by their rate. Torch's
+    kernels take those of one device mesh at once.
 
     A group's `lr_scale` is what the engine multiplies the learning rate by.
     """
     kinds = dict.fromkeys(
         (decays, config.lr_scales.get(role, 1.0)) for decays in (True, False) for role in Role
     )
-    members: dict[tuple[bool, float], list[Tensor]] = {kind: [] for kind in kinds}
+    meshes = dict.fromkeys(getattr(each, "device_mesh", None) for each in parameters.values())
+    members: dict[tuple[bool, float, DeviceMesh | None], list[Tensor]] = {
+        (*kind, mesh): [] for kind in kinds for mesh in meshes
+    }
     for name, parameter in parameters.items():
-        row = table[name]
-        members[row.decays, config.lr_scales.get(row.role, 1.0)].append(parameter)
+        row, mesh = table[name], getattr(parameter, "device_mesh", None)
+        members[row.decays, config.lr_scales.get(row.role, 1.0), mesh].append(parameter)
     return [
         {
             "params": group,
             "weight_decay": config.weight_decay if decays else 0.0,
             "lr_scale": scale,
         }
-        for (decays, scale), group in members.items()
+        for (decays, scale, _), group in members.items()
         if group
     ]
 

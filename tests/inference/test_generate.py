@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from typing import Any
+
 import pytest
 import torch
 
 from triax.common.errors import UserError
 from triax.inference.generate import generate
+from triax.inference.sampling import Sampling
 from triax.models.families import model_config
 from triax.models.layers.transformer import Transformer
 
@@ -22,9 +26,12 @@ def model() -> Transformer:
     )  # fmt: skip
 
 
-def write(model: Transformer, **options: object) -> list[int]:
-    settings = {"max_new_tokens": 12, "context": 8, "seed": 1} | options
-    return list(generate(model, [3, 4], **settings))  # type: ignore[arg-type]
+def write(model: Transformer, **options: Any) -> list[int]:
+    names = {field.name for field in fields(Sampling)}
+    drawing = {"temperature": 0.8, "top_k": 50} | {k: v for k, v in options.items() if k in names}
+    settings: dict[str, Any] = {"max_new_tokens": 12, "context": 8, "seed": 1}
+    settings |= {name: value for name, value in options.items() if name not in names}
+    return list(generate(model, [3, 4], sampling=Sampling(**drawing), **settings))
 
 
 def test_temperature_zero_takes_the_likeliest(model: Transformer) -> None:
@@ -44,7 +51,7 @@ def test_top_one_is_the_likeliest(model: Transformer) -> None:
 
 def test_a_stop_token_ends_the_text_and_is_not_part_of_it(model: Transformer) -> None:
     text = write(model)
-    stopped = write(model, stop_token=text[5])
+    stopped = write(model, stop_tokens=[text[5]])
     assert stopped == text[: text.index(text[5])]
 
 

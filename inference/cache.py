@@ -1,0 +1,141 @@
+"""Keys and values of the tokens that a model has seen, so that each is computed once.
+
+Rows of prompts of unequal length are aligned at their ends: a shorter one begins with slots that
+hold nothing, which no token sees, and positions count from a row's own first token. So every row
+appends at the same slot.
+
+Shape letters: B rows, T new tokens, S slots, H query heads, G key/value heads, N query heads that
+share a key, K head dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from triax.models.layers.attention import Attention
+from triax.models.layers.block import Block
+from triax.models.layers.transformer import Transformer
+
+
+class KeyValueCache:
+    """The keys and values of some rows, in each layer.
+
+    Everything is kept for the whole context, also in layers with a sliding window.
+    """
+
+    def __init__(self, model: Transformer, num_rows: int, capacity: int) -> None:
+        """Args:
+        model: the whole model, on its device.
+        num_rows: B.
+        capacity: slots a row: the longest context.
+        """
+        weight = model.embedding.weight if model.embedding is not None else None
+        assert weight is not None, "a pipeline stage can't write by itself"
+        self._layers: dict[str, tuple[Tensor, Tensor]] = {}
+        for name, layer in enumerate(model.description.architecture.layers):
+            attention = layer.attention
+            shape = (num_rows, attention.num_query_groups, capacity, attention.head_dim)
+            keys, values = (
+                torch.zeros(shape, dtype=weight.dtype, device=weight.device) for _ in range(2)
+            )
+            self._layers[str(name)] = keys, values
+        self.capacity = capacity
+        self.length = 0
+        """Slots in use, of every row."""
+        self.num_empty_B = torch.zeros(num_rows, dtype=torch.int64, device=weight.device)
+        """Slots at a row's beginning that hold nothing."""
+        self._has_empty = False
+
+    def begin(self, lengths: Sequence[int]) -> None:
+        """Forget everything; the next tokens are the rows' first, so many in each."""
+        self.length = 0
+        empty = [max(lengths) - length for length in lengths]
+        self._has_empty = any(empty)
+        self.num_empty_B = torch.tensor(empty, device=self.num_empty_B.device)
+
+    def positions_BT(self, num_tokens: int) -> Tensor:
+        """The next tokens' positions in their own rows; 0 for slots that hold nothing."""
+        slots = torch.arange(self.length, self.length + num_tokens, device=self.num_empty_B.device)
+        return (slots - self.num_empty_B[:, None]).clamp(min=0)
+
+    def mask(self, num_tokens: int, window: int | None) -> Tensor | None:
+        """Which slots the next tokens see: bool (B or 1, 1, T, S); None for all up to their own."""
+        length = self.length + num_tokens
+        has_window = window is not None and window < length
+        if not has_window and not self._has_empty and (num_tokens == 1 or self.length == 0):
+            return None
+        slots = torch.arange(length, device=self.num_empty_B.device)
+        own = slots[self.length :, None]
+        visible_BTS = (slots <= own)[None]
+        if window is not None and has_window:
+            visible_BTS = visible_BTS & (own - slots < window)
+        if self._has_empty:
+            visible_BTS = visible_BTS & (slots >= self.num_empty_B[:, None, None])
+            # A slot that holds nothing sees itself, lest its softmax be 0/0.
+            visible_BTS = visible_BTS | (slots == own)
+        return visible_BTS[:, None]
+
+    def attend(
+        self, layer: str, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        """Keep the new tokens' keys and values, and mix all values so far; (B, H, T, K)."""
+        keys_BGSK, values_BGSK = self._layers[layer]
+        num_tokens = q_BHTK.shape[2]
+        new = slice(self.length, self.length + num_tokens)
+        keys_BGSK[:, :, new], values_BGSK[:, :, new] = k_BGTK, v_BGTK
+        k_BGSK, v_BGSK = keys_BGSK[:, :, : new.stop], values_BGSK[:, :, : new.stop]
+        if num_tokens == 1:
+            # The heads that share a key stand side by side as if they were several queries of it.
+            q_BGNK = q_BHTK.squeeze(2).unflatten(1, (k_BGSK.shape[1], -1))
+            mixed_BGNK = F.scaled_dot_product_attention(q_BGNK, k_BGSK, v_BGSK, attn_mask=mask)
+            return mixed_BGNK.flatten(1, 2).unsqueeze(2)
+        return F.scaled_dot_product_attention(
+            q_BHTK, k_BGSK, v_BGSK, attn_mask=mask, is_causal=mask is None, enable_gqa=True
+        )
+
+    def advance(self, num_tokens: int) -> None:
+        """The tokens are in all layers."""
+        self.length += num_tokens
+
+
+def next_logits(model: Transformer, cache: KeyValueCache, tokens_BT: Tensor) -> Tensor:
+    """Logits (B, V) in fp32 of what follows the given tokens, which the cache then holds."""
+    assert model.norm is not None and model.head is not None
+    num_tokens = tokens_BT.shape[1]
+    with _reading(model, cache):
+        h_BTD = model.hidden_states(
+            tokens_BT, num_tokens, positions_BT=cache.positions_BT(num_tokens)
+        )
+    cache.advance(num_tokens)
+    return model.head.logits(model.norm(h_BTD[:, -1:]))[:, 0]
+
+
+@contextmanager
+def _reading(model: Transformer, cache: KeyValueCache) -> Iterator[None]:
+    """Within it the model's attention looks at the cache, too."""
+
+    def make_mask(
+        _ids: object, num_tokens: int, window: int | None, _device: object
+    ) -> Tensor | None:
+        return cache.mask(num_tokens, window)
+
+    attentions: list[tuple[str, Attention]] = []
+    for name, block in model.blocks.items():
+        assert isinstance(block, Block)
+        attentions.append((name, block.attention))
+    before = [attention.attend for _, attention in attentions], model.make_mask
+    try:
+        model.make_mask = make_mask
+        for name, attention in attentions:
+            attention.attend = partial(cache.attend, name)
+        yield
+    finally:
+        for (_, attention), attend in zip(attentions, before[0], strict=True):
+            attention.attend = attend
+        model.make_mask = before[1]
