@@ -17,6 +17,7 @@ from triax.data.prepare.document_tokens import special_tokens
 from triax.data.prepare.tokenizer import decode, library_errors
 from triax.inference.generate import generate
 from triax.inference.load import Loaded, load_checkpoint
+from triax.inference.sampling import Sampling
 from triax.inference.scoring import score
 
 _DEFAULT_CONTEXT = 2048
@@ -138,9 +139,11 @@ class Harness:
             prompt,
             max_new_tokens=num_new,
             context=self.max_length,
-            temperature=float(asked["temperature"]) if asked["do_sample"] else 0.0,
-            top_k=int(asked.get("top_k") or 0) or None,
-            stop_token=self.eot_token_id,
+            sampling=Sampling(
+                temperature=float(asked["temperature"]) if asked["do_sample"] else 0.0,
+                top_k=int(asked.get("top_k") or 0) or None,
+            ),
+            stop_tokens=[self.eot_token_id],
         )
         written: list[int] = []
         text = ""
