@@ -5,6 +5,8 @@ Everything else that is raised is our own fault and keeps its traceback.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 
 
@@ -27,3 +29,24 @@ class UserError(ValueError):
     The message is shown without a traceback and the process exits with
     `ExitCode.BAD_INPUT`. It says what is wrong, where, what was expected and what to do.
     """
+
+
+@contextmanager
+def record_errors() -> Iterator[None]:
+    """Turn what a record of wrong types or missing fields raises into a UserError.
+
+    Checksums don't tell who wrote it, so a record may hold anything that JSON can.
+
+    Raises:
+        UserError: anything was raised inside the block.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            "the checkpoint's record isn't one that a run writes "
+            f"({type(error).__name__}: {error}); restore the checkpoint from a copy, remove it to "
+            "go on from an earlier one, or choose another run.name"
+        ) from error

@@ -65,7 +65,7 @@ class Loaded:
         Raises:
             UserError: there is none, or it has more tokens than the model.
         """
-        chosen = self._chosen(folder)
+        chosen = self.chosen_tokenizer(folder)
         tokenizer = load_tokenizer(Path(chosen))
         size = vocabulary_size(tokenizer)
         if size > self.model.config.vocab_size:
@@ -81,9 +81,14 @@ class Loaded:
         Raises:
             UserError: there is no tokenizer, or it lacks what the checkpoint's record names.
         """
-        return recorded_tokens(self.record, self._chosen(folder))
+        return recorded_tokens(self.record, self.chosen_tokenizer(folder))
 
-    def _chosen(self, folder: str | None) -> str:
+    def chosen_tokenizer(self, folder: str | None = None) -> str:
+        """The folder of the tokenizer that `tokenizer` loads.
+
+        Raises:
+            UserError: there is none.
+        """
         chosen = folder or self.tokenizer_folder
         if chosen is None:
             raise UserError(f"{self.path}: names no tokenizer: give one with --tokenizer DIR")

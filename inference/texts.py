@@ -41,7 +41,9 @@ class Writer:
         """What the model is shown: as in training, what begins a document stands before the
         prompt's tokens, or without a prompt the end of the document before."""
         begin = self.tokens.begin or (self.tokens.end if not written else None)
-        return list(written) if begin is None else [begin.id, *written]
+        if begin is None or list(written[:1]) == [begin.id]:
+            return list(written)
+        return [begin.id, *written]
 
     def write(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int, seeds: Sequence[int]

@@ -39,6 +39,7 @@ COMMANDS = {
         "List, verify, export and import checkpoints.",
     ),
     "generate": ("triax.launcher.commands.generate", "Continue a prompt with a trained model."),
+    "chat": ("triax.launcher.commands.chat", "Talk with a model that was taught to answer."),
     "diagnose": (
         "triax.launcher.commands.diagnose",
         "Say what a run's processes did when it stopped or hung.",

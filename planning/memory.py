@@ -16,6 +16,7 @@ from functools import lru_cache
 from triax.models.config import ModelConfig
 from triax.models.description import describe
 from triax.planning.activations import Rules, bytes_per_token, norm_terms
+from triax.planning.deepspeed_states import is_bf16_optimizer
 from triax.planning.in_flight import micro_batches_in_flight
 from triax.planning.setup import Setup
 from triax.planning.stage import StagePart, heaviest_ranks, parts_of
@@ -23,6 +24,8 @@ from triax.planning.states import FP32, States, gradient_bytes, states_of
 
 CHUNK_TOKENS = 1024
 """Tokens whose logits exist at once (`models.layers.loss`); 16 times as many compiled."""
+BUCKET = 500_000_000
+"""Elements of DeepSpeed's `reduce_bucket_size`."""
 SLACK = 0.05
 """Allowance for the allocator's fragments, as a share of what comes and goes within a step."""
 
@@ -135,7 +138,8 @@ def _gradient_buffers(setup: Setup, part: StagePart) -> int:
     stage, size = part.elements, setup.compute_bytes
     follower = gradient_bytes(setup) * stage.follower.whole
     if setup.parallel.engine == "deepspeed":
-        return size * stage.largest_block.whole + FP32 * stage.follower.whole
+        follower = FP32 * stage.follower.whole
+        return size * stage.largest_block.whole + follower + bucket_bytes(setup)
     if not setup.shards:
         return follower
     waiting = size * (stage.all.whole - stage.blocks.whole)
@@ -148,6 +152,14 @@ def _gradient_buffers(setup: Setup, part: StagePart) -> int:
     if setup.layout.replicate > 1 and setup.num_micro_batches > 1:
         of_replicas = FP32 * updated.shard - gradient_bytes(setup) * updated.shard
     return waiting + block + of_replicas
+
+
+def bucket_bytes(setup: Setup) -> int:
+    """Of the buffer in which DeepSpeed puts gradients together before it reduces them: it is as
+    large for any model. Its bf16 optimizer has none."""
+    if is_bf16_optimizer(setup):
+        return 0
+    return BUCKET * (setup.compute_bytes if setup.parallel.zero_stage == 2 else FP32)
 
 
 def _activations(setup: Setup, parts: Sequence[StagePart], counts: Sequence[int]) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 import xxhash
 
-from triax.common.errors import UserError
+from triax.common.errors import UserError, record_errors
 from triax.data.config import SourceConfig
 from triax.data.read.shards import file_size, with_suffix
 from triax.data.read.source import Source
@@ -88,3 +88,14 @@ def shard_digest(prefix: Path) -> str:
     except OSError as error:
         raise UserError(f"{prefix}: can't be read: {error.strerror}; restore it") from None
     return digest.hexdigest()
+
+
+def recorded_validation(record: Mapping[str, Any]) -> Identity | None:
+    """What a run validated on; None where there was nothing, or an earlier version ran.
+
+    Raises:
+        UserError: the record is damaged.
+    """
+    found = record.get("validation")
+    with record_errors():
+        return None if found is None else Identity.from_json(found)

@@ -48,6 +48,8 @@ class Source:
         self._shards = [shard for shard in shards if shard.num_tokens > seq_len]
         counts = [(shard.num_tokens - 1) // seq_len for shard in self._shards]
         self._first_windows = list(accumulate(counts, initial=0))[:-1]
+        documents = [shard.num_documents for shard in self._shards]
+        *self._first_documents, self.num_documents = accumulate(documents, initial=0)
         self.prefixes = tuple(shard.prefix for shard in shards)
         self.num_windows = sum(counts)
         self.num_tokens = sum(shard.num_tokens for shard in shards)
@@ -81,6 +83,17 @@ class Source:
         tokens = shard.read(start, self._seq_len + 1)
         self._check_tokens(shard, start, tokens)
         return Window(tokens, shard.document_ids(start, self._seq_len + 1))
+
+    def documents(self, index: int) -> NDArray[np.int64]:
+        """Which of the `num_documents` documents each token of a window is from: (T + 1,).
+
+        They are counted over the shards that have windows.
+        """
+        number = bisect_right(self._first_windows, index) - 1
+        shard = self._shards[number]
+        start = (index - self._first_windows[number]) * self._seq_len
+        first = self._first_documents[number] + shard.document_at(start)
+        return first + shard.document_ids(start, self._seq_len + 1).astype(np.int64)
 
     def _check_tokens(self, shard: Shard, start: int, tokens: NDArray[np.int64]) -> None:
         # One comparison: as unsigned numbers, negative ids are above every vocabulary.

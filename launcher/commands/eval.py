@@ -1,138 +1,140 @@
-"""`triax eval`: a checkpoint's loss on prepared data."""
+"""`triax eval`: a checkpoint's loss on prepared data, or its results in public benchmarks."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
-import torch
-
-from triax.checkpoint.run_folder import recorded_table
 from triax.common.errors import UserError
-from triax.common.paths import same_path
-from triax.data.read.identity import identify
-from triax.data.read.loader import validation_batches
-from triax.data.read.source import Source
-from triax.inference.load import Loaded, load_checkpoint
-from triax.launcher.job.resume import recorded_validation
-from triax.launcher.terminal.arguments import as_path_text, positive_int
-from triax.training.step.evaluation import Evaluation, mean_loss
+from triax.inference.compare import Comparison, compare
+from triax.inference.lm_eval import TaskOptions, run_tasks, task_table
+from triax.inference.validation import Sequences, Validation, validate
+from triax.launcher.terminal.arguments import as_path, as_path_text, count, positive_int
+
+_EXAMPLE = """\
+examples:
+  triax eval runs/quickstart --data corpora/quickstart/validation
+  triax eval runs/a runs/b --data corpora/quickstart/validation
+  triax eval runs/quickstart --tasks hellaswag,arc_easy --limit 100
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
+    parser.epilog = _EXAMPLE
     parser.add_argument(
-        "checkpoint",
+        "checkpoints",
+        nargs="+",
         type=as_path_text,
         metavar="CHECKPOINT",
-        help="a run's or a checkpoint's folder",
+        help="a run's or a checkpoint's folder; several are compared with the first",
     )
-    parser.add_argument(
-        "--data", type=as_path_text, required=True, metavar="PREFIX", help="shards to evaluate on"
-    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--data", type=as_path_text, metavar="PREFIX", help="shards to evaluate on")
+    what.add_argument("--tasks", metavar="NAMES", help="tasks of lm-eval, with commas between")
+    _add_data_arguments(parser.add_argument_group("with --data"))
+    _add_task_arguments(parser.add_argument_group("with --tasks"))
+
+
+def _add_data_arguments(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument("--seq-len", type=positive_int, metavar="N", help="default: as in training")
     parser.add_argument(
         "--sequences", type=positive_int, metavar="N", help="only the first so many (default: all)"
     )
-    parser.add_argument("--micro-batch-size", type=positive_int, default=8, metavar="N")
+    parser.add_argument(
+        "--micro-batch-size", type=positive_int, metavar="N", help="default: as in training"
+    )
     parser.add_argument(
         "--document-mask",
         action=argparse.BooleanOptionalAction,
         help="keep tokens from seeing earlier documents, or not (default: as in training)",
     )
-    parser.epilog = "example:\n  triax eval runs/quickstart --data corpora/quickstart/validation\n"
+    parser.add_argument(
+        "--compute", choices=["fp32", "bf16", "fp16", "fp8"], help="default: as in training"
+    )
+
+
+def _add_task_arguments(parser: argparse._ArgumentGroup) -> None:
+    parser.add_argument(
+        "--limit", type=positive_int, metavar="N", help="only the first so many of each task"
+    )
+    parser.add_argument("--num-fewshot", type=count, metavar="N", help="default: the task's")
+    parser.add_argument(
+        "--include-path", type=as_path, metavar="DIR", help="task files of your own"
+    )
+    parser.add_argument("--batch-size", type=positive_int, default=8, metavar="N")
+    parser.add_argument("--output", type=as_path, metavar="FILE", help="results as JSON")
+    parser.add_argument(
+        "--tokenizer", type=as_path_text, metavar="DIR", help="default: the one of training"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print loss and perplexity, and how they relate to the run's own validations.
+    """Print loss, perplexity and bits per byte, and how they relate to the run's own validations;
+    or the results of tasks.
 
     Raises:
-        UserError: the checkpoint or the data can't be used.
+        UserError: the checkpoint, the data or a task can't be used.
     """
-    loaded = load_checkpoint(args.checkpoint)
-    seq_len = args.seq_len or loaded.seq_len
-    if seq_len is None:
-        raise UserError(f"{loaded.path}: doesn't say how it was trained: give --seq-len N")
-    loaded.refuse_longer(seq_len)
-    source = Source.open(args.data, seq_len, loaded.model.config.vocab_size)
-    num_sequences = min(args.sequences or source.num_windows, source.num_windows)
-    trained_masked = _trained_masked(loaded.record)
-    mask = trained_masked if args.document_mask is None else args.document_mask
-
-    def loss_of(number: int) -> Evaluation:
-        return _evaluate(loaded, source, number, args.micro_batch_size, mask_documents=mask)
-
-    result = loss_of(num_sequences)
-    length = f"{seq_len:,} tokens, documents {'masked' if mask else 'not masked'}"
-    print(f"checkpoint   {loaded.path}")
-    print(f"data         {args.data}: {num_sequences:,} sequences of {length}")
-    if result.num_targets == 0:
-        print("loss         none: there is no target token")
+    if args.tasks is not None:
+        if len(args.checkpoints) > 1:
+            raise UserError("--tasks takes one checkpoint; several are compared with --data")
+        options = TaskOptions(
+            tasks=[name for name in args.tasks.split(",") if name],
+            limit=args.limit,
+            num_fewshot=args.num_fewshot,
+            include_path=args.include_path,
+            batch_size=args.batch_size,
+            output=args.output,
+            tokenizer=args.tokenizer,
+        )
+        print(*task_table(run_tasks(args.checkpoints[0], options)), sep="\n")
         return 0
-    print(f"loss         {result.loss:.6f} nats per token over {result.num_targets:,} targets")
-    print(f"perplexity   {result.perplexity:.4f}")
-    is_alike = (seq_len, mask) == (loaded.seq_len, trained_masked)
-    own = _num_own_sequences(loaded.record, args.data, source) if is_alike else None
-    if own is not None:
-        own = min(own, source.num_windows)
-        same = "the same sequences" if own == num_sequences else f"the first {own:,} sequences"
-        shown = f": loss {loss_of(own).loss:.6f}" if own < num_sequences else ""
-        print(f"run's own    {same}{_precision_note(loaded.record)}{shown}")
+    sequences = Sequences(
+        args.data,
+        seq_len=args.seq_len,
+        limit=args.sequences,
+        micro_batch_size=args.micro_batch_size,
+        mask_documents=args.document_mask,
+        compute=args.compute,
+    )
+    if len(args.checkpoints) > 1:
+        _show_comparison(compare(args.checkpoints, sequences))
+    else:
+        _show(validate(args.checkpoints[0], sequences))
     return 0
 
 
-def _evaluate(
-    loaded: Loaded,
-    source: Source,
-    num_sequences: int,
-    micro_batch_size: int,
-    *,
-    mask_documents: bool,
-) -> Evaluation:
-    """Over the first so many windows, in fp32."""
-    device = next(loaded.model.parameters()).device
-    totals = torch.zeros(2, dtype=torch.float64)
-    batches = validation_batches(
-        source,
-        num_sequences,
-        micro_batch_size=micro_batch_size,
-        dp_rank=0,
-        dp_size=1,
-        mask_documents=mask_documents,
-    )
-    with torch.no_grad():
-        for batch in batches:
-            there = batch.to(device)
-            output = loaded.model(there.tokens_BT, there, torch.ones((), device=device))
-            totals[0] += output.sums["cross_entropy"].cpu()
-            totals[1] += batch.num_targets
-    return mean_loss(float(totals[0]), int(totals[1]))
+def _show(found: Validation) -> None:
+    result = found.evaluation
+    print(f"checkpoint   {found.checkpoint}")
+    print(f"data         {found.reading.describe()}")
+    if result.num_targets == 0:
+        print("loss         none: there is no target token")
+        return
+    print(f"loss         {result.loss:.6f} nats per token over {result.num_targets:,} targets")
+    print(f"perplexity   {result.perplexity:.4f}")
+    if result.bits_per_byte is not None:
+        print(f"bits/byte    {result.bits_per_byte:.6f} over {result.num_bytes:,} bytes")
+    print(f"computed in  {found.compute}")
+    if found.own is not None:
+        shown = f"the first {found.own_sequences:,} sequences: loss {found.own.loss:.6f}"
+        print(f"run's own    {shown}")
+    elif found.own_sequences == found.reading.num_sequences:
+        print("run's own    the same sequences")
 
 
-def _trained_masked(record: Mapping[str, Any]) -> bool:
-    """Whether the run masks documents, as configs do that don't say."""
-    data = recorded_table(recorded_table(record, "config"), "data")
-    return data.get("mask_documents") is not False
-
-
-def _num_own_sequences(record: Mapping[str, Any], prefix: str, source: Source) -> int | None:
-    """How many sequences the run's own validations take; None where this isn't their data."""
-    config = recorded_table(record, "config")
-    path = recorded_table(config, "data").get("validation")
-    known = recorded_validation(record)
-    if known is not None:
-        is_own = known.shards == identify(prefix, source).shards
-    else:
-        is_own = isinstance(path, str) and same_path(Path(path), Path(prefix))
-    batches = recorded_table(config, "eval").get("batches")
-    size = recorded_table(config, "batch").get("global_batch_size")
-    if not (is_own and isinstance(batches, int) and isinstance(size, int) and batches * size > 0):
-        return None
-    return batches * size
-
-
-def _precision_note(record: Mapping[str, Any]) -> str:
-    compute = recorded_table(recorded_table(record, "config"), "precision").get("compute")
-    return "" if compute in (None, "fp32") else f", computed in {compute} there and in fp32 here"
+def _show_comparison(found: Comparison) -> None:
+    num_targets = found.compared[0].evaluation.num_targets
+    print(f"data         {found.reading.describe()}")
+    print(f"targets      {num_targets:,} in {found.num_documents:,} documents")
+    if num_targets == 0:
+        print("loss         none: there is no target token")
+        return
+    for compared in found.compared:
+        result, difference = compared.evaluation, compared.difference
+        bits = "" if result.bits_per_byte is None else f", {result.bits_per_byte:.6f} bits per byte"
+        print(f"{compared.checkpoint}")
+        print(f"  loss       {result.loss:.6f}, perplexity {result.perplexity:.4f}{bits}")
+        if difference is not None:
+            interval = f"95% within {difference.low:+.6f} and {difference.high:+.6f}"
+            print(f"  to first   {difference.mean:+.6f} nats per token, {interval}")

@@ -18,8 +18,8 @@ from triax.launcher.terminal.messages import print_note
 _DEFAULT_CONTEXT = 2048
 _EXAMPLE = """\
 FILE has a prompt in each line, or JSON lines with a field `prompt`; - is the
-standard input. With --json each text is a line {"prompt", "text", "finish_reason",
-"num_tokens", "log_prob"}; otherwise texts stand below each other.
+standard input. With --json each text is a line with the fields prompt, text,
+finish_reason, num_tokens and log_prob; otherwise texts stand below each other.
 
 examples:
   triax generate runs/quickstart --prompt "def main("
@@ -83,8 +83,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EXAMPLE
 
 
-def writer_of(args: argparse.Namespace) -> Writer:
-    """The model that the arguments name, ready to write.
+def writer_of(args: argparse.Namespace) -> tuple[Writer, str]:
+    """The model that the arguments name, ready to write, and its tokenizer's folder.
 
     Raises:
         UserError: it or its tokenizer can't be used, or an argument makes no sense.
@@ -97,7 +97,7 @@ def writer_of(args: argparse.Namespace) -> Writer:
         min_p=args.min_p,
     )
     loaded = load_checkpoint(args.checkpoint, args.dtype)
-    return Writer(
+    writer = Writer(
         loaded.model,
         loaded.tokenizer(args.tokenizer),
         loaded.document_tokens(args.tokenizer),
@@ -105,6 +105,7 @@ def writer_of(args: argparse.Namespace) -> Writer:
         sampling,
         stop_strings=tuple(text for text in args.stop if text),
     )
+    return writer, loaded.chosen_tokenizer(args.tokenizer)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -115,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
             sense.
     """
     prompts = [args.prompt] if args.prompts is None else read_prompts(args.prompts)
-    writer = writer_of(args)
+    writer, _ = writer_of(args)
     written = [writer.encode(prompt) for prompt in prompts]
     longest = max(len(writer.begin(tokens)) for tokens in written)
     if longest > writer.context:
@@ -145,12 +146,12 @@ def _stream(
 ) -> None:
     """Print one text as it grows."""
     print(text_for(sys.stdout, prompt), end="", flush=True)
-    for piece in _pieces(writer.write([tokens], max_new_tokens, [seed])):
+    for piece in pieces(writer.write([tokens], max_new_tokens, [seed])):
         print(text_for(sys.stdout, piece), end="", flush=True)
     print()
 
 
-def _pieces(steps: Iterator[list[Text]]) -> Iterator[str]:
+def pieces(steps: Iterator[list[Text]]) -> Iterator[str]:
     """What each step adds to what can be shown."""
     shown = 0
     for [text] in steps:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 from triax.data.prepare.ensure import ensure_prepared
+from triax.data.prepare.token_bytes import target_bytes, token_bytes
+from triax.data.prepare.tokenizer import load_tokenizer
 from triax.data.read.identity import Identity, identify, identify_sources
 from triax.data.read.integrity import Verification, files_of, verify
 from triax.data.read.loader import Loader, validation_batches
@@ -71,7 +74,10 @@ def make_data(
     validation = job.together(partial(_validation, job, sources.validation))
     job.watchdog.beat("verifying the data", resume_point.state.step)
     verification = _verify(job)
-    return RunData(_loader(job, sources, resume_point, verification), validation), verification
+    loader = _loader(job, sources, resume_point, verification)
+    return RunData(
+        loader, validation, job.together(partial(_num_bytes, job, sources))
+    ), verification
 
 
 def _prepare(job: Job) -> None:
@@ -122,6 +128,24 @@ def _validation(job: Job, source: Source | None) -> list[Batch]:
         pin_memory=job.processes.device.type == "cuda",
     )
     return list(batches)
+
+
+def _num_bytes(job: Job, sources: Sources) -> int | None:
+    """Of the text of all validation targets, on rank 0, which tells; None on the others, and where
+    the tokenizer isn't known."""
+    config, source = job.config, sources.validation
+    if source is None or config.data.tokenizer is None or not job.processes.is_main:
+        return None
+    batches = validation_batches(
+        source,
+        config.eval.batches * config.batch.global_batch_size,
+        micro_batch_size=config.batch.micro_batch_size,
+        dp_rank=0,
+        dp_size=1,
+        mask_documents=config.data.mask_documents,
+    )
+    sizes = token_bytes(load_tokenizer(Path(config.data.tokenizer)), config.model.vocab_size)
+    return sum(target_bytes(sizes, batch.targets_BT.numpy()) for batch in batches)
 
 
 def _verify(job: Job) -> Verification:

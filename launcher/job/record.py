@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
+from triax.common.errors import record_errors
 from triax.data.prepare.document_tokens import tokens_of_run
 from triax.launcher.config.resolved import absolute_paths
 from triax.launcher.config.run_config import RunConfig
 from triax.launcher.job.levels import describe_rates, moves_the_level
-from triax.launcher.job.resume import ResumePoint, fingerprint_of, record_errors
+from triax.launcher.job.resume import ResumePoint, fingerprint_of
 from triax.parallel.layout import Layout
 from triax.training.stability.escalation import Escalation
 from triax.training.step.guard import Guard

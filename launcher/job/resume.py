@@ -3,40 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from triax.checkpoint.run_folder import recorded_table
-from triax.common.errors import UserError
+from triax.common.errors import UserError, record_errors
 from triax.data.config import DataConfig
 from triax.data.prepare.tokenizer import tokenizer_fingerprint
 from triax.data.read.blend import Blend
-from triax.data.read.identity import Identity
+from triax.data.read.identity import Identity, recorded_validation
 from triax.training.stability.escalation import Escalation, Trouble
 from triax.training.stability_config import StabilityConfig
 from triax.training.step.state import TrainState
-
-
-@contextmanager
-def record_errors() -> Iterator[None]:
-    """Turn what a record of wrong types or missing fields raises into a UserError.
-
-    Checksums don't tell who wrote it, so a record may hold anything that JSON can.
-
-    Raises:
-        UserError: anything was raised inside the block.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(
-            "the checkpoint's record isn't one that a run writes "
-            f"({type(error).__name__}: {error}); restore the checkpoint from a copy, remove it to "
-            "go on from an earlier one, or choose another run.name"
-        ) from error
 
 
 def _state_of(record: Mapping[str, Any]) -> TrainState:
@@ -105,17 +84,6 @@ class ResumePoint:
             **self.blend.to_json(),
             "validation": None if self.validation is None else self.validation.to_json(),
         }
-
-
-def recorded_validation(record: Mapping[str, Any]) -> Identity | None:
-    """What a run validated on; None where there was nothing, or an earlier version ran.
-
-    Raises:
-        UserError: the record is damaged.
-    """
-    found = record.get("validation")
-    with record_errors():
-        return None if found is None else Identity.from_json(found)
 
 
 def _swapped(known: Identity | None, given: Identity | None) -> Iterator[str]:

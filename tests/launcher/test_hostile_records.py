@@ -12,9 +12,8 @@ from triax.checkpoint.folders import inspect
 from triax.checkpoint.manifest import read_manifest, write_manifest
 from triax.checkpoint.staging import whole
 from triax.checkpoint.writing import write_checkpoint
-from triax.common.errors import ExitCode, UserError
+from triax.common.errors import ExitCode, UserError, record_errors
 from triax.launcher.cli import main
-from triax.launcher.job.resume import record_errors
 from triax.models.families import recorded_model
 from triax.models.layers.transformer import Transformer
 

@@ -170,6 +170,8 @@ def test_what_can_be_done_with_a_run(copied: Path) -> None:
     last = read_events(copied / "runs/job", "evaluation")[-1]
     assert loss is not None and float(loss[1]) == pytest.approx(last["loss"], rel=1e-6)
     assert "run's own    the same sequences\n" in evaluated.out
+    bits = re.search(r"^bits/byte +([\d.]+) over", evaluated.out, re.MULTILINE)
+    assert bits is not None and float(bits[1]) == pytest.approx(last["bits_per_byte"], rel=1e-6)
 
 
 def test_eval_is_like_the_run_and_says_what_the_run_s_own_figure_is(
@@ -189,6 +191,19 @@ def test_eval_is_like_the_run_and_says_what_the_run_s_own_figure_is(
             r"^run's own    the first 16 sequences: loss ([\d.]+)$", shown, re.MULTILINE
         )
         assert own is not None and float(own[1]) == pytest.approx(last, rel=1e-6)
+    both = ["eval", "runs/job", "runs/seen", "--data", "moved/validation", "--document-mask"]
+    assert main(both) == 0
+    compared = capsys.readouterr().out
+    assert main(both) == 0 and capsys.readouterr().out == compared
+    assert main(["eval", "runs/job", "--data", "moved/validation"]) == 0
+    alone = re.search(r"^loss +([\d.]+) ", capsys.readouterr().out, re.MULTILINE)
+    first, second = re.findall(r"^  loss +([\d.]+),", compared, re.MULTILINE)
+    assert alone is not None and float(first) == pytest.approx(float(alone[1]), abs=2e-6)
+    apart = re.search(r"to first +(\S+) nats .* within (\S+) and (\S+)$", compared, re.MULTILINE)
+    assert apart is not None
+    mean, low, high = map(float, apart.groups())
+    assert mean == pytest.approx(float(second) - float(first), abs=2e-6) and low < mean < high
+    assert main(both[:-1]) == 2 and "give --seq-len and --document-mask" in capsys.readouterr().err
     assert main(["eval", "runs/seen", "--data", "moved/validation", "--document-mask"]) == 0
     shown = capsys.readouterr().out
     assert "documents masked" in shown and "run's own" not in shown

@@ -12,7 +12,7 @@ from worlds import SMALL, Case
 from triax.models.description import describe
 from triax.parallel.layout import Layout
 from triax.planning.activations import Rules, bytes_per_token
-from triax.planning.memory import buffer_terms, end_bytes_per_token
+from triax.planning.memory import BUCKET, bucket_bytes, buffer_terms, end_bytes_per_token
 from triax.planning.messages import messages_of_place
 from triax.planning.rehearsal.memory import Part
 from triax.planning.rehearsal.messages import Message
@@ -199,7 +199,11 @@ def _from_forecast(setup: Setup, rank: int, found: Both) -> list[str]:
                 f"{field}: {getattr(found.states, field):,} bytes, "
                 f"forecast {getattr(states, field):,}"
             )
-    if setup.parallel.engine == "native":
+    if setup.parallel.engine == "deepspeed":
+        fullest = max(sum(parts.values()) for parts in found.real.peaks.values())
+        if abs(fullest - bucket_bytes(setup)) > BUCKET / 10:  # all else is small
+            problems.append(f"bucket: {fullest:,} bytes, forecast {bucket_bytes(setup):,}")
+    else:
         counted = counted_messages(setup.layout, found.real.messages)
         forecast = forecast_messages(setup, rank)
         for key in counted.keys() | forecast.keys():

@@ -10,12 +10,12 @@ import torch
 
 from triax.parallel.config import PrecisionConfig
 from triax.parallel.engine import Counts, StepSums
+from triax.parallel.evaluation import mean_loss
 from triax.training.records import console, metrics
 from triax.training.records.console import Console
 from triax.training.records.metrics import MetricsWriters, Shown, metrics_row
 from triax.training.records.metrics_logger import MetricsLogger
 from triax.training.records.run_directory import RunDirectory
-from triax.training.step.evaluation import mean_loss
 from triax.training.step.guard import Guard
 from triax.training.step.precision import LossScaler
 from triax.training.step.readback import Readback

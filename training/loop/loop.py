@@ -11,6 +11,7 @@ from triax.common.errors import ExitCode
 from triax.common.quantities import Duration
 from triax.data.read.loader import Loader
 from triax.models.batch import Batch
+from triax.parallel.evaluation import Evaluation, evaluate
 from triax.training.loop.garbage import GarbageControl
 from triax.training.loop.lookahead import Lookahead
 from triax.training.records.metrics_logger import MetricsLogger
@@ -18,7 +19,6 @@ from triax.training.records.saving import Saver
 from triax.training.stability.control import STEPS_TO_AGREE, Requests, Timer
 from triax.training.stability.monitor import Monitor
 from triax.training.stability.recovery import Ending
-from triax.training.step.evaluation import Evaluation, evaluate
 from triax.training.step.readback import Readback, StepFigures
 from triax.training.step.state import TrainState, crossed
 from triax.training.step.step import StepContext, train_step
@@ -47,6 +47,8 @@ class RunData:
     """Gives micro-batches by sample number."""
     validation: Sequence[Batch]
     """The micro-batches of every validation; empty for none."""
+    validation_bytes: int | None = None
+    """Of all processes' validation targets' text; None where it isn't known."""
 
 
 @dataclass(frozen=True)
@@ -216,7 +218,8 @@ class TrainLoop:
             return
         began = time.perf_counter()
         self.monitor.beat("evaluating", state.step)
-        self._evaluation = evaluate(self.context.engine, self.data.validation)
+        evaluation = evaluate(self.context.engine, self.data.validation)
+        self._evaluation = evaluation._replace(num_bytes=self.data.validation_bytes)
         self._evaluated_step = state.step
         self.metrics_logger.evaluation(state.step, self._evaluation)
         self._leave_out_since(began)

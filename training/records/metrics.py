@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from triax.training.step.evaluation import Evaluation
+from triax.parallel.evaluation import Evaluation
 from triax.training.step.readback import StepFigures
 from triax.training.step.step import StepResult
 
@@ -195,6 +195,8 @@ class MetricsWriters:
             "validation/loss": evaluation.loss,
             "validation/perplexity": evaluation.perplexity,
         }
+        if evaluation.bits_per_byte is not None:
+            scalars["validation/bits_per_byte"] = evaluation.bits_per_byte
         self._log(step, scalars)
 
     def rewind(self, next_step: int) -> None:

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from triax.common.files import replace_text
+from triax.parallel.evaluation import Evaluation
 from triax.training.records.console import Console
 from triax.training.records.metrics import MetricsWriters, Row
 from triax.training.records.run_directory import Cut, RunDirectory
-from triax.training.step.evaluation import Evaluation
 from triax.training.step.readback import StepFigures
 
 log = logging.getLogger("triax.metrics_logger")
@@ -51,7 +51,7 @@ class MetricsLogger:
         self.event(
             "evaluation", step=step, loss=evaluation.loss if has_targets else None,
             perplexity=evaluation.perplexity if has_targets else None,
-            num_targets=evaluation.num_targets,
+            bits_per_byte=evaluation.bits_per_byte, num_targets=evaluation.num_targets,
         )  # fmt: skip
         if self.is_main:
             with self._losing_at_most_a_line():

@@ -17,17 +17,29 @@ class Evaluation(NamedTuple):
     """Mean cross entropy of the target tokens, weighted if they have weights, in nats; NaN where
     there are none."""
     num_targets: int
+    num_bytes: int | None = None
+    """Of the targets' text, see `token_bytes`; None where nobody has counted them."""
 
     @property
     def perplexity(self) -> float:
         """e to the loss; infinity where that overflows, NaN where there is no target."""
         return math.inf if self.loss >= 700 else math.exp(self.loss)
 
+    @property
+    def bits_per_byte(self) -> float | None:
+        """The targets' whole cross entropy in bits over the bytes of their text, to compare over
+        tokenizers. A target without text, as a document's end, adds to the bits alone. None where
+        there are no bytes, or nobody has counted them."""
+        if not self.num_bytes or not self.num_targets:
+            return None
+        return self.loss * self.num_targets / math.log(2) / self.num_bytes
+
     def describe(self) -> str:
         """In words."""
         if self.num_targets == 0:
             return "no loss: there is no target token"
-        return f"loss {self.loss:.4f}, perplexity {self.perplexity:.2f}"
+        bits = "" if self.bits_per_byte is None else f", {self.bits_per_byte:.4f} bits per byte"
+        return f"loss {self.loss:.4f}, perplexity {self.perplexity:.2f}{bits}"
 
 
 def mean_loss(

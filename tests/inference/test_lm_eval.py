@@ -1,0 +1,171 @@
+"""lm-eval finds in a checkpoint what it finds in the folder exported from it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from triax.checkpoint.huggingface import export_huggingface
+from triax.checkpoint.huggingface_tokenizer import TokenizerExport
+from triax.common.errors import ExitCode
+from triax.data.prepare.tokenizer import train_tokenizer
+from triax.inference import lm_eval as harness
+from triax.inference.lm_eval import TaskOptions, run_tasks, task_table
+from triax.inference.load import Loaded
+from triax.launcher.cli import main
+from triax.models.families import model_config
+from triax.models.layers.transformer import Transformer
+
+simple_evaluate = pytest.importorskip(
+    "lm_eval", reason='needs the lm-eval package (pip install "triax[eval]")'
+).simple_evaluate
+for needed in ("transformers", "accelerate", "peft"):
+    pytest.importorskip(needed, reason=f"lm-eval's own model, to compare with, needs {needed}")
+
+WORDS = ("the", "cat", "sat", "on", "a", "mat", "and", "no", "dog", "ran", "past", "red", "river")
+CONTEXT = 24
+TASKS = {
+    "choose": """\
+task: choose
+dataset_path: json
+dataset_kwargs: {data_files: {test: FILE}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{question}}"
+doc_to_choice: "{{choices}}"
+doc_to_target: label
+metric_list:
+  - {metric: acc}
+  - {metric: acc_norm}
+""",
+    "rolling": """\
+task: rolling
+dataset_path: json
+dataset_kwargs: {data_files: {test: FILE}}
+test_split: test
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{text}}"
+metric_list:
+  - {metric: bits_per_byte}
+""",
+    "write": """\
+task: write
+dataset_path: json
+dataset_kwargs: {data_files: {test: FILE}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{question}}"
+doc_to_target: "{{text}}"
+generation_kwargs: {until: ["."], max_gen_toks: 6}
+metric_list:
+  - {metric: exact_match}
+""",
+}
+
+
+def sentence(chance: torch.Generator, length: int) -> str:
+    return " ".join(
+        WORDS[int(torch.randint(len(WORDS), (), generator=chance))] for _ in range(length)
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer, an exported random model, and task files with their data."""
+    root = tmp_path_factory.mktemp("tasks")
+    chance = torch.Generator().manual_seed(3)
+    (root / "text.txt").write_text("\n".join(sentence(chance, 12) for _ in range(40)))
+    train_tokenizer([str(root / "text.txt")], 300, root / "tokenizer")
+    rows = [
+        {
+            "question": sentence(chance, 2 + 3 * number),
+            "choices": [" " + sentence(chance, 1 + choice) for choice in range(4)],
+            "label": number % 4,
+            "text": sentence(chance, 4 + 6 * number),
+        }
+        for number in range(6)
+    ]
+    (root / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (root / "own").mkdir()
+    for name, text in TASKS.items():
+        (root / "own" / f"{name}.yaml").write_text(text.replace("FILE", str(root / "data.jsonl")))
+    return root
+
+
+@pytest.fixture(scope="module")
+def loaded(folder: Path) -> Loaded:
+    torch.manual_seed(1)
+    config = model_config(
+        num_layers=2, hidden_size=32, num_heads=2, ffn_hidden_size=64, vocab_size=300
+    )
+    model = Transformer(config).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    ids = {"bos_token_id": 0, "eos_token_id": 0}
+    tokenizer = TokenizerExport(folder / "tokenizer", {"eos_token": "<|endoftext|>"}, ids)
+    export_huggingface(
+        {name: p.detach() for name, p in model.named_parameters()},
+        config, folder / "hf", dtype=None, tokenizer=tokenizer, seq_len=CONTEXT,
+    )  # fmt: skip
+    return Loaded(folder / "hf", model, str(folder / "tokenizer"), CONTEXT)
+
+
+def test_the_figures_are_those_of_the_exported_folder(
+    folder: Path, loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts below and beyond the context, choices of several tokens, rolling texts, writing."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(folder / "cache"))
+    monkeypatch.setattr(harness, "load_checkpoint", lambda _: loaded)
+    output = folder / "results.json"
+    options = TaskOptions(
+        list(TASKS), include_path=folder / "own", batch_size=3, output=output, log_samples=True
+    )
+    ours = run_tasks("unused", options)
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    theirs: Any = simple_evaluate(
+        model=HFLM(pretrained=str(folder / "hf"), device="cpu", dtype="float32", batch_size=2),
+        tasks=list(TASKS),
+        task_manager=TaskManager(include_path=str(folder / "own")),
+    )
+    for name in TASKS:
+        for own, other in zip(ours["samples"][name], theirs["samples"][name], strict=True):
+            assert own["doc"] == other["doc"]
+            for left, right in zip(own["resps"], other["resps"], strict=True):
+                compare(left[0], right[0])
+    for metric in ("acc,none", "acc_norm,none"):
+        assert ours["results"]["choose"][metric] == theirs["results"]["choose"][metric]
+    assert json.loads(output.read_text())["results"] == ours["results"]
+    table = task_table(ours)
+    assert all(len(line) <= 80 for line in table) and any("acc_norm" in line for line in table)
+
+
+def test_the_command_shows_a_table_and_names_unknown_tasks(
+    folder: Path,
+    loaded: Loaded,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(harness, "load_checkpoint", lambda _: loaded)
+    command = ["eval", "unused", "--include-path", str(folder / "own"), "--limit", "2"]
+    assert main([*command, "--tasks", "choose", "--num-fewshot", "0"]) == ExitCode.DONE
+    assert "acc_norm" in capsys.readouterr().out
+    assert main([*command, "--tasks", "choose,nothing"]) == ExitCode.BAD_INPUT
+    assert "nothing: no such task" in capsys.readouterr().err
+
+
+def compare(own: Any, other: Any) -> None:
+    """Texts and decisions are equal, log-likelihoods nearly."""
+    if isinstance(own, str):
+        assert own == other
+    elif isinstance(own, list | tuple):
+        assert own[0] == pytest.approx(other[0], rel=1e-5) and bool(own[1]) == bool(other[1])
+    else:
+        assert own == pytest.approx(other, rel=1e-5)
