@@ -59,6 +59,11 @@ class KeyValueCache:
         self._has_empty = any(empty)
         self.num_empty_B = torch.tensor(empty, device=self.num_empty_B.device)
 
+    def held(self) -> list[int]:
+        """Tokens of each row; the host waits for the device."""
+        held: list[int] = (self.length - self.num_empty_B).tolist()
+        return held
+
     def positions_BT(self, num_tokens: int) -> Tensor:
         """The next tokens' positions in their own rows; 0 for slots that hold nothing."""
         slots = torch.arange(self.length, self.length + num_tokens, device=self.num_empty_B.device)

@@ -131,7 +131,10 @@ def _read(model: Transformer, cache: KeyValueCache, texts: Sequence[Sequence[int
 def _continue(model: Transformer, cache: KeyValueCache, texts: Sequence[Sequence[int]]) -> Tensor:
     """Logits (B, V) of what follows the texts, of which the cache holds all but the last token."""
     if cache.length == cache.capacity:
-        kept = max(1, cache.capacity // 2)
-        return _read(model, cache, [text[-kept:] for text in texts])
+        # A row is cut when it fills the cache by itself, not because a longer one beside it does.
+        half = max(1, cache.capacity // 2)
+        held = cache.held()
+        kept = [half if size == cache.capacity else size + 1 for size in held]
+        return _read(model, cache, [t[-size:] for t, size in zip(texts, kept, strict=True)])
     last_BT = torch.tensor([text[-1:] for text in texts], device=cache.num_empty_B.device)
     return next_logits(model, cache, last_BT)

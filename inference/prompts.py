@@ -24,7 +24,8 @@ def read_prompts(path: str) -> list[str]:
     name = "the standard input" if path == "-" else path
     try:
         raw = sys.stdin.buffer.read() if path == "-" else read_regular(Path(path), _MOST_BYTES)
-        lines = [line for line in raw.decode("utf-8-sig").split("\n") if line.strip()]
+        numbered = enumerate(raw.decode("utf-8-sig").split("\n"), 1)
+        lines = [(number, line) for number, line in numbered if line.strip()]
     except FileNotFoundError:
         raise UserError(f"{name}: no such file") from None
     except UnicodeDecodeError as error:
@@ -33,9 +34,9 @@ def read_prompts(path: str) -> list[str]:
         raise UserError(f"{name}: can't be read: {error.strerror}") from None
     if not lines:
         raise UserError(f"{name}: holds no prompt; write one in each line")
-    if not lines[0].startswith("{"):
-        return [line.rstrip("\r") for line in lines]
-    return [_field(line, f"{name}, line {number}") for number, line in enumerate(lines, 1)]
+    if not lines[0][1].startswith("{"):
+        return [line.rstrip("\r") for _, line in lines]
+    return [_field(line, f"{name}, line {number}") for number, line in lines]
 
 
 def _field(line: str, where: str) -> str:

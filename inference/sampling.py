@@ -25,7 +25,7 @@ class Sampling:
     temperature: float = 1.0
     """Logits are divided by it; 0 takes the likeliest token."""
     top_k: int | None = None
-    """Only so many of the likeliest tokens; None for all."""
+    """Only so many of the likeliest tokens, and what is as likely as the last; None for all."""
     top_p: float = 1.0
     """Only the likeliest tokens that together have this probability (Holtzman et al. 2020)."""
     min_p: float = 0.0

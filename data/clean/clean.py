@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import importlib.util
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +27,7 @@ from typing import Any
 
 from triax.common.errors import UserError
 from triax.common.files import exclusive, make_folder, write_errors
-from triax.data.clean.config import BlockListConfig, ContaminationConfig, Recipe
+from triax.data.clean.config import BlockListConfig, ContaminationConfig, FunctionConfig, Recipe
 from triax.data.clean.document import Document, document_of
 from triax.data.clean.passes import (
     Work,
@@ -249,6 +250,11 @@ def _settings(inputs: Sequence[str], work: Work) -> dict[str, Any]:
         "inputs_fingerprint": inputs_fingerprint(inputs),
         "others_fingerprint": inputs_fingerprint(sorted(set(others))),
         "lists": {path: _file_digest(path) for path in lists},
+        "functions": {
+            step.function: _module_digest(step.function)
+            for step in work.recipe.steps
+            if isinstance(step, FunctionConfig)
+        },
         "text_field": work.text_field,
         "recipe": json.loads(work.recipe_json),
         "packages": {name: _version(name) for name in _PACKAGES},
@@ -261,6 +267,15 @@ def _file_digest(path: str) -> str | None:
         return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
     except OSError:
         return None
+
+
+def _module_digest(function: str) -> str | None:
+    """Of the file that holds a function; not of what that file imports."""
+    try:
+        spec = importlib.util.find_spec(function.partition(":")[0])
+    except (ImportError, ValueError):
+        return None
+    return None if spec is None or spec.origin is None else _file_digest(spec.origin)
 
 
 def _version(package: str) -> str | None:

@@ -236,6 +236,9 @@ def test_steps_over_one_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert counts.steps["contamination"].reasons == {"contamination": 1}
     assert counts.steps["block_list"].reasons == {"words": 1, "host": 1}
     assert counts.steps["function"].reasons == {"told to": 1}
+    (tmp_path / "users_step.py").write_text("def check(document):\n    return 'all'\n")
+    with pytest.raises(UserError, match=r"other settings \(functions\)"):
+        clean([given], steps, tmp_path / "out", num_workers=1)
 
 
 def test_hostile_text_stays_text_in_the_report(tmp_path: Path) -> None:

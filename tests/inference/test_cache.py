@@ -100,6 +100,14 @@ def test_a_text_that_outgrows_the_context_goes_on_from_its_last_half(pair: Any) 
         shown.append(token)
 
 
+def test_a_longer_row_does_not_shorten_what_others_see(pair: Any) -> None:
+    _, ours = pair
+    prompts = [PROMPTS[0], PROMPTS[3], PROMPTS[2]]
+    together = rows(ours, prompts, context=10, max_new_tokens=14)
+    alone = [rows(ours, [prompt], context=10, max_new_tokens=14)[0] for prompt in prompts]
+    assert together == alone
+
+
 def test_rows_end_by_themselves(pair: Any) -> None:
     _, ours = pair
     whole = rows(ours, PROMPTS, seeds=range(4))

@@ -108,7 +108,7 @@ def test_a_stop_string_ends_a_text_before_it(
     [
         (b"", "holds no prompt"),
         (b"\xff", "not UTF-8 text"),
-        (b'{"prompt": "a"}\n{"text": "b"}', 'line 2: expected {"prompt": TEXT}'),
+        (b'{"prompt": "a"}\n\n{"text": "b"}', 'line 3: expected {"prompt": TEXT}'),
         (None, "no such file"),
     ],
 )
