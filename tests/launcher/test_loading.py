@@ -89,7 +89,7 @@ def test_a_good_config_is_loaded(tmp_path: Path) -> None:
         (
             "[optimizer]\nzzzzz = 3",
             "optimizer.zzzzz",
-            "unknown key; valid are implementation",
+            "unknown key; valid are name, implementation",
         ),
         ("[optimiser]\nlr = 3", "optimiser", "unknown section; did you mean optimizer?"),
         ("[optimizer]\n'lr[' = 3", "optimizer.lr[", "unknown key; did you mean lr?"),
