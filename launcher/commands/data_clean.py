@@ -18,7 +18,7 @@ from triax.data.clean.clean import Progress as ProgressCallback
 from triax.data.clean.clean import clean
 from triax.data.clean.statistics import Statistics
 from triax.launcher.config.recipe import load_recipe
-from triax.launcher.terminal.arguments import as_path, positive_int, utf8
+from triax.launcher.terminal.arguments import add_inputs, as_path, positive_int
 
 HELP = "filter and deduplicate documents by a recipe"
 DESCRIPTION = (
@@ -30,22 +30,10 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument(
-        "inputs",
-        nargs="+",
-        metavar="INPUT",
-        help="file, folder, glob, `datasets` name (NAME or NAME:CONFIG) or python-stdlib",
-    )
+    add_inputs(parser)
     parser.add_argument("--output", type=as_path, required=True, metavar="DIR")
     parser.add_argument("--recipe", type=as_path, required=True, metavar="FILE")
     parser.add_argument("--workers", type=positive_int, metavar="N", help="processes (one a core)")
-    parser.add_argument(
-        "--text-field",
-        type=utf8,
-        default="text",
-        metavar="F",
-        help="field of JSON lines and rows (text)",
-    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -12,7 +12,7 @@ from triax.common.quantities import format_count, parse_count
 from triax.data.prepare.corpus import TOKENS_PER_SHARD, prepare
 from triax.data.prepare.findings import findings
 from triax.data.record import SplitCounts
-from triax.launcher.terminal.arguments import as_path, utf8
+from triax.launcher.terminal.arguments import add_inputs, as_path, utf8
 from triax.launcher.terminal.messages import print_warning
 from triax.launcher.terminal.progress import show_progress
 
@@ -24,12 +24,7 @@ Interrupted, the same command goes on behind the finished shards."""
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument(
-        "inputs",
-        nargs="+",
-        metavar="INPUT",
-        help="file, folder, glob, `datasets` name (NAME or NAME:CONFIG) or python-stdlib",
-    )
+    add_inputs(parser)
     parser.add_argument("--tokenizer", type=as_path, required=True, metavar="DIR")
     parser.add_argument("--output", type=as_path, required=True, metavar="DIR")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (one a core)")
@@ -39,13 +34,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0.01,
         metavar="F",
         help="of documents, of few ones' text (0.01)",
-    )
-    parser.add_argument(
-        "--text-field",
-        type=utf8,
-        default="text",
-        metavar="F",
-        help="field of JSON lines and rows (text)",
     )
     parser.add_argument(
         "--end-of-text",

@@ -11,7 +11,7 @@ from triax.data.prepare.document_tokens import document_tokens
 from triax.data.prepare.split_patterns import PATTERNS
 from triax.data.prepare.tokenizer import load_tokenizer, train_tokenizer, vocabulary_size
 from triax.data.prepare.tokenizer_formats import import_tokenizer
-from triax.launcher.terminal.arguments import as_path, large_count, utf8
+from triax.launcher.terminal.arguments import add_inputs, as_path, large_count, utf8
 
 _EXAMPLE = """\
 INPUT is a file (text, .jsonl or .parquet, plain or compressed), a folder, a
@@ -41,19 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         epilog=_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    train.add_argument("inputs", nargs="+", metavar="INPUT", help="where the text is")
+    add_inputs(train)
     train.add_argument(
         "--vocab-size", type=large_count, required=True, metavar="N", help="at least 257, as 32k"
     )
     train.add_argument(
         "--output", type=as_path, required=True, metavar="DIR", help="folder to write"
-    )
-    train.add_argument(
-        "--text-field",
-        type=utf8,
-        default="text",
-        metavar="F",
-        help="field of JSON lines and rows (text)",
     )
 
     _add_import(actions)

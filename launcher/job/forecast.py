@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from triax.common.errors import UserError
 from triax.launcher.job.job import Job
+from triax.launcher.plan.planned import setup_of
 from triax.planning.devices import GIB, find_device
 from triax.planning.memory import memory_of_rank
 from triax.planning.setup import Setup
@@ -36,7 +37,8 @@ class ForecastWriter:
     """
 
     def __init__(self, job: Job, say: Callable[[str], None]) -> None:
-        setup = setup_of(job)
+        device: Literal["cuda", "cpu"] = "cuda" if job.processes.device.type == "cuda" else "cpu"
+        setup = setup_of(job.config, job.processes.environment.world_size, device)
         memory = memory_of_rank(setup, job.processes.environment.rank)
         self._memory_gib = (memory.total - memory.slack) / GIB
         self._tokens_per_second = _forecast_rate(setup, device_name(job.processes.device))
@@ -88,23 +90,6 @@ def forecast_writers(job: Job, say: Callable[[str], None]) -> list[ForecastWrite
     except Exception:  # a fault of the planner's is no fault of the run's
         log.warning("no forecast", exc_info=True)
         return []
-
-
-def setup_of(job: Job) -> Setup:
-    """What the planner reads of a job."""
-    config = job.config
-    device: Literal["cuda", "cpu"] = "cuda" if job.processes.device.type == "cuda" else "cpu"
-    return Setup(
-        config.model,
-        config.parallel,
-        config.precision,
-        config.batch,
-        config.optimizer,
-        config.data.seq_len,
-        job.processes.environment.world_size,
-        device,
-        has_documents=config.data.mask_documents,
-    )
 
 
 def _forecast_rate(setup: Setup, name: str) -> float | None:

@@ -19,6 +19,7 @@ from triax.launcher.plan.planned import (
     Planned,
     planned_from_file,
     planned_from_preset,
+    setup_of,
     write_layout,
 )
 from triax.launcher.terminal.messages import print_warning
@@ -53,7 +54,7 @@ def plan(args: argparse.Namespace) -> None:
     if args.gpus is None:
         raise UserError("how many GPUs? Give --gpus N, and --gpu NAME if they aren't H100s")
     planned, device = _planned(args), device_of(args)
-    setup = planned.setup(args.gpus)
+    setup = setup_of(planned.config, args.gpus)
     begin = time.perf_counter()
     found = None if args.as_is else _search(args, planned, setup, device)
     seconds = time.perf_counter() - begin

@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tomli_w
 
@@ -56,19 +56,20 @@ class Planned:
     tables: Mapping[str, Any]
     config: RunConfig
 
-    def setup(self, world_size: int) -> Setup:
-        """What a plan is made of."""
-        config = self.config
-        return Setup(
-            config.model,
-            config.parallel,
-            config.precision,
-            config.batch,
-            config.optimizer,
-            config.data.seq_len,
-            world_size,
-            has_documents=config.data.mask_documents,
-        )
+
+def setup_of(config: RunConfig, world_size: int, device: Literal["cuda", "cpu"] = "cuda") -> Setup:
+    """What the planner reads of a run's config."""
+    return Setup(
+        config.model,
+        config.parallel,
+        config.precision,
+        config.batch,
+        config.optimizer,
+        config.data.seq_len,
+        world_size,
+        device,
+        has_documents=config.data.mask_documents,
+    )
 
 
 def planned_from_file(path: str, overrides: Sequence[str]) -> Planned:

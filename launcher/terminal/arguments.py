@@ -84,6 +84,23 @@ def large_count(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def add_inputs(parser: argparse.ArgumentParser) -> None:
+    """Declare where a command's text is, as `inputs` and `text_field`."""
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="file, folder, glob, `datasets` name (NAME or NAME:CONFIG) or python-stdlib",
+    )
+    parser.add_argument(
+        "--text-field",
+        type=utf8,
+        default="text",
+        metavar="F",
+        help="field of JSON lines and rows (text)",
+    )
+
+
 def add_num_processes(parser: argparse.ArgumentParser) -> None:
     """Declare how many processes a command starts here, as `num_processes`; none is one."""
     parser.add_argument(
