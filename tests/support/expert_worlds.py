@@ -5,12 +5,16 @@ The model's own code differentiates; what changes once a step is written here an
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from worlds import SEED, SMALL, Case, Run, sequences
+from worlds import SEED, SMALL, Case, Run, make_engine, named_weights, sequences
 
+from triax.checkpoint.reading import read_into
+from triax.checkpoint.upcycling import read_upcycled
 from triax.models.families import model_config
 from triax.models.init import initialise_model
 from triax.models.layers.experts import MixtureOfExperts
@@ -86,3 +90,11 @@ def _learn_load(router: Router, counts: list[float]) -> None:
     if router.bias is not None:
         for number, count in enumerate(counts):
             router.bias[number] += router.layer.bias_rate * ((count < mean) - (count > mean))
+
+
+def upcycled_weights(case: Case, dense: str, noise: float) -> dict[str, Tensor]:
+    """The whole weights of a new engine that begins from a dense model's checkpoint."""
+    engine = make_engine(case)
+    weights = {name: t for name, t in engine.state().items() if name.startswith("model.")}
+    read_upcycled(partial(read_into, Path(dense)), weights, model_config(**case.model), noise)
+    return named_weights(engine)
