@@ -200,6 +200,8 @@ def test_a_run_with_experts_begins_from_a_dense_one(job: Path) -> None:
     )  # fmt: skip
     assert started.code == 0, started.text
     assert "starting from the weights of runs/dense" in started.out
+    assert "experts      busiest " in started.out and ", 0 dropped" in started.out
+    assert (job / "runs/sparse/expert-load.png").read_bytes().startswith(b"\x89PNG")
     dense, sparse = (curve(job / "runs" / name) for name in ("dense", "sparse"))
     (_, new, _), (_, trained, _), (_, begun, _) = dense[0], dense[-1], sparse[0]
     assert begun < (new + trained) / 2 and begun == pytest.approx(trained, abs=0.3)
