@@ -455,6 +455,11 @@ def compiled_run(case: Case) -> Run:
         return engine_run(case)
 
 
+def compiled_runs(cases: Sequence[Case]) -> list[Run]:
+    """Several of them one after the other in the same processes."""
+    return [compiled_run(case) for case in cases]
+
+
 def run_leg(case: Case, folder: str, first_step: int, num_steps: int) -> Leg:
     """Go on from the newest checkpoint in this case's layout, and save at the end."""
     group = dist.new_group(backend="gloo")
