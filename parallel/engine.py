@@ -135,8 +135,8 @@ class Engine(Protocol):
 
         Returns:
             For each batch fp32 (B, T) on the device, 0 where there is no target, whatever the
-            targets weigh. The processes of a tensor and pipeline group all get those of the batches
-            that they share.
+            targets weigh. The processes of a pipeline, context and tensor group all get those of
+            the batches that they share.
         """
 
     def locate_non_finite(self, micro_batches: Sequence[Batch]) -> str | None:

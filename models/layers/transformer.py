@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask
 
 from triax.models.architecture import Attention
 from triax.models.batch import Batch
@@ -17,7 +16,7 @@ from triax.models.description import describe
 from triax.models.layers.block import Block
 from triax.models.layers.head import Head
 from triax.models.layers.loss import LossSums
-from triax.models.layers.masks import attention_mask
+from triax.models.layers.masks import Mask, attention_mask
 from triax.models.layers.norm import make_norm
 from triax.models.layers.output import (
     Collected,
@@ -45,8 +44,9 @@ class Transformer(nn.Module):
     head: Head | None
     sum_shapes: dict[str, Shape]
     """All sums of `Output`, those of other pipeline stages too, in the same order everywhere."""
-    make_mask: Callable[..., Tensor | BlockMask | None] = staticmethod(attention_mask)
-    """`attention_mask`, or `block_mask`, which compiled blocks on a GPU are fast with."""
+    make_mask: Callable[..., Mask] = staticmethod(attention_mask)
+    """`attention_mask`; or `block_mask`, which compiled blocks on a GPU are fast with; or `reach`,
+    where a dense mask would be too large; or what is needed where others have tokens of the row."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
