@@ -27,6 +27,7 @@ setup(
     packages=packages,
     package_data={
         **{f"triax.{folder}": ["py.typed"] for folder in FOLDERS},
+        "triax.launcher.report": ["assets/*"],
         "triax.launcher.slurm": ["job.sh"],
     },
     package_dir={f"triax.{folder}": folder for folder in FOLDERS},

@@ -31,6 +31,10 @@ COMMANDS = {
         "triax.launcher.commands.rehearse",
         "Take a step of a large job's processes here, without a GPU.",
     ),
+    "report": (
+        "triax.launcher.commands.report",
+        "Draw runs' curves, events and configs as one HTML file.",
+    ),
     "submit": ("triax.launcher.commands.submit", "Submit a run to SLURM as a batch job."),
     "tokenizer": ("triax.launcher.commands.tokenizer", "Train a tokenizer on text."),
     "data": ("triax.launcher.commands.data", "Turn text into token shards, or look into them."),

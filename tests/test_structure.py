@@ -44,6 +44,7 @@ TORCH_FREE = (
     "triax.launcher.commands.check",
     "triax.launcher.commands.diagnose",
     "triax.launcher.commands.plan",
+    "triax.launcher.commands.report",
     "triax.launcher.commands.submit",
     "triax.launcher.slurm.placement",
     "triax.models.counts",
