@@ -71,6 +71,7 @@ def _make_writers(job: Job, next_step: int, console: Console) -> MetricsWriters:
         settings = config.model_dump(mode="json")
         writers.append(WeightsAndBiases(config.metrics.wandb_project, directory.path, settings))
     writers += forecast_writers(job, console.say)
+    writers += job.host.writers
     return MetricsWriters(writers)
 
 
