@@ -22,8 +22,8 @@ MOST_CONTINUED = 16
 """Tokens of a continuation that is asked for."""
 MOST_CONTEXT = 128
 """Tokens before it: more would make the questions long without making them much easier."""
-_SENTENCE_END = re.compile(r"[^\W\d_]{3,}(?=[.!?;:)\n])")
-"""A word before the end of a sentence, a clause or a line."""
+_WORD = re.compile(r"[^\W\d_]{3,}(?=\W)")
+"""A whole word, which something follows."""
 
 
 def continuation(source: Source, num_questions: int) -> Task:
@@ -56,7 +56,7 @@ def continuation(source: Source, num_questions: int) -> Task:
 
 
 def cloze(source: Source, tokenizer: Tokenizer, num_questions: int) -> Task:
-    """Which of four words ends this sentence or line? The others end other ones.
+    """Which of four words comes last in this text? The others come last in other ones.
 
     Raises:
         UserError: the data has too few places to ask about.
@@ -64,10 +64,10 @@ def cloze(source: Source, tokenizer: Tokenizer, num_questions: int) -> Task:
     places: list[tuple[list[int], str]] = []
     for window in _spread(source, num_questions):
         text = decode(tokenizer, _longest_document(window))
-        ends = [match for match in _SENTENCE_END.finditer(text) if match.start() > len(text) // 4]
-        if not ends:
+        words = [match for match in _WORD.finditer(text) if match.start() > len(text) // 4]
+        if not words:
             continue
-        match = ends[-1]
+        match = words[-1]
         before = tokenizer.encode(text[: match.start()].rstrip(), add_special_tokens=False).ids
         if before:
             places.append((before[-MOST_CONTEXT:], match[0]))
@@ -75,16 +75,16 @@ def cloze(source: Source, tokenizer: Tokenizer, num_questions: int) -> Task:
     by_length = sorted({word for _, word in places}, key=lambda word: (len(word), word))
     questions = []
     for number, (context, word) in enumerate(places):
-        words = _similar(word, by_length, number)
-        if len(words) < NUM_CHOICES - 1:
+        choices = _similar(word, by_length, number)
+        if len(choices) < NUM_CHOICES - 1:
             continue
-        words.insert(number % NUM_CHOICES, word)
+        choices.insert(number % NUM_CHOICES, word)
         questions.append(
             Question(
                 tuple(context),
-                tuple(_as_tokens(tokenizer, f" {choice}") for choice in words),
+                tuple(_as_tokens(tokenizer, f" {choice}") for choice in choices),
                 number % NUM_CHOICES,
-                tuple(len(choice) + 1 for choice in words),
+                tuple(len(choice) + 1 for choice in choices),
             )
         )
     _refuse_few(questions, "cloze")
