@@ -6,7 +6,7 @@ import importlib.util
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,7 +62,7 @@ def read_questions(
             f"{f' or {task_path}' if task_path else ''}; `lm-eval ls tasks` lists its own"
         )
     try:
-        task = _only_task(manager.load_task_or_group(name), name)
+        task = _only_task(manager.load([name])["tasks"], name)
         task.build_all_requests(limit=count, rank=0, world_size=1)
     except (ConnectionError, FileNotFoundError) as error:
         raise UserError(
@@ -76,7 +76,7 @@ def read_questions(
     return [_question(task, instances, tokens) for instances in by_document.values()]
 
 
-def _only_task(found: dict[Any, Any], name: str) -> Any:
+def _only_task(found: Mapping[str, Any], name: str) -> Any:
     task = found.get(name)
     if getattr(task, "OUTPUT_TYPE", None) != "multiple_choice":
         raise UserError(
