@@ -48,6 +48,7 @@ from triax.launcher.checks.deepspeed import (
     deepspeed_splits_layers,
     offload_fits_engine,
 )
+from triax.launcher.checks.evaluation import evaluations_are_possible
 from triax.launcher.checks.experts import (
     deepspeed_has_no_experts,
     experts_are_multiplied,
@@ -247,6 +248,7 @@ CHECKS: tuple[Check, ...] = (
     sources_differ,
     weights_fill_blocks,
     made_with_this_tokenizer,
+    evaluations_are_possible,
     initial_weights_fit,
     deepspeed_flips_together,
     wandb_is_installed,

@@ -131,4 +131,5 @@ def make_plan(job: Job) -> Plan:
         evaluate_every=config.eval.every,
         log_every=config.metrics.every,
         collect_garbage_every=config.run.collect_garbage_every,
+        evaluation_share=config.eval.budget,
     )
