@@ -18,6 +18,8 @@ from torch.nn.attention.flex_attention import BlockMask
 
 BLOCK_TOKENS = 128
 """Tokens of a block; FlexAttention's own size."""
+DENSE_TOKENS = 8192
+"""Of a sequence whose dense mask isn't too large yet: 64 MiB."""
 
 
 class Reach(NamedTuple):

@@ -74,6 +74,9 @@ def test_learned_positions_bound_sequences_and_megatrons_layers(tmp_path: Path) 
         ),
         "pipeline = 2\npipeline_split = [5, 3]",
         'tensor = 2\nactivation_checkpointing = "selective"\ncompile = true',
+        "context = 4\ntensor = 2",
+        'context = 2\nengine = "deepspeed"\nzero_stage = 3',
+        'context = 4\ntensor = 2\ncontext_method = "ring"',
     ],
 )
 def test_layouts_that_work(tmp_path: Path, parallel: str) -> None:
@@ -89,6 +92,12 @@ def test_layouts_that_work(tmp_path: Path, parallel: str) -> None:
         ("pipeline = 16", "model.num_layers", "fewer than the pipeline's 16 stages"),
         ("pipeline = 2\npipeline_split = [5, 5]", "parallel.pipeline_split", "sum to the 8"),
         ("pipeline_split = [8]", "parallel.pipeline_split", "pipeline above 1"),
+        ("context = 3", "parallel.context", "of pipeline 1 x replicate 1 x context 3"),
+        ("context = 64", "data.seq_len", "2 x parallel.context 64, by which"),
+        ("context = 4\ntensor = 3", "data.seq_len", "parallel.context x parallel.tensor 3"),
+        ('context = 16\ncontext_method = "ulysses"', "parallel.context_method",
+         "model.num_heads 8 is not a multiple of parallel.context 16"),
+        ('context_method = "ring"', "parallel.context_method", "above 1"),
         ("tensor = 2\nasync_tensor = true", "parallel.async_tensor", "compile = true"),
         ('pipeline = 4\npipeline_schedule = "dualpipe-v"', "parallel.pipeline_schedule",
          "at least 8 micro-batches a step; there are"),
