@@ -63,7 +63,7 @@ class Transformer(nn.Module):
         )
         self.norm = make_norm(model.norm, width)
         self.head = Head(model)
-        self.sum_shapes = {"cross_entropy": ()}
+        self.sum_shapes = {"cross_entropy": (), "objective": ()}
         self.sum_shapes |= declared_sums(self.head) | shapes_by_layer(self.blocks.values())
         self.tie()
 
@@ -146,11 +146,14 @@ class Transformer(nn.Module):
         h_BTD = self.hidden_states(
             x, num_tokens, batch.document_ids_BT, batch.positions_BT, collected, batch.counted_BT
         )
+        terms = {}
         if collected.objective is not None:
-            h_BTD = with_term(h_BTD, weight * collected.objective)
+            term = weight * collected.objective
+            h_BTD, terms = with_term(h_BTD, term), {"objective": term.detach()}
         if self.norm is None or self.head is None:
-            return Output(h_BTD, collected.sums, None)
+            return Output(h_BTD, collected.sums | terms, None)
         loss: LossSums = self.head(self.norm(h_BTD), batch, weight)
-        sums = {"cross_entropy": loss.cross_entropy, "z_loss": loss.z_loss} | collected.sums
+        terms = {"objective": loss.objective.detach() + terms.get("objective", 0.0)}
+        sums = {"cross_entropy": loss.cross_entropy, "z_loss": loss.z_loss} | collected.sums | terms
         known = {name: value for name, value in sums.items() if name in self.sum_shapes}
         return Output(loss.objective, known, loss.log_probs_N.view(batch.targets_BT.shape))

@@ -29,7 +29,6 @@ from triax.models.description import describe
 from triax.models.init import initialise
 from triax.models.layers.transformer import Transformer
 from triax.parallel.config import ParallelConfig, PrecisionConfig
-from triax.parallel.dtypes import DTYPES
 from triax.parallel.engine import (
     Counts,
     EvaluationSums,
@@ -80,16 +79,15 @@ class DeepSpeedEngine:
     ) -> None:
         self.device = torch.device(mesh.device_type)
         self._reading = ReadingCounter(mesh)
-        self._part, self._blocks = local_model(model, mesh, config, seq_len, rms_norm)
+        compute = precision.compute
+        self._part, self._blocks = local_model(model, mesh, config, compute, seq_len, rms_norm)
         part = self._part
         # To DeepSpeed processes that divide a sequence are data-parallel: gradients are summed.
         self._mesh = mesh = build_weight_mesh(mesh, config.zero_stage)
         self._tensor_group = mesh["tensor"].get_group()
         self._attention = config.attention
         _join(mesh)
-        # ZeRO-3 would silently compute in the dtype in which it is given the weights.
-        part.to(dtype=DTYPES[precision.compute])
-        settings, self._swapped_to = deepspeed_settings(config, precision.compute, self.device)
+        settings, self._swapped_to = deepspeed_settings(config, compute, self.device)
         with silence():
             _materialise(part, self.device, config, settings, mesh)
             self._tied = tied_head(model, mesh, config, [Part(0, part)])

@@ -9,7 +9,7 @@ import functools
 import gc
 import importlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -307,9 +307,15 @@ def make_context(case: Case, engine: Any) -> StepContext:
     )
 
 
-def engine_run(case: Case) -> Run:
+Begin = Callable[[Mapping[str, Tensor]], object]
+"""Changes a new engine's state, by the names of a checkpoint, before the first step."""
+
+
+def engine_run(case: Case, begin: Begin | None = None) -> Run:
     """The case on this process among its peers; every rank returns the whole result."""
     engine = make_engine(case, recording(engine_class(case)))
+    if begin is not None:
+        begin(engine.state())
     context = make_context(case, engine)
     run = Run([], [], {}, {})
     for step in range(case.num_steps):
@@ -459,6 +465,11 @@ def compiled_run(case: Case) -> Run:
     """`engine_run` with a backend that traces like the usual one and needs no C++ compiler."""
     with mock.patch("torch.compile", functools.partial(torch.compile, backend="aot_eager")):
         return engine_run(case)
+
+
+def compiled_runs(cases: Sequence[Case]) -> list[Run]:
+    """Several of them one after the other in the same processes."""
+    return [compiled_run(case) for case in cases]
 
 
 def run_leg(case: Case, folder: str, first_step: int, num_steps: int) -> Leg:
