@@ -71,7 +71,8 @@ def gradients_are_summed_exactly(
     """Many micro-batches' gradients are not added up in bf16."""
     data_ranks = Layout.data_parallel_of(parallel, world_size) or 1
     count = batch.global_batch_size // (batch.micro_batch_size * data_ranks)
-    is_in_bf16 = parallel.zero_stage >= 2 or (data_ranks == 1 and parallel.tensor == 1)
+    is_alone = data_ranks * parallel.context * parallel.tensor == 1
+    is_in_bf16 = parallel.zero_stage >= 2 or is_alone
     if precision.gradients == "bf16" and is_in_bf16 and count > 1:
         where = f"at parallel.zero_stage = {parallel.zero_stage}" if data_ranks > 1 else "here"
         yield Problem(

@@ -66,6 +66,7 @@ def opening_summary(config: RunConfig, budget: Budget, layout: Layout, device: t
             ("pipeline", layout.pipeline),
             ("replicate", layout.replicate),
             ("shard", layout.shard),
+            ("context", layout.context),
             ("tensor", layout.tensor),
         )
         if size > 1

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from triax.models.families import model_config
 from triax.models.layers.transformer import Transformer
 from triax.parallel.config import ParallelConfig
+from triax.parallel.context import sequence
 from triax.parallel.context.attention import divide_attention
 from triax.parallel.context.methods import ContextMethod
 from triax.parallel.layout import Layout
@@ -51,7 +52,7 @@ class _Exchanges(TorchDispatchMode):
 def _counted(count: Any) -> Iterator[None]:
     """While it is entered, each message's bytes are told."""
     size = dist.get_world_size()
-    gather, scatter = dist.all_gather_into_tensor, dist.reduce_scatter_tensor
+    gather, scatter = sequence._all_gather, sequence._reduce_scatter
     send = dist.batch_isend_irecv
 
     def all_gather(_whole: Tensor, part: Tensor, **rest: Any) -> Any:
@@ -69,8 +70,8 @@ def _counted(count: Any) -> Iterator[None]:
         return send(operations)
 
     with (
-        mock.patch.object(dist, "all_gather_into_tensor", all_gather),
-        mock.patch.object(dist, "reduce_scatter_tensor", reduce_scatter),
+        mock.patch.object(sequence, "_all_gather", all_gather),
+        mock.patch.object(sequence, "_reduce_scatter", reduce_scatter),
         mock.patch.object(dist, "batch_isend_irecv", exchange),
         _Exchanges(count),
     ):
