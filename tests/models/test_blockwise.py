@@ -6,7 +6,7 @@ from unittest import mock
 
 import pytest
 import torch
-from documents import document_ids
+from documents import PATTERNS, document_ids
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -17,7 +17,6 @@ from triax.models.layers.blockwise import Sight, attend_tiles, nothing_attended
 from triax.models.layers.masks import attention_mask, document_starts, reach
 
 CPU = torch.device("cpu")
-PATTERNS = ("none", "one", "short", "random", "borders", "long", "mixed")
 
 
 def inputs(num_tokens: int, seed: int) -> tuple[Tensor, ...]:

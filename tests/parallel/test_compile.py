@@ -11,7 +11,6 @@ LAYOUTS = [
     (2, {"zero_stage": 3}),
     (2, {"tensor": 2, "activation_checkpointing": "selective"}),
     (2, {"context": 2, "context_method": "ring", "activation_checkpointing": "selective"}),
-    (2, {"context": 2, "context_method": "ulysses", "zero_stage": 2}),
     (2, {"tensor": 2, "sequence_parallel": False, "activation_checkpointing": "full"}),
     (4, {"tensor": 2, "pipeline": 2, "pipeline_schedule": "interleaved-1f1b", "zero_stage": 2}),
 ]

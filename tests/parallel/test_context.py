@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from context_worlds import NUM_ROWS, NUM_TOKENS, sent_by_attention
+from context_worlds import NUM_ROWS, NUM_TOKENS, sent_by_attention, written_next
+from documents import PATTERNS
 from expert_worlds import EXPERTS, plain_expert_run, sparse_model
 from fleet import run_fleet
 from parity import CAN_SPLIT_BACKWARD, TOLERANCE
 from relay import check_relay
 from weighted import exported_weights, validation_rows
-from worlds import SMALL, Case, Run, difference, engine_runs, merged, plain_run
+from worlds import SMALL, Case, Run, compiled_run, difference, engine_runs, merged, plain_run
 
 from triax.checkpoint.huggingface import export_huggingface
 from triax.models.families import model_config
@@ -23,7 +24,6 @@ from triax.parallel.context.methods import ContextMethod, method_of, sent_bytes
 from triax.parallel.context.sequence import by_process, in_row_order, stretches_of_all
 
 METHODS: tuple[ContextMethod, ...] = ("gather", "ring", "ulysses")
-PATTERNS = ("none", "one", "short", "random", "borders", "long", "mixed")
 WINDOW = {"sliding_window": 5}
 ZBV = "zbv-zero-bubble" if CAN_SPLIT_BACKWARD else "interleaved-1f1b"
 
@@ -141,6 +141,27 @@ def test_log_probs_of_a_long_input_are_those_of_transformers(tmp_path: Path) -> 
     torch.testing.assert_close(found_BT, expected, rtol=0, atol=1e-5)
 
 
+def test_the_next_token_of_a_divided_prompt() -> None:
+    """All processes know it, wherever in the layout the prompt's last token is."""
+    layouts: list[dict[str, Any]] = [
+        {"context": 4, "context_method": "ring", "zero_stage": 3},
+        {"context": 2, "tensor": 2},
+        {"context": 2, "pipeline": 2, "context_method": "gather"},
+        {"tensor": 2, "sequence_parallel": False, "pipeline": 2},
+    ]
+    cases = [Case(SMALL, layout, micro_batch_size=4) for layout in layouts]
+    lengths = (1, 6, 11, 16)
+    by_rank = run_fleet(4, written_next, cases, lengths)
+    [[expected]] = run_fleet(1, written_next, [Case(SMALL, {}, micro_batch_size=8)], lengths)
+    for found in by_rank:
+        for layout, by_length in zip(layouts, found, strict=True):
+            for length, log_probs_BV in by_length.items():
+                torch.testing.assert_close(
+                    log_probs_BV, expected[length], rtol=0, atol=TOLERANCE,
+                    msg=f"{layout} after {length}",
+                )  # fmt: skip
+
+
 @pytest.mark.parametrize("size", [2, 4])
 def test_methods_send_the_bytes_of_their_formulas(size: int) -> None:
     """One message for keys and values, whatever the method; see docs/context.md."""
@@ -187,6 +208,18 @@ def test_stretches_are_put_in_order_and_back(size: int) -> None:
     assert by_process(rows, size, dim=1).equal(parts)
     # What a token attends to grows with its place: each process has as much of it.
     assert len({int(part.sum()) for part in places.view(size, -1)}) == 1
+
+
+@pytest.mark.grid
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", ["none", "selective", "full"])
+def test_compiled(method: str, kind: str) -> None:
+    """Ring attention with selective checkpointing is in `tests/parallel/test_compile.py`."""
+    parallel = {"context": 2, "context_method": method, "activation_checkpointing": kind}
+    case = job(parallel | {"compile": True})
+    run = merged(run_fleet(2, compiled_run, case, timeout=400))
+    found = difference(run, reference(case.documents, None, case.num_steps))
+    assert found.worst <= TOLERANCE, found
 
 
 @pytest.mark.grid

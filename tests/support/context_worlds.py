@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 from unittest import mock
@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from weighted import validation_rows
+from worlds import Case, make_engine
 
 from triax.models.families import model_config
 from triax.models.layers.transformer import Transformer
@@ -21,6 +23,7 @@ from triax.parallel.context.attention import divide_attention
 from triax.parallel.context.methods import ContextMethod
 from triax.parallel.layout import Layout
 from triax.parallel.mesh import build_mesh
+from triax.parallel.next_token import next_log_probs
 
 NUM_ROWS, NUM_TOKENS = 2, 16
 """Of each process."""
@@ -76,6 +79,18 @@ def _counted(count: Any) -> Iterator[None]:
         _Exchanges(count),
     ):
         yield
+
+
+def written_next(cases: list[Case], lengths: Sequence[int]) -> list[dict[int, Tensor]]:
+    """The distributions after so many tokens of the validation's sequences, by length."""
+    found = []
+    for case in cases:
+        parallel = ParallelConfig(**case.parallel)
+        mesh = build_mesh(Layout.of(parallel, dist.get_world_size()), "cpu")
+        engine, rows = make_engine(case), validation_rows(case)
+        batches = rows.split(case.micro_batch_size)
+        found.append({n: torch.cat(next_log_probs(engine, mesh, batches, n)) for n in lengths})
+    return found
 
 
 def sent_by_attention(model: dict[str, Any], methods: list[ContextMethod]) -> list[Sent]:
