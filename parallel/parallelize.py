@@ -75,7 +75,7 @@ def parallelize(
         spread_all_experts(part.module, mesh, expert_mesh, config)
         if masks_in_blocks(part.module.description, config, mesh.device_type, seq_len):
             part.module.make_mask = block_mask
-        elif seq_len > DENSE_TOKENS:
+        elif seq_len > DENSE_TOKENS[mesh.device_type]:
             part.module.make_mask = reach
         if config.context > 1:
             name = config.context_method

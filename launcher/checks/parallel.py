@@ -200,7 +200,9 @@ def float8_fits_shapes(
     for width in _widths(model):
         product = " x ".join(f"model.{field}" for field in width.fields)
         sizes[f"{product}{share}"] = width.num_features // parallel.tensor
-    sizes["batch.micro_batch_size x data.seq_len"] = batch.micro_batch_size * data.seq_len
+    part = " / parallel.context" if parallel.context > 1 else ""
+    num_rows = batch.micro_batch_size * data.seq_len // parallel.context
+    sizes[f"batch.micro_batch_size x data.seq_len{part}"] = num_rows
     for product, size in sizes.items():
         if size % _FLOAT8_UNIT:
             yield Problem(

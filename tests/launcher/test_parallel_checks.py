@@ -127,6 +127,8 @@ FP8 = 'compute = "fp8"\n'
          "model.num_kv_heads x model.head_dim / parallel.tensor = 8 is"),
         ("[data]\nseq_len = 40\n[precision]\n" + FP8, "batch.micro_batch_size",
          "x data.seq_len = 40 is"),
+        ("[parallel]\ncontext = 8\n[precision]\n" + FP8, "batch.micro_batch_size",
+         "x data.seq_len / parallel.context = 8 is"),
         ('[parallel]\nengine = "deepspeed"\n[precision]\n' + FP8, "precision.compute", "use bf16"),
         ('[parallel]\nengine = "deepspeed"\n[precision]\ngradients = "bf16"',
          "precision.gradients", 'engine = "native"'),
