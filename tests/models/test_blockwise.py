@@ -87,3 +87,18 @@ def test_tiles_where_nothing_is_visible_are_left_out(
 def test_documents_begin_where_their_ids_change() -> None:
     ids = torch.tensor([[7, 7, 3, 3, 3, 9], [0, 0, 0, 0, 0, 0]])
     assert document_starts(ids).tolist() == [[0, 0, 2, 2, 2, 5], [0] * 6]
+
+
+def test_no_mask_grows_with_the_square_of_a_long_row() -> None:
+    """At 131,072 tokens: a number a token, and a tile's mask at a time."""
+    num_tokens = 131_072
+    generator = torch.Generator().manual_seed(3)
+    ids = (torch.rand(1, num_tokens, generator=generator) < 1e-3).cumsum(1)
+    found = reach(ids, num_tokens, None, CPU)
+    assert found is not None and found.firsts_BT is not None
+    assert found.firsts_BT.nbytes == 8 * num_tokens
+    places = (range(num_tokens),)
+    tiles = blockwise._tiles(Sight(places, places, found.firsts_BT, None), CPU)
+    sizes = [0 if tile.hidden_BTS is None else tile.hidden_BTS.nbytes for tile in tiles]
+    assert max(sizes) == blockwise.TILE_TOKENS**2
+    assert len(sizes) < 8 * num_tokens / blockwise.TILE_TOKENS
