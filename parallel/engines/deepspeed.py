@@ -152,7 +152,7 @@ class DeepSpeedEngine:
         return [self._reading.sequences.join(part) for part in parts]
 
     def _own(self, batches: Sequence[Batch]) -> list[Batch]:
-        return [self._reading.sequences.cut(batch).to(self.device) for batch in batches]
+        return [self._reading.sequences.cut(batch.to(self.device)) for batch in batches]
 
     def _forward(self, inputs: Sequence[Batch]) -> Evaluated:
         self._publish()
