@@ -71,7 +71,8 @@ def gradients_are_summed_exactly(
     """Many micro-batches' gradients are not added up in bf16."""
     data_ranks = Layout.data_parallel_of(parallel, world_size) or 1
     count = batch.global_batch_size // (batch.micro_batch_size * data_ranks)
-    is_in_bf16 = parallel.zero_stage >= 2 or (data_ranks == 1 and parallel.tensor == 1)
+    is_alone = data_ranks * parallel.context * parallel.tensor == 1
+    is_in_bf16 = parallel.zero_stage >= 2 or is_alone
     if precision.gradients == "bf16" and is_in_bf16 and count > 1:
         where = f"at parallel.zero_stage = {parallel.zero_stage}" if data_ranks > 1 else "here"
         yield Problem(
@@ -199,7 +200,9 @@ def float8_fits_shapes(
     for width in _widths(model):
         product = " x ".join(f"model.{field}" for field in width.fields)
         sizes[f"{product}{share}"] = width.num_features // parallel.tensor
-    sizes["batch.micro_batch_size x data.seq_len"] = batch.micro_batch_size * data.seq_len
+    part = " / parallel.context" if parallel.context > 1 else ""
+    num_rows = batch.micro_batch_size * data.seq_len // parallel.context
+    sizes[f"batch.micro_batch_size x data.seq_len{part}"] = num_rows
     for product, size in sizes.items():
         if size % _FLOAT8_UNIT:
             yield Problem(
