@@ -32,6 +32,16 @@ class Window:
     document_ids: NDArray[np.int32]
     """(T + 1,); equal where tokens are of one document, counted from 0 in this window."""
 
+    def cut(self, num_pieces: int) -> list[Window]:
+        """So many equal parts, each as long as to have its last token's target too."""
+        length = (len(self.tokens) - 1) // num_pieces
+        starts = range(0, length * num_pieces, length)
+        parts = [slice(start, start + length + 1) for start in starts]
+        return [
+            Window(self.tokens[part], self.document_ids[part] - self.document_ids[part.start])
+            for part in parts
+        ]
+
 
 class Source:
     """The windows of one or several shards, in the shards' order."""

@@ -12,6 +12,7 @@ from triax.data.prepare.tokenizer import load_tokenizer
 from triax.data.read.identity import Identity, identify, identify_sources
 from triax.data.read.integrity import Verification, files_of, verify
 from triax.data.read.loader import Loader, validation_batches
+from triax.data.read.plan import PlannedPhase, planned_phases
 from triax.data.read.sampler import Sampler
 from triax.data.read.source import Source, open_sources
 from triax.launcher.cluster.preflight import data_facts, refuse_differences
@@ -30,14 +31,14 @@ class Sources:
 
     sources: list[Source]
     identities: list[Identity]
-    weights: list[float]
+    plan: tuple[PlannedPhase, ...]
     validation: Source | None = None
     validation_identity: Identity | None = None
 
     @property
-    def known_by(self) -> tuple[list[Identity], list[float], Identity | None]:
+    def known_by(self) -> tuple[list[Identity], tuple[PlannedPhase, ...], Identity | None]:
         """What a resume point compares them by."""
-        return self.identities, self.weights, self.validation_identity
+        return self.identities, self.plan, self.validation_identity
 
     @property
     def all_identities(self) -> list[Identity]:
@@ -100,8 +101,8 @@ def _open(job: Job) -> Sources:
 
     def open_here() -> Sources:
         sources = open_sources(data, config.model.vocab_size)
-        weights = [source.weight for source in data.sources]
-        read = Sources(sources, identify_sources(data.sources, sources), weights)
+        plan = planned_phases(data, config.batch.global_batch_size)
+        read = Sources(sources, identify_sources(data.sources, sources), plan)
         if data.validation is None:
             return read
         validation = Source.open(data.validation, data.seq_len, config.model.vocab_size)
