@@ -70,6 +70,9 @@ class DataConfig(Section):
     seq_len: int = Field(gt=0, lt=1 << 31)
     phases: tuple[PhaseConfig, ...] = ()
     """One after another from the run's begin; none is one phase with the section's own values."""
+    packing: Literal["stream", "best-fit"] = "stream"
+    """`stream` cuts a shard's tokens, one document behind the other, into samples; `best-fit` puts
+    whole documents together, cuts only those that are longer than a sample, and pads the rest."""
     mask_documents: bool = True
     """Tokens attend only within their own document, and no loss is taken across documents."""
     prepare: PrepareConfig | None = None
@@ -107,6 +110,11 @@ class DataConfig(Section):
             raise ValueError(
                 f"{name}.seq_len: data.seq_len = {self.seq_len}, the longest, must be a multiple "
                 f"of it, got {phase.seq_len}"
+            )
+        if self.packing == "best-fit" and self.seq_len_in(phase) < self.seq_len:
+            raise ValueError(
+                f"{name}.seq_len: shorter sequences would cut the documents that data.packing = "
+                '"best-fit" keeps whole; use "stream", or leave this out'
             )
         weights = self.weights_in(phase)
         if len(weights) != len(self.sources):

@@ -36,9 +36,14 @@ def make_batch(
             targets that belong to another document than their position.
         pin_memory: put the tensors in page-locked memory, for asynchronous copies to the GPU.
         num_real: only the first so many rows carry targets; None means all.
+
+    Padding is no target, so it weighs nothing.
     """
     tokens = np.stack([window.tokens for window in windows])
     inputs, targets = tokens[:, :-1].copy(), tokens[:, 1:].copy()
+    for row, window in enumerate(windows):
+        if window.num_tokens is not None:
+            targets[row, window.num_tokens - 1 :] = IGNORE_INDEX
     targets[num_real if num_real is not None else len(windows) :] = IGNORE_INDEX
     document_ids_BT = None
     if mask_documents:

@@ -16,7 +16,7 @@ from triax.data.prepare.ensure import made_tokenizer, preparation_problems
 from triax.data.prepare.findings import findings
 from triax.data.prepare.inputs import resolve, resolve_all
 from triax.data.prepare.tokenizer import load_tokenizer, tokenizer_fingerprint, vocabulary_size
-from triax.data.read.identity import shard_digest
+from triax.data.read.digest import shard_digest
 from triax.data.read.shards import find_shards
 from triax.data.read.source import Source
 from triax.data.record import RECORD, PreparedData, load_prepared

@@ -14,7 +14,7 @@ from triax.common.quantities import format_count
 from triax.data.config import DataConfig
 from triax.data.read.plan import planned_phases
 from triax.data.read.sampler import Sampler, block_quotas
-from triax.data.read.source import Source
+from triax.data.read.source import open_sources
 from triax.launcher.config.problems import Problem
 from triax.launcher.config.run_config import RunSection
 from triax.models.config import ModelConfig
@@ -56,10 +56,9 @@ def num_windows(data: DataConfig, vocab_size: int) -> dict[str, int]:
     Raises:
         UserError: one is not there yet, or damaged.
     """
-    opened = {
-        source.path: Source.open(source.path, data.seq_len, vocab_size) for source in data.sources
-    }
-    return {path: source.num_windows for path, source in opened.items()}
+    opened = open_sources(data, vocab_size)
+    paths = [source.path for source in data.sources]
+    return {path: each.num_windows for path, each in zip(paths, opened, strict=True)}
 
 
 def readings(

@@ -8,6 +8,7 @@ from itertools import accumulate
 from triax.common.errors import UserError
 from triax.common.quantities import format_count
 from triax.data.config import DataConfig
+from triax.data.read.source import open_sources
 from triax.launcher.checks.data import tokens_per_step
 from triax.launcher.checks.reading import num_windows, readings
 from triax.launcher.config.run_config import RunConfig
@@ -64,10 +65,13 @@ def _readings(config: RunConfig, num_tokens: int) -> list[str]:
     data = config.data
     try:
         windows = num_windows(data, config.model.vocab_size)
+        sources = open_sources(data, config.model.vocab_size)
     except UserError:
         return []
     size, seed = config.batch.global_batch_size, config.run.seed
-    return [each.describe() for each in readings(data, size, seed, num_tokens, windows)]
+    found = readings(data, size, seed, num_tokens, windows)
+    packed = [source.packed for source in sources if source.packed is not None]
+    return [each.describe() for each in found] + [f"packed, {each.describe()}" for each in packed]
 
 
 def active_parameters(model: ModelConfig) -> str:

@@ -72,6 +72,9 @@ def make_data(
     """
     for note in resume_point.notes:
         job.say(f"data     {note}")
+    for source, config in zip(sources.sources, job.config.data.sources, strict=True):
+        if source.packed is not None:
+            job.say(f"data     {config.path}: packed, {source.packed.describe()}")
     validation = job.together(partial(_validation, job, sources.validation))
     job.watchdog.beat("verifying the data", resume_point.state.step)
     verification = _verify(job)

@@ -15,7 +15,8 @@ import pytest
 from triax.common.errors import UserError
 from triax.data.config import SourceConfig
 from triax.data.read.blend import Blend
-from triax.data.read.identity import Identity, identify_sources, shard_digest
+from triax.data.read.digest import shard_digest
+from triax.data.read.identity import Identity, identify_sources
 from triax.data.read.plan import whole_run
 from triax.data.read.sampler import Phase, Sampler, source_names
 from triax.data.read.shards import ShardWriter, find_shards, shard_prefix
