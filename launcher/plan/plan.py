@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from triax.common.errors import UserError
+from triax.common.paths import short_path
 from triax.common.quantities import format_count
 from triax.launcher.checks.sections import find_problems, find_step_problems
 from triax.launcher.config.loading import load_config
@@ -212,7 +213,8 @@ def _report(
 ) -> Iterator[str]:
     setup, device = forecast.outcome.setup, forecast.device
     count = num_parameters(setup.model)
-    yield f"{planned.source}: {format_count(count)} parameters, in {setup.precision.compute}"
+    about = f": {format_count(count)} parameters, in {setup.precision.compute}"
+    yield short_path(planned.source, report.WIDTH - len(about)) + about
     yield from report.shown_machine(setup, device)
     if found is not None:
         yield from report.shown_search(found, seconds)
@@ -231,7 +233,8 @@ def _report(
         yield from report.shown_figures(explained(forecast))
     if args.output is not None:
         yield ""
-        yield f"{args.output}: written; triax check {args.output} --world-size {args.gpus}"
+        yield f"{short_path(str(args.output), report.WIDTH - 10)}: written"
+        yield f"triax check {args.output} --world-size {args.gpus}"  # to be copied, however long
 
 
 def _remark(args: argparse.Namespace, device: Device, forecast: Forecast) -> str:
