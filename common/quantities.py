@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator, PlainSerializer
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 
 _MULTIPLIERS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 MAX_COUNT = 10**18
@@ -171,6 +171,9 @@ PatienceField = Annotated[TimeField, AfterValidator(_patient)]
 
 CountedField = Annotated[DurationField, AfterValidator(_counted)]
 """A duration in steps or tokens only."""
+
+CountField = Annotated[int, BeforeValidator(parse_count), Field(gt=0)]
+"""A count above 0, as `parse_count` reads it."""
 
 CountedOrZeroField = Annotated[
     Duration,

@@ -22,7 +22,6 @@ from triax.common.quantities import format_count
 from triax.common.section import Section
 from triax.data.config import DataConfig
 from triax.launcher.checks.data import (
-    budget_repeats_data,
     exists,
     inputs_are_there,
     made_with_this_tokenizer,
@@ -35,7 +34,6 @@ from triax.launcher.checks.data import (
     tokens_per_step,
     validation_is_as_wanted,
     vocabulary_holds_data,
-    weights_fill_blocks,
 )
 from triax.launcher.checks.deepspeed import (
     apex_is_nvidias,
@@ -70,6 +68,12 @@ from triax.launcher.checks.parallel import (
     stages_fit_layers,
     tensor_divides_model,
     world_fits,
+)
+from triax.launcher.checks.reading import (
+    budget_repeats_data,
+    caps_leave_enough,
+    phases_are_reached,
+    weights_fill_blocks,
 )
 from triax.launcher.config.loading import load_config
 from triax.launcher.config.problems import Problem
@@ -247,6 +251,7 @@ CHECKS: tuple[Check, ...] = (
     vocabulary_holds_data,
     sources_differ,
     weights_fill_blocks,
+    caps_leave_enough,
     made_with_this_tokenizer,
     evaluations_are_possible,
     initial_weights_fit,
@@ -258,6 +263,7 @@ WARNINGS: tuple[Check, ...] = (
     inputs_are_there,
     validation_is_as_wanted,
     budget_repeats_data,
+    phases_are_reached,
     gradients_are_summed_exactly,
     recipe_is_used,
 )

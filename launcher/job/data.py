@@ -10,6 +10,7 @@ from triax.data.prepare.ensure import ensure_prepared
 from triax.data.read.identity import Identity, identify, identify_sources
 from triax.data.read.integrity import Verification, files_of, verify
 from triax.data.read.loader import Loader
+from triax.data.read.plan import PlannedPhase, planned_phases
 from triax.data.read.sampler import Sampler
 from triax.data.read.source import Source, open_sources
 from triax.launcher.cluster.preflight import data_facts, refuse_differences
@@ -28,7 +29,7 @@ class Sources:
 
     sources: list[Source]
     identities: list[Identity]
-    weights: list[float]
+    plan: tuple[PlannedPhase, ...]
     validation: Source | None = None
     validation_identity: Identity | None = None
     others: Mapping[str, Source] = field(default_factory=dict)
@@ -36,9 +37,9 @@ class Sources:
     other_identities: Sequence[Identity] = ()
 
     @property
-    def known_by(self) -> tuple[list[Identity], list[float], Identity | None]:
+    def known_by(self) -> tuple[list[Identity], tuple[PlannedPhase, ...], Identity | None]:
         """What a resume point compares them by."""
-        return self.identities, self.weights, self.validation_identity
+        return self.identities, self.plan, self.validation_identity
 
     @property
     def all_identities(self) -> list[Identity]:
@@ -73,6 +74,9 @@ def make_data(
     """
     for note in resume_point.notes:
         job.say(f"data     {note}")
+    for source, config in zip(sources.sources, job.config.data.sources, strict=True):
+        if source.packed is not None:
+            job.say(f"data     {config.path}: packed, {source.packed.describe()}")
     evaluator = make_evaluator(job, sources.validation, sources.others)
     job.watchdog.beat("verifying the data", resume_point.state.step)
     verification = _verify(job)
@@ -99,8 +103,8 @@ def _open(job: Job) -> Sources:
 
     def open_here() -> Sources:
         sources = open_sources(data, config.model.vocab_size)
-        weights = [source.weight for source in data.sources]
-        read = Sources(sources, identify_sources(data.sources, sources), weights)
+        plan = planned_phases(data, config.batch.global_batch_size)
+        read = Sources(sources, identify_sources(data.sources, sources), plan)
         open_one = partial(Source.open, seq_len=data.seq_len, vocab_size=config.model.vocab_size)
         others = {one.name: open_one(one.path) for one in config.eval.sets}
         known = [identify(one.path, others[one.name]) for one in config.eval.sets]

@@ -154,7 +154,19 @@ class TrainLoop:
                 self.monitor.between_steps(state.step + 1)
         return state, None
 
+    def _begin_phase(self, state: TrainState) -> None:
+        """Other data, or sequences of another length, begins, and moves the loss by design."""
+        self._log(self.readback.drain())
+        self.context.guard.forget()
+        self.escalation.accepted_new_level()
+        self.metrics_logger.event("phase", step=state.step, cursor=state.cursor)
+        self.metrics_logger.say(
+            f"after step {state.step} another phase of the data begins, and the guard anew"
+        )
+
     def _step(self, state: TrainState, micro_batches: Sequence[Batch]) -> TrainState:
+        if self.data.loader.changes_at(state.cursor):
+            self._begin_phase(state)
         after = state.after(self.plan.global_batch_size, self.plan.seq_len)
         self.monitor.before_step(after, self.plan.global_batch_size)
         lr = self.plan.learning_rate(after.tokens) * self.escalation.lr_factor(after.step)
