@@ -63,7 +63,7 @@ class Setup:
             UserError: the degrees don't multiply to the number of processes.
         """
         layout = Layout.of(self.parallel, self.world_size // self.context)
-        return replace(layout, context=self.context)
+        return replace(layout, context=self.context * layout.context)
 
     @cached_property
     def num_micro_batches(self) -> int:
@@ -98,6 +98,6 @@ class Setup:
 
         The rule is that of `parallel.zero.shard`.
         """
-        is_alone = self.layout.data_parallel == 1 and self.parallel.tensor == 1
+        is_alone = self.layout.num_parts * self.layout.replicate == self.layout.pipeline
         has_copies = self.precision.compute != "fp32" and self.parallel.zero_stage == 3
         return not is_alone or has_copies

@@ -71,7 +71,8 @@ def gradients_are_summed_exactly(
     """Many micro-batches' gradients are not added up in bf16."""
     data_ranks = Layout.data_parallel_of(parallel, world_size) or 1
     count = batch.global_batch_size // (batch.micro_batch_size * data_ranks)
-    is_in_bf16 = parallel.zero_stage >= 2 or (data_ranks == 1 and parallel.tensor == 1)
+    is_alone = data_ranks * parallel.context * parallel.tensor == 1
+    is_in_bf16 = parallel.zero_stage >= 2 or is_alone
     if precision.gradients == "bf16" and is_in_bf16 and count > 1:
         where = f"at parallel.zero_stage = {parallel.zero_stage}" if data_ranks > 1 else "here"
         yield Problem(
@@ -127,6 +128,10 @@ def tensor_divides_model(
     divided["model.vocab_size"] = model.vocab_size
     if parallel.sequence_parallel:
         divided["data.seq_len"] = data.seq_len
+        divided |= {
+            f"data.phases.{number}.seq_len": data.seq_len_in(phase)
+            for number, phase in enumerate(data.phases)
+        }
     for path, value in divided.items():
         if value % parallel.tensor:
             yield Problem(path, _not_divided(path, value, parallel.tensor))
@@ -199,7 +204,9 @@ def float8_fits_shapes(
     for width in _widths(model):
         product = " x ".join(f"model.{field}" for field in width.fields)
         sizes[f"{product}{share}"] = width.num_features // parallel.tensor
-    sizes["batch.micro_batch_size x data.seq_len"] = batch.micro_batch_size * data.seq_len
+    part = " / parallel.context" if parallel.context > 1 else ""
+    num_rows = batch.micro_batch_size * data.seq_len // parallel.context
+    sizes[f"batch.micro_batch_size x data.seq_len{part}"] = num_rows
     for product, size in sizes.items():
         if size % _FLOAT8_UNIT:
             yield Problem(
@@ -213,7 +220,7 @@ def _not_divided(path: str, value: int, tensor: int) -> str:
     text = f"{value} is not a multiple of parallel.tensor = {tensor}"
     if path == "model.vocab_size":
         return f"{text}; {-(-value // tensor) * tensor} is (rows beyond the tokenizer's are unused)"
-    if path == "data.seq_len":
+    if path.endswith("seq_len"):
         return f"{text}, which divides the tokens; or set parallel.sequence_parallel = false"
     return text
 

@@ -107,7 +107,8 @@ def closing_summary(
     """
     lines = ["", f"ended after step {outcome.state.step}: {outcome.reason}"]
     if outcome.evaluation is not None:
-        lines.append(f"validation {outcome.evaluation.describe()}")
+        main, *others = outcome.evaluation.describe()
+        lines += [f"validation {main}".rstrip(), *others]
     lines += _refused(outcome)
     if outcome.code is ExitCode.DONE:
         lines += _or_why_not(
