@@ -15,7 +15,7 @@ def draw_mesh(layout: Layout, processes_per_node: int, expert: int = 1) -> str:
     for up to 8-way tensor parallelism of up to 999 processes; large meshes are cut.
 
     Args:
-        expert: over how many data-parallel neighbours the experts of a layer are divided.
+        expert: over how many neighbours the experts of a layer are divided.
     """
     data, groups = layout.data_parallel, layout.groups("context", "tensor")
     cells = [
@@ -34,7 +34,7 @@ def draw_mesh(layout: Layout, processes_per_node: int, expert: int = 1) -> str:
         lines.append("...")
     lines.append(_legend(layout))
     if expert > 1:
-        lines.append(f"expert: each {expert} data-parallel neighbours divide a layer's experts")
+        lines.append(f"expert: each {expert} neighbours with other tokens divide a layer's experts")
     return "\n".join(line.rstrip() for line in lines)
 
 

@@ -128,6 +128,10 @@ def tensor_divides_model(
     divided["model.vocab_size"] = model.vocab_size
     if parallel.sequence_parallel:
         divided["data.seq_len"] = data.seq_len
+        divided |= {
+            f"data.phases.{number}.seq_len": data.seq_len_in(phase)
+            for number, phase in enumerate(data.phases)
+        }
     for path, value in divided.items():
         if value % parallel.tensor:
             yield Problem(path, _not_divided(path, value, parallel.tensor))
@@ -216,7 +220,7 @@ def _not_divided(path: str, value: int, tensor: int) -> str:
     text = f"{value} is not a multiple of parallel.tensor = {tensor}"
     if path == "model.vocab_size":
         return f"{text}; {-(-value // tensor) * tensor} is (rows beyond the tokenizer's are unused)"
-    if path == "data.seq_len":
+    if path.endswith("seq_len"):
         return f"{text}, which divides the tokens; or set parallel.sequence_parallel = false"
     return text
 

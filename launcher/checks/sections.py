@@ -22,7 +22,6 @@ from triax.common.quantities import format_count
 from triax.common.section import Section
 from triax.data.config import DataConfig
 from triax.launcher.checks.data import (
-    budget_repeats_data,
     exists,
     inputs_are_there,
     made_with_this_tokenizer,
@@ -35,7 +34,6 @@ from triax.launcher.checks.data import (
     tokens_per_step,
     validation_is_as_wanted,
     vocabulary_holds_data,
-    weights_fill_blocks,
 )
 from triax.launcher.checks.deepspeed import (
     apex_is_nvidias,
@@ -48,6 +46,7 @@ from triax.launcher.checks.deepspeed import (
     deepspeed_splits_layers,
     offload_fits_engine,
 )
+from triax.launcher.checks.evaluation import evaluations_are_possible
 from triax.launcher.checks.experts import (
     deepspeed_has_no_experts,
     experts_are_multiplied,
@@ -69,6 +68,12 @@ from triax.launcher.checks.parallel import (
     stages_fit_layers,
     tensor_divides_model,
     world_fits,
+)
+from triax.launcher.checks.reading import (
+    budget_repeats_data,
+    caps_leave_enough,
+    phases_are_reached,
+    weights_fill_blocks,
 )
 from triax.launcher.config.loading import load_config
 from triax.launcher.config.problems import Problem
@@ -246,7 +251,9 @@ CHECKS: tuple[Check, ...] = (
     vocabulary_holds_data,
     sources_differ,
     weights_fill_blocks,
+    caps_leave_enough,
     made_with_this_tokenizer,
+    evaluations_are_possible,
     initial_weights_fit,
     deepspeed_flips_together,
     wandb_is_installed,
@@ -256,6 +263,7 @@ WARNINGS: tuple[Check, ...] = (
     inputs_are_there,
     validation_is_as_wanted,
     budget_repeats_data,
+    phases_are_reached,
     gradients_are_summed_exactly,
     recipe_is_used,
 )

@@ -83,7 +83,7 @@ def test_the_picture() -> None:
         "2 data-parallel ranks a row; [ranks of a tensor group]n<node>",
     ]
     assert draw_mesh(layout, processes_per_node=4, expert=2).splitlines()[-1] == (
-        "expert: each 2 data-parallel neighbours divide a layer's experts"
+        "expert: each 2 neighbours with other tokens divide a layer's experts"
     )
 
 

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from triax.parallel.evaluation import Evaluation
 from triax.training.step.readback import StepFigures
 from triax.training.step.step import StepResult
 
@@ -212,16 +211,8 @@ class MetricsWriters:
         }
         self._log(int(row["step"] or 0), scalars)
 
-    def log_evaluation(self, step: int, evaluation: Evaluation) -> None:
-        """Show a validation."""
-        if evaluation.num_targets == 0:
-            return
-        scalars = {
-            "validation/loss": evaluation.loss,
-            "validation/perplexity": evaluation.perplexity,
-        }
-        if evaluation.bits_per_byte is not None:
-            scalars["validation/bits_per_byte"] = evaluation.bits_per_byte
+    def log_evaluation(self, step: int, scalars: dict[str, float]) -> None:
+        """Show what an evaluation found."""
         self._log(step, scalars)
 
     def rewind(self, next_step: int) -> None:
