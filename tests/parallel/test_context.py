@@ -44,7 +44,7 @@ def job(
 
 def check(num_processes: int, cases: list[Case]) -> None:
     """Losses, norms, gradients by parameter and weights."""
-    runs = run_fleet(num_processes, engine_runs, cases, timeout=500)
+    runs = run_fleet(num_processes, engine_runs, cases, timeout=200 + 30 * len(cases))
     for number, case in enumerate(cases):
         expected = reference(case.documents, case.model.get("sliding_window"), case.num_steps)
         found = difference(merged([run[number] for run in runs]), expected)
