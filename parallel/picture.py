@@ -7,11 +7,14 @@ from triax.parallel.layout import Layout
 _MAX_ROWS, _MAX_COLUMNS = 8, 8
 
 
-def draw_mesh(layout: Layout, processes_per_node: int) -> str:
+def draw_mesh(layout: Layout, processes_per_node: int, expert: int = 1) -> str:
     """Rows are pipeline ranks, columns data-parallel ranks, brackets tensor-parallel groups.
 
     Each bracket holds its processes' ranks and the node that they are on. At most 80 columns wide
     for up to 8-way tensor parallelism of up to 999 processes; large meshes are cut.
+
+    Args:
+        expert: over how many data-parallel neighbours the experts of a layer are divided.
     """
     data, groups = layout.data_parallel, _tensor_groups(layout)
     cells = [
@@ -29,6 +32,8 @@ def draw_mesh(layout: Layout, processes_per_node: int) -> str:
     if layout.pipeline > _MAX_ROWS:
         lines.append("...")
     lines.append(_legend(layout))
+    if expert > 1:
+        lines.append(f"expert: each {expert} data-parallel neighbours divide a layer's experts")
     return "\n".join(line.rstrip() for line in lines)
 
 

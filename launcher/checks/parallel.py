@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from importlib.metadata import version
 
@@ -11,6 +12,7 @@ from triax.launcher.config.problems import Problem
 from triax.models.config import ModelConfig
 from triax.models.description import Width, describe
 from triax.parallel.config import ParallelConfig, PrecisionConfig
+from triax.parallel.context.methods import has_whole_shares
 from triax.parallel.layout import Layout
 from triax.parallel.stages import (
     SCHEDULES,
@@ -26,8 +28,9 @@ def world_fits(parallel: ParallelConfig, world_size: int | None) -> Iterator[Pro
     unit = Layout.unit_of(parallel)
     if world_size is None or world_size % unit == 0:
         return
-    axes = ("pipeline", "replicate", "tensor")
-    degrees = " x ".join(f"{axis} {getattr(parallel, axis)}" for axis in axes)
+    axes = ("pipeline", "replicate", "context", "tensor")
+    shown = [a for a in axes if a != "context" or parallel.context > 1]
+    degrees = " x ".join(f"{axis} {getattr(parallel, axis)}" for axis in shown)
     path = next(f"parallel.{axis}" for axis in axes if getattr(parallel, axis) > 1)
     yield Problem(
         path,
@@ -127,6 +130,37 @@ def tensor_divides_model(
     for path, value in divided.items():
         if value % parallel.tensor:
             yield Problem(path, _not_divided(path, value, parallel.tensor))
+
+
+def context_divides_sequences(
+    model: ModelConfig, data: DataConfig, parallel: ParallelConfig
+) -> Iterator[Problem]:
+    """Every process of the context axis gets two equal stretches of each sequence."""
+    context, method = parallel.context, parallel.context_method
+    if context == 1:
+        if method != "auto":
+            yield Problem("parallel.context_method", "needs parallel.context above 1")
+        return
+    unit, product = 2 * context, f"2 x parallel.context {context}"
+    if parallel.tensor > 1 and parallel.sequence_parallel:
+        unit = math.lcm(unit, context * parallel.tensor)
+        product = f"{product}, and of parallel.context x parallel.tensor {parallel.tensor}"
+    if data.seq_len % unit:
+        yield Problem(
+            "data.seq_len",
+            f"{data.seq_len} is not a multiple of {product}, by which each process has as early "
+            f"tokens of a sequence as late ones: use {_nearest_multiples(data.seq_len, unit)}",
+        )
+    layers = {layer.attention for layer in describe(model).architecture.layers}
+    if method == "ulysses" and not all(
+        has_whole_shares(layer, context, parallel.tensor) for layer in layers
+    ):
+        product = f"parallel.context {context} x parallel.tensor {parallel.tensor}"
+        yield Problem(
+            "parallel.context_method",
+            f"ulysses divides the heads, and model.num_heads {model.num_heads} is not a multiple "
+            f'of {product}: use "gather", "ring" or "auto"',
+        )
 
 
 def sequence_has_positions(model: ModelConfig, data: DataConfig) -> Iterator[Problem]:

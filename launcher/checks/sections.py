@@ -58,6 +58,7 @@ from triax.launcher.checks.experts import (
 from triax.launcher.checks.initial_weights import compare_settings, find_initial
 from triax.launcher.checks.parallel import (
     batch_divides,
+    context_divides_sequences,
     float8_fits_shapes,
     gradients_are_summed_exactly,
     optimizer_takes_dtypes,
@@ -211,6 +212,7 @@ def shown_path(path: Path) -> str:
 STEP_CHECKS: tuple[Check, ...] = (
     model_is_possible,
     tensor_divides_model,
+    context_divides_sequences,
     sequence_has_positions,
     stages_fit_layers,
     schedule_fits_batch,

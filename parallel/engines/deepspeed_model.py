@@ -10,8 +10,8 @@ from triax.parallel.config import ParallelConfig
 from triax.parallel.engine import RMSNorm
 from triax.parallel.engines.megatron_layers import block_of, swap_layers, swap_norms, torch_rms_norm
 from triax.parallel.flat_shards import Block
-from triax.parallel.parallelize import checkpoint_activations
 from triax.parallel.pipeline import make_part
+from triax.parallel.recompute import checkpoint_activations
 
 
 def local_model(

@@ -59,7 +59,7 @@ def test_a_run_says_what_it_reached_and_how_to_go_on(finished: tuple[Path, Ended
         r"compute  1 process on .*",
         r"step 24/24  loss [\d.]+  .*tok/s  .* left",
         r"ended after step 24: the token budget is used up",
-        r"validation loss [\d.]+, perplexity [\d.]+",
+        r"validation loss [\d.]+, perplexity [\d.]+, [\d.]+ bits per byte",
         r"the model writes:",
         r"chinchilla   \d+K tokens would be compute-optimal .*",
         r"             .* here at [\d.]+K? tokens/s",

@@ -78,6 +78,9 @@ def test_the_picture() -> None:
         "pipeline 1   [4 5]n1 [6 7]n1",
         "2 data-parallel ranks a row; [ranks of a tensor group]n<node>",
     ]
+    assert draw_mesh(layout, processes_per_node=4, expert=2).splitlines()[-1] == (
+        "expert: each 2 data-parallel neighbours divide a layer's experts"
+    )
 
 
 @given(st.integers(1, 20), st.integers(1, 40), st.integers(1, 20), st.integers(1, 16))

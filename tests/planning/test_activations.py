@@ -12,7 +12,7 @@ from triax.models.architecture import Attention, FeedForward, FeedForwardKind, L
 from triax.models.families import model_config
 from triax.models.layers.block import Block
 from triax.models.layers.rotary import rotary_table
-from triax.parallel.parallelize import checkpoint_activations
+from triax.parallel.recompute import checkpoint_activations
 from triax.planning.activations import Kind, Rules, bytes_per_token
 
 NUM_TOKENS = 64
