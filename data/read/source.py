@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from triax.common.errors import UserError
-from triax.data.config import DataConfig
 from triax.data.read.shards import Shard, find_shards
 
 
@@ -31,6 +30,12 @@ class Window:
     """(T + 1,)."""
     document_ids: NDArray[np.int32]
     """(T + 1,); equal where tokens are of one document, counted from 0 in this window."""
+    weights: NDArray[np.float32] | None = None
+    """(T + 1,): how much each token counts as a target; None: each once."""
+    positions: NDArray[np.int64] | None = None
+    """(T + 1,): of each token in its conversation; None: in the window."""
+    reference: NDArray[np.float32] | None = None
+    """(T + 1,): see `Batch.reference_BT`."""
 
 
 class Source:
@@ -63,7 +68,7 @@ class Source:
 
     @staticmethod
     def open(prefix: Path | str, seq_len: int, vocab_size: int) -> Source:
-        """Open all shards of a prefix (see `find_shards`).
+        """Open all shards of a prefix (see `find_shards`) as text; `open_source` looks what it is.
 
         Raises:
             UserError: a shard is missing or damaged, or there is no whole window.
@@ -105,12 +110,3 @@ class Source:
                 f"[0, model.vocab_size = {self._vocab_size:,}); set model.vocab_size to that of "
                 "the tokenizer which made these shards, or prepare them with the model's tokenizer"
             )
-
-
-def open_sources(data: DataConfig, vocab_size: int) -> list[Source]:
-    """The training data, in the config's order.
-
-    Raises:
-        UserError: a shard is missing or damaged.
-    """
-    return [Source.open(source.path, data.seq_len, vocab_size) for source in data.sources]

@@ -56,6 +56,11 @@ from triax.launcher.checks.experts import (
     heads_are_normalised_whole,
 )
 from triax.launcher.checks.initial_weights import compare_settings, find_initial
+from triax.launcher.checks.objective import (
+    objective_has_its_data,
+    objective_settings_are_used,
+    preferences_have_a_reference,
+)
 from triax.launcher.checks.parallel import (
     batch_divides,
     float8_fits_shapes,
@@ -242,6 +247,9 @@ CHECKS: tuple[Check, ...] = (
     named_tokens_are_there,
     shards_are_sane,
     vocabulary_holds_data,
+    objective_has_its_data,
+    objective_settings_are_used,
+    preferences_have_a_reference,
     sources_differ,
     weights_fill_blocks,
     made_with_this_tokenizer,

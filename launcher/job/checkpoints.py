@@ -128,9 +128,28 @@ def load_weights(job: Job, start: Start, engine: Engine) -> None:
         start.store.load(start.checkpoint, engine.state())
         job.say(f"going on after step {start.resume_point.state.step} from {start.checkpoint.path}")
     elif start.initial is not None:
-        weights_only = {n: t for n, t in engine.state().items() if n.startswith("model.")}
-        start.store.load(start.initial, weights_only)
+        _load_weights_of(start.initial, start.store, engine)
         job.say(f"starting from the weights of {start.initial.path}")
+
+
+def load_initial_weights(job: Job, start: Start, engine: Engine) -> None:
+    """Read what the run began with into an engine, also where it goes on by now; nothing if that
+    were fresh weights, which the engine has at first. Collective.
+
+    Raises:
+        UserError: that checkpoint isn't there any more.
+    """
+    initial = start.initial
+    if initial is None:
+        group = job.processes.control_group
+        initial = find_initial_weights(start.store, job.config, group, lambda _: None)
+    if initial is not None:
+        _load_weights_of(initial, start.store, engine)
+
+
+def _load_weights_of(info: CheckpointInfo, store: CheckpointStore, engine: Engine) -> None:
+    weights_only = {n: t for n, t in engine.state().items() if n.startswith("model.")}
+    store.load(info, weights_only)
 
 
 def make_saver(

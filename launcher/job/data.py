@@ -9,11 +9,13 @@ from pathlib import Path
 from triax.data.prepare.ensure import ensure_prepared
 from triax.data.prepare.token_bytes import target_bytes, token_bytes
 from triax.data.prepare.tokenizer import load_tokenizer
+from triax.data.read.conversations import Conversations
 from triax.data.read.identity import Identity, identify, identify_sources
 from triax.data.read.integrity import Verification, files_of, verify
 from triax.data.read.loader import Loader, validation_batches
+from triax.data.read.opening import open_source, open_sources
 from triax.data.read.sampler import Sampler
-from triax.data.read.source import Source, open_sources
+from triax.data.read.source import Source
 from triax.launcher.cluster.preflight import data_facts, refuse_differences
 from triax.launcher.cluster.process_group import Processes
 from triax.launcher.job.job import Job
@@ -58,26 +60,30 @@ def find_sources(job: Job) -> Sources:
     return _open(job)
 
 
-def make_data(
-    job: Job, sources: Sources, resume_point: ResumePoint
-) -> tuple[RunData, Verification]:
-    """This process's part of all that is read from a resume point on. Collective.
-
-    Returns:
-        The data, and what verifies it beside the steps while it is entered.
+def verified(job: Job, resume_point: ResumePoint) -> Verification:
+    """Tell what is read from a resume point on, and verify it, or return what does so beside the
+    steps while it is entered. Collective.
 
     Raises:
-        UserError: a shard of the validation is missing, or a file is damaged.
+        UserError: a file is damaged.
     """
     for note in resume_point.notes:
         job.say(f"data     {note}")
-    validation = job.together(partial(_validation, job, sources.validation))
     job.watchdog.beat("verifying the data", resume_point.state.step)
-    verification = _verify(job)
+    return _verify(job)
+
+
+def make_data(
+    job: Job, sources: Sources, resume_point: ResumePoint, verification: Verification
+) -> RunData:
+    """This process's part of all that is read from a resume point on. Collective.
+
+    Raises:
+        UserError: the validation data can't be read.
+    """
+    validation = job.together(partial(_validation, job, sources.validation))
     loader = _loader(job, sources, resume_point, verification)
-    return RunData(
-        loader, validation, job.together(partial(_num_bytes, job, sources))
-    ), verification
+    return RunData(loader, validation, job.together(partial(_num_bytes, job, sources)))
 
 
 def _prepare(job: Job) -> None:
@@ -104,11 +110,16 @@ def _open(job: Job) -> Sources:
         read = Sources(sources, identify_sources(data.sources, sources), weights)
         if data.validation is None:
             return read
-        validation = Source.open(data.validation, data.seq_len, config.model.vocab_size)
+        validation = open_source(
+            data.validation, data.seq_len, config.model.vocab_size, data.too_long
+        )
         identity = identify(data.validation, validation)
         return replace(read, validation=validation, validation_identity=identity)
 
     opened = job.together(open_here)
+    for source, config_of in zip(opened.sources, data.sources, strict=True):
+        if isinstance(source, Conversations) and source.news is not None:
+            job.say(f"data     {config_of.path}: {source.news}")
     refuse_differences(data_facts(opened.all_identities, data.tokenizer), job.processes, config)
     return opened
 
@@ -136,6 +147,8 @@ def _num_bytes(job: Job, sources: Sources) -> int | None:
     config, source = job.config, sources.validation
     if source is None or config.data.tokenizer is None or not job.processes.is_main:
         return None
+    if config.objective.kind == "dpo":
+        return None  # its loss is of pairs, not of text
     batches = validation_batches(
         source,
         config.eval.batches * config.batch.global_batch_size,

@@ -147,6 +147,9 @@ class NativeEngine:
         last = rank_of_stage(num_stages(self._config) - 1, self._config)
         return shared_log_probs(self._forward(inputs), inputs, self._pipeline_group, last)
 
+    def sum_over_data(self, values: Tensor) -> Tensor:
+        return self._reading.total(values)
+
     def _forward(self, inputs: Sequence[Batch]) -> Evaluated:
         self._publish()
         with attention_kernels(self._config.attention):

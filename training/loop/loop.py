@@ -11,7 +11,7 @@ from triax.common.errors import ExitCode
 from triax.common.quantities import Duration
 from triax.data.read.loader import Loader
 from triax.models.batch import Batch
-from triax.parallel.evaluation import Evaluation, evaluate
+from triax.parallel.evaluation import Evaluation
 from triax.training.loop.garbage import GarbageControl
 from triax.training.loop.lookahead import Lookahead
 from triax.training.records.metrics_logger import MetricsLogger
@@ -218,7 +218,7 @@ class TrainLoop:
             return
         began = time.perf_counter()
         self.monitor.beat("evaluating", state.step)
-        evaluation = evaluate(self.context.engine, self.data.validation)
+        evaluation = self.context.objective.evaluate(self.context.engine, self.data.validation)
         self._evaluation = evaluation._replace(num_bytes=self.data.validation_bytes)
         self._evaluated_step = state.step
         self.metrics_logger.evaluation(state.step, self._evaluation)
