@@ -56,6 +56,7 @@ class Conversations(Source):
         self.num_tokens = sum(shard.num_tokens for shard in self._shards)
         documents = [shard.num_documents for shard in self._shards]
         *self._first_documents, self.num_documents = accumulate(documents, initial=0)
+        self.packed, self._packed = None, None
         self.reference: NDArray[np.float32] | None = None
         """What each document's targets amount to under the reference model: (num_documents,)
         log-probabilities; None where nobody needs them."""
@@ -109,23 +110,23 @@ class Conversations(Source):
             UserError: it holds a token id outside [0, vocab_size).
         """
         size = self._seq_len + 1
+        documents = self.documents_of(index)
         window = Window(
             tokens=np.zeros(size, np.int64),
             document_ids=np.zeros(size, np.int32),
+            num_tokens=int(self._lengths[documents].sum()),
             weights=np.zeros(size, np.float32),
             positions=np.zeros(size, np.int64),
             reference=None if self.reference is None else np.zeros(size, np.float32),
         )
         assert window.weights is not None and window.positions is not None
         place = 0
-        documents = self.documents_of(index)
         for number, document in enumerate(documents):
             length = int(self._lengths[document])
             here = slice(place, place + length)
             shard_number, start = self._start(document)
             shard = self._shards[shard_number]
-            window.tokens[here] = shard.read(start, length)
-            self._check_tokens(shard, start, window.tokens[here])
+            window.tokens[here] = self._read(shard, start, length)
             window.weights[here] = self._weights[shard_number].read(start, length)
             window.document_ids[here] = number
             window.positions[here] = np.arange(length)

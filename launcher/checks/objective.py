@@ -43,6 +43,17 @@ def objective_has_its_data(objective: ObjectiveConfig, data: DataConfig) -> Iter
         )
 
 
+def conversations_stay_whole(data: DataConfig) -> Iterator[Problem]:
+    """No phase cuts samples in which conversations lie whole."""
+    cuts = [number for number, phase in enumerate(data.phases) if phase.seq_len is not None]
+    kinds = {_held(source.path) for source in data.sources}
+    if cuts and {"conversations", "pairs"} & kinds:
+        yield Problem(
+            f"data.phases.{cuts[0]}.seq_len",
+            "set, but a phase of shorter sequences cuts samples, and conversations are never cut",
+        )
+
+
 def preferences_have_a_reference(
     objective: ObjectiveConfig, checkpoint: CheckpointConfig, model: ModelConfig
 ) -> Iterator[Problem]:

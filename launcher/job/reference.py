@@ -23,7 +23,7 @@ from triax.data.read.conversations import Conversations
 from triax.data.read.identity import Identity
 from triax.data.read.loader import make_batch
 from triax.data.read.source import Source
-from triax.launcher.job.checkpoints import Start, load_initial_weights
+from triax.launcher.job.checkpoints import Start, load_start_weights
 from triax.launcher.job.data import Sources
 from triax.launcher.job.job import Job
 from triax.parallel.agreement import on_first
@@ -56,7 +56,7 @@ def with_reference(job: Job, sources: Sources, start: Start, engine: Engine) -> 
         table = _known(job, validation, sources.validation_identity)
     tables = [*known, *([] if table is None else [table])]
     if any(not each.is_whole for each in tables):
-        load_initial_weights(job, start, engine)
+        load_start_weights(job, start, engine)
         for each in tables:
             _compute(job, engine, each)
     told = [each.source.with_reference(each.values) for each in known]

@@ -16,7 +16,7 @@ from triax.data.prepare.chat_template import ChatTemplate
 from triax.data.prepare.conversations import ChatRules, Kind, prepare_conversations
 from triax.data.prepare.tokenizer import load_tokenizer, train_tokenizer
 from triax.data.read.conversations import Conversations
-from triax.data.read.identity import shard_digest
+from triax.data.read.digest import shard_digest
 from triax.data.read.loader import validation_batches
 from triax.data.read.opening import open_source
 from triax.data.record import PreparedData
