@@ -15,14 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from triax.checkpoint.config import CheckpointConfig
-from triax.checkpoint.folders import has_begun
 from triax.common.errors import UserError
 from triax.common.quantities import format_count
 from triax.common.section import Section
 from triax.data.config import DataConfig
 from triax.launcher.checks.data import (
-    exists,
     inputs_are_there,
     made_with_this_tokenizer,
     named_tokens_are_there,
@@ -54,7 +51,7 @@ from triax.launcher.checks.experts import (
     experts_divide,
     heads_are_normalised_whole,
 )
-from triax.launcher.checks.initial_weights import compare_settings, find_initial
+from triax.launcher.checks.initial_weights import initial_weights_fit
 from triax.launcher.checks.objective import (
     conversations_stay_whole,
     objective_has_its_data,
@@ -173,22 +170,6 @@ def budget_fits(
             f"{schedule.warmup} is {format_count(warmup)} tokens, more than the whole run's "
             f"{format_count(total)}; shorten it",
         )
-
-
-def initial_weights_fit(
-    run: RunSection, checkpoint: CheckpointConfig, model: ModelConfig
-) -> Iterator[Problem]:
-    """The checkpoint whose weights a new run starts from is there, and of this model."""
-    if checkpoint.init_from is None or has_begun(Path(run.dir) / run.name):
-        return
-    path = Path(checkpoint.init_from)
-    if not exists(path):
-        yield Problem("checkpoint.init_from", f"{checkpoint.init_from}: no such checkpoint")
-        return
-    try:
-        compare_settings(find_initial(path), model, checkpoint)
-    except UserError as error:
-        yield Problem("checkpoint.init_from", str(error))
 
 
 def wandb_is_installed(metrics: MetricsConfig) -> Iterator[Problem]:
