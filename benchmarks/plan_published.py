@@ -190,9 +190,10 @@ def main() -> None:
         for row in (each for each in rows if each.source == source):
             print(
                 f"{row.name:<37}{row.num_gpus:>7,}  {row.gpu.removesuffix('-500w'):<10}"
-                f"{_shown(row.measured):>10}{_shown(row.forecast):>9}{row.miss:>+7.0%}"
+                f"{_shown(row.measured):>10}{_shown(row.forecast):>9}{_signed(row.miss):>7}"
             )
     print("\ntokens/s and GPU; TFLOP/s and GPU for [llama3]; seconds a step for [korthikanti]")
+    print("off by: above 0 where the forecast is faster than what was published")
     near = sum(abs(row.miss) <= TOLERANCE for row in rows)
     print(f"{near} of {len(rows)} within {TOLERANCE:.0%}; the others:")
     for row in rows:
@@ -205,6 +206,10 @@ def main() -> None:
 
 def _print_wrapped(text: str) -> None:
     print(textwrap.fill(text, 80, initial_indent="  ", subsequent_indent="    "))
+
+
+def _signed(share: float) -> str:
+    return f"{round(share, 2) + 0.0:+.0%}"  # no "-0%"
 
 
 def _shown(value: float) -> str:

@@ -120,7 +120,7 @@ def default_space(setup: Setup, device: Device, precisions: Sequence[str] = ()) 
         precisions=precisions or (setup.precision.compute,),
         shards_within_node=(False, True) if is_native else (False,),
         expert=_divisors(num_experts(setup.model), setup.world_size),
-        context=_powers_of_two(min(64, setup.seq_len // LEAST_PART)) if is_native else (1,),
+        context=_powers_of_two(min(64, max(1, setup.seq_len // LEAST_PART))) if is_native else (1,),
     )
 
 
