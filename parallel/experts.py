@@ -125,6 +125,15 @@ def _on_whole(
     return output._replace(x=result.to_local())
 
 
+def rows_by_process(
+    counts_PL: Tensor, arriving_PL: Tensor, num_rows: int
+) -> tuple[list[int], list[int]]:
+    """How many of so many rows go to each process, and how many come from each; the host waits."""
+    sent, received = torch.stack((counts_PL.sum(1), arriving_PL.sum(1))).tolist()
+    assert sum(sent) == num_rows
+    return sent, received
+
+
 def work_elsewhere(
     group: dist.ProcessGroup, work: Work, x_ND: Tensor, tokens_R: Tensor, counts_E: Tensor
 ) -> Tensor:
@@ -139,7 +148,7 @@ def work_elsewhere(
     on_its_way = dist.all_to_all_single(arriving_PL, counts_PL, group=group, async_op=True)
     rows_RD = x_ND.index_select(0, tokens_R)
     on_its_way.wait()
-    sent, received = torch.stack((counts_PL.sum(1), arriving_PL.sum(1))).tolist()
+    sent, received = rows_by_process(counts_PL, arriving_PL, len(rows_RD))
     here_RD = all_to_all_single_autograd(rows_RD, received, sent, group)
     # They come by process and then by expert.
     experts_L = torch.arange(counts_PL.shape[1], device=rows_RD.device)

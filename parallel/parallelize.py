@@ -7,10 +7,9 @@ from torch.distributed.device_mesh import DeviceMesh
 from triax.models.config import ModelConfig
 from triax.models.description import Description
 from triax.models.layers.block import Block
-from triax.models.layers.masks import BLOCK_TOKENS, block_mask
+from triax.models.layers.masks import BLOCK_TOKENS, DENSE_TOKENS, block_mask, reach
 from triax.parallel.config import ParallelConfig, PrecisionConfig
 from triax.parallel.context.attention import divide_attention
-from triax.parallel.dtypes import DTYPES
 from triax.parallel.experts import spread_all_experts
 from triax.parallel.float8 import use_float8
 from triax.parallel.fused_projections import project_as_one
@@ -76,11 +75,11 @@ def parallelize(
         spread_all_experts(part.module, mesh, expert_mesh, config)
         if masks_in_blocks(part.module.description, config, mesh.device_type, seq_len):
             part.module.make_mask = block_mask
+        elif seq_len > DENSE_TOKENS[mesh.device_type]:
+            part.module.make_mask = reach
         if config.context > 1:
-            divide_attention(
-                part.module, context_mesh, config.context_method,
-                tensor=config.tensor, item_bytes=DTYPES[precision.compute].itemsize,
-            )  # fmt: skip
+            name = config.context_method
+            divide_attention(part.module, context_mesh, name, tensor=config.tensor)
         for block in part.module.blocks.values():
             assert isinstance(block, Block)
             if multiplies_jointly(config):

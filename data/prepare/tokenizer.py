@@ -27,6 +27,9 @@ from triax.data.prepare.text_sample import sample_text
 _log = logging.getLogger(__name__)
 
 END_OF_TEXT = "<|endoftext|>"
+ROLES = ("system", "user", "assistant", "tool")
+ROLE_TOKENS = tuple(f"<|{role}|>" for role in ROLES)
+"""What a tokenizer may reserve for conversations."""
 _TRIAL = "A trial: 1é 漢 "
 """What a tokenizer has to survive before it is believed."""
 MOST_BYTES = 1 << 28

@@ -69,13 +69,6 @@ def deepspeed_runs_layout(parallel: ParallelConfig) -> Iterator[Problem]:
             "DeepSpeed shards over all data-parallel processes here: use 1, or "
             'engine = "native" for hybrid sharding',
         )
-    if parallel.context > 1:
-        yield Problem(
-            "parallel.context",
-            "DeepSpeed's sequence parallelism averages its processes' losses, whatever number of "
-            "targets each has, and leaves no token to itself between documents: use 1, or "
-            'engine = "native"',
-        )
     for field in ("compile", "async_tensor"):
         if getattr(parallel, field):
             yield Problem(

@@ -14,7 +14,12 @@ from triax.common.files import is_file
 from triax.data.prepare.compare_tokenizers import compare, grouped_texts
 from triax.data.prepare.document_tokens import document_tokens
 from triax.data.prepare.split_patterns import PATTERNS
-from triax.data.prepare.tokenizer import load_tokenizer, train_tokenizer, vocabulary_size
+from triax.data.prepare.tokenizer import (
+    ROLE_TOKENS,
+    load_tokenizer,
+    train_tokenizer,
+    vocabulary_size,
+)
 from triax.data.prepare.tokenizer_formats import import_tokenizer
 from triax.data.prepare.unigram import train_unigram
 from triax.launcher.terminal.arguments import add_inputs, as_path, large_count, utf8
@@ -69,7 +74,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     train.add_argument(
         "--split-digits", action="store_true", help="each digit is a token (BPE: pattern qwen2)"
     )
-    _add_special_tokens(train, "reserve it, for instance for chats; may be given again")
+    train.add_argument(
+        "--chat",
+        action="store_true",
+        help="reserve a token for each role of conversations: <|user|>, <|assistant|>, ...",
+    )
+    _add_special_tokens(train, "reserve it; may be given again")
     _add_import(actions)
     _add_compare(actions)
 
@@ -168,16 +178,17 @@ def _train(args: argparse.Namespace) -> int:
             f"--pattern: {args.pattern}, but --split-digits and --model unigram split text by "
             "themselves; leave one of the two out"
         )
+    special_tokens = (*(ROLE_TOKENS if args.chat else ()), *args.special_token)
     if args.model == "unigram":
         path = train_unigram(
             args.inputs, args.vocab_size, args.output, args.text_field,
-            split_digits=args.split_digits, special_tokens=args.special_token,
+            split_digits=args.split_digits, special_tokens=special_tokens,
         )  # fmt: skip
     else:
         pattern = "qwen2" if args.split_digits else args.pattern or "gpt2"
         path = train_tokenizer(
             args.inputs, args.vocab_size, args.output, args.text_field,
-            pattern=pattern, special_tokens=args.special_token,
+            pattern=pattern, special_tokens=special_tokens,
         )  # fmt: skip
     size = vocabulary_size(load_tokenizer(path))
     print(f"{path}: {size:,} tokens, {time.monotonic() - began:.1f} s")

@@ -66,6 +66,7 @@ def opening_summary(config: RunConfig, budget: Budget, layout: Layout, device: t
             ("pipeline", layout.pipeline),
             ("replicate", layout.replicate),
             ("shard", layout.shard),
+            ("context", layout.context),
             ("tensor", layout.tensor),
         )
         if size > 1
@@ -106,7 +107,8 @@ def closing_summary(
     """
     lines = ["", f"ended after step {outcome.state.step}: {outcome.reason}"]
     if outcome.evaluation is not None:
-        lines.append(f"validation {outcome.evaluation.describe()}")
+        main, *others = outcome.evaluation.describe()
+        lines += [f"validation {main}".rstrip(), *others]
     lines += _refused(outcome)
     if outcome.code is ExitCode.DONE:
         lines += _or_why_not(
@@ -177,9 +179,10 @@ def _newest_checkpoint(directory: RunDirectory) -> Path:
 
 def _chinchilla(config: RunConfig, tokens_per_second: float) -> str:
     tokens = chinchilla_tokens(config.budget, config.model)
+    active = "active " if active_parameters(config.model) else ""
     text = (
         f"chinchilla   {format_count(tokens)} tokens would be compute-optimal "
-        f"({config.budget.tokens_per_parameter:g} per parameter, "
+        f"({config.budget.tokens_per_parameter:g} per {active}parameter, "
         f"{config.budget.parameters.replace('-', ' ')})"
     )
     if tokens_per_second > 0:

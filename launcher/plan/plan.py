@@ -24,7 +24,7 @@ from triax.launcher.plan.planned import (
     write_layout,
 )
 from triax.launcher.terminal.messages import print_warning
-from triax.models.counts import num_parameters
+from triax.models.counts import num_active_parameters, num_parameters
 from triax.planning import report
 from triax.planning.advice import REFIT, hyperparameters, optima, over_training
 from triax.planning.devices import Device, find_device
@@ -212,8 +212,9 @@ def _report(
     length: Length,
 ) -> Iterator[str]:
     setup, device = forecast.outcome.setup, forecast.device
-    count = num_parameters(setup.model)
-    about = f": {format_count(count)} parameters, in {setup.precision.compute}"
+    count, active = num_parameters(setup.model), num_active_parameters(setup.model)
+    in_use = "" if active == count else f" ({format_count(active)} in use)"
+    about = f": {format_count(count)} parameters{in_use}, in {setup.precision.compute}"
     yield short_path(planned.source, report.WIDTH - len(about)) + about
     yield from report.shown_machine(setup, device)
     if found is not None:
@@ -224,9 +225,9 @@ def _report(
     yield from report.shown_length(forecast, length)
     if not forecast.outcome.fits:
         yield report.row("memory", why_too_large(forecast.outcome, device))
-    yield from report.shown_hyperparameters(hyperparameters(count, length.tokens))
+    yield from report.shown_hyperparameters(hyperparameters(active, length.tokens))
     yield ""
-    flops = 6.0 * count * length.tokens
+    flops = 6.0 * active * length.tokens
     yield from report.shown_advice(flops, optima(flops))
     if args.explain:
         yield ""

@@ -71,7 +71,7 @@ def attend_tiles(
     for rows, columns, hidden_BTS in _tiles(sight, q_BHTK.device):
         scores_BGRTS = _scores(q_BHTK[:, :, rows], k_BGSK[:, :, columns], hidden_BTS)
         log_sum = scores_BGRTS.logsumexp(-1, keepdim=True)
-        shares_BGRTS = (scores_BGRTS - _finite(log_sum)).exp()
+        shares_BGRTS = scores_BGRTS.sub_(_finite(log_sum)).exp_()
         of_tile = Attended(
             _of_heads(shares_BGRTS, v_BGSK[:, :, columns]), log_sum[..., 0].flatten(1, 2)
         )
@@ -122,11 +122,12 @@ def differentiate_tiles(
             _by_group(x[:, :, rows], num_groups)
             for x in (grad_BHTK, inner_BHT[..., None], attended.log_sum_BHT[..., None])
         )
-        shares_BGRTS = (_scores(q, k, hidden_BTS) - log_sum).exp()
-        of_scores_BGRTS = shares_BGRTS * (grad @ v.float()[:, :, None].mT - inner) * scale
+        shares_BGRTS = _scores(q, k, hidden_BTS).sub_(log_sum).exp_()
+        found.v_BGSK[:, :, columns] += _of_keys(shares_BGRTS, grad)
+        of_scores_BGRTS = (grad @ v.float()[:, :, None].mT).sub_(inner).mul_(shares_BGRTS)
+        of_scores_BGRTS *= scale
         found.q_BHTK[:, :, rows] += _of_heads(of_scores_BGRTS, k)
         found.k_BGSK[:, :, columns] += _of_keys(of_scores_BGRTS, _by_group(q, num_groups).float())
-        found.v_BGSK[:, :, columns] += _of_keys(shares_BGRTS, grad)
     return found
 
 

@@ -18,6 +18,9 @@ from torch.nn.attention.flex_attention import BlockMask
 
 BLOCK_TOKENS = 128
 """Tokens of a block; FlexAttention's own size."""
+DENSE_TOKENS = {"cpu": 8192, "cuda": 32768}
+"""Of the longest sequence whose dense mask isn't too large, by device; a GPU has kernels that are
+fast with it, and 1 GiB for it."""
 
 
 class Reach(NamedTuple):

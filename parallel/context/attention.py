@@ -91,7 +91,7 @@ class HeadsTravel:
 
 
 def divide_attention(
-    model: Transformer, mesh: DeviceMesh, name: MethodName, *, tensor: int, item_bytes: int
+    model: Transformer, mesh: DeviceMesh, name: MethodName, *, tensor: int
 ) -> None:
     """Let a model work on a part of each sequence's tokens, in place.
 
@@ -100,11 +100,10 @@ def divide_attention(
         mesh: the 1-D mesh of the context axis.
         name: how attention reaches the other tokens.
         tensor: processes of the tensor axis, which has divided heads already.
-        item_bytes: of an activation.
     """
     group = mesh.get_group()
     found: ContextAttention
-    match method_of(name, model.description.architecture, mesh.size(), tensor, item_bytes):
+    match method_of(name, model.description.architecture, mesh.size(), tensor):
         case "gather":
             found = KeysTravel(gather_attention, group)
         case "ring":

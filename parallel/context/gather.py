@@ -21,7 +21,13 @@ from triax.models.layers.blockwise import (
     differentiate_tiles,
     nothing_attended,
 )
-from triax.parallel.context.sequence import gathered_parts, group_of, stretches_of, stretches_of_all
+from triax.parallel.context.sequence import (
+    gathered_parts,
+    group_of,
+    scattered_sum,
+    stretches_of,
+    stretches_of_all,
+)
 
 
 def _attend(
@@ -43,9 +49,7 @@ def _differentiate(
     sight = _sight(q, firsts, window, peers)
     found = differentiate_tiles(grad, q, keys, values, attended, sight)
     of_all = torch.stack((found.k_BGSK, found.v_BGSK)).unflatten(3, (peers.size(), -1))
-    own = of_all.new_empty((2, *k.shape))
-    dist.reduce_scatter_tensor(own, of_all.movedim(3, 0).flatten(0, 1), group=peers)
-    return AttendedGradients(found.q_BHTK, *own)
+    return AttendedGradients(found.q_BHTK, *scattered_sum(of_all.movedim(3, 0), peers))
 
 
 def _all_keys(k_BGNK: Tensor, v_BGNK: Tensor, peers: dist.ProcessGroup) -> Tensor:

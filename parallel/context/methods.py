@@ -63,25 +63,18 @@ def num_sent_groups(num_heads: int, num_groups: int, size: int) -> int:
     return next(n for n in multiples if n % size == 0 and num_heads % n == 0)
 
 
-def method_of(
-    name: MethodName, model: Architecture, context: int, tensor: int, item_bytes: int
-) -> ContextMethod:
+def method_of(name: MethodName, model: Architecture, context: int, tensor: int) -> ContextMethod:
     """The method of that name, or for `auto`, by count:
 
-    1. Ulysses, if its heads can be divided and it sends no more bytes than gathering;
+    1. Ulysses, if its heads can be divided: one process's kernels attend;
     2. gathering, while all keys and values aren't larger than four tensors of the queries' size;
-    3. the ring, which sends the most and holds the least.
+    3. the ring, which sends more than gathering and holds less.
     """
     if name != "auto":
         return name
     layers = {layer.attention for layer in model.layers}
     if all(has_whole_shares(layer, context, tensor) for layer in layers):
-        of_ulysses, of_gather = (
-            sum(sum(sent_bytes(method, x, context, tensor, item_bytes)) for x in layers)
-            for method in ("ulysses", "gather")
-        )
-        if of_ulysses <= of_gather:
-            return "ulysses"
+        return "ulysses"
     is_small = all(context * x.num_query_groups <= 2 * x.num_heads for x in layers)
     return "gather" if is_small else "ring"
 

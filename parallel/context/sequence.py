@@ -20,6 +20,10 @@ from torch.distributed.device_mesh import DeviceMesh
 from triax.models.batch import Batch
 from triax.models.layers.masks import document_starts
 
+# The first are torch 2.13's names, the second earlier ones'.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
 
 def stretches_of(rank: int, size: int, num_tokens: int) -> tuple[range, range]:
     """The places of a sequence that a process has, of `num_tokens` places."""
@@ -105,5 +109,13 @@ def gathered_parts(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     """The tensors of all processes, one behind the other on a new first dimension."""
     size = group.size()
     parts = x.new_empty((size * x.shape[0], *x.shape[1:]))
-    dist.all_gather_into_tensor(parts, x.contiguous(), group=group)
+    _all_gather(parts, x.contiguous(), group=group)
     return parts.view(size, *x.shape)
+
+
+def scattered_sum(parts: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """This process's part of the sum over processes; `parts` has one a process on its first
+    dimension."""
+    own = parts.new_empty(parts.shape[1:])
+    _reduce_scatter(own.view(1, *own.shape), parts.contiguous(), group=group)
+    return own

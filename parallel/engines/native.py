@@ -150,7 +150,10 @@ class NativeEngine:
 
     def _own(self, batches: Sequence[Batch]) -> list[Batch]:
         """This process's part of each sequence, on the device; cut here, when all is counted."""
-        return [self._reading.sequences.cut(batch).to(self.device) for batch in batches]
+        return [self._reading.sequences.cut(batch.to(self.device)) for batch in batches]
+
+    def sum_over_data(self, values: Tensor) -> Tensor:
+        return self._reading.total(values)
 
     def _forward(self, inputs: Sequence[Batch]) -> Evaluated:
         self._publish()

@@ -24,15 +24,22 @@ def test_the_best_layout_is_a_run_file_that_check_accepts(
     assert "no problems" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("preset", ["gpt2-124m", "llama3.2-1b"])
+@pytest.mark.parametrize(
+    "request_", ["gpt2-124m 16 a100", "llama3.2-1b 6 l40s", "mixtral-8x7b 16 h200"]
+)
 def test_a_preset_becomes_a_run_file_that_check_accepts(
-    preset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    request_: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    preset, gpus, gpu = request_.split()
     output = tmp_path / "plan.toml"
-    command = ["plan", "--preset", preset, "--gpus", "16", "--gpu", "a100", "--days", "2"]
+    command = ["plan", "--preset", preset, "--gpus", gpus, "--gpu", gpu, "--days", "2"]
     assert main([*command, "--output", str(output)]) == 0
-    assert "2.0 days" in capsys.readouterr().out
-    assert main(["check", str(output), "--world-size", "16"]) == 0
+    text = capsys.readouterr().out
+    assert "2.0 days" in text
+    assert max(map(len, text.splitlines()[:-2])) <= 80
+    assert main(["check", str(output), "--world-size", gpus]) == 0
+    if preset == "mixtral-8x7b":
+        assert "expert all-to-all" in " ".join(text.replace(":", "").split())
 
 
 def test_json_has_the_ranked_layouts_and_the_memory_of_every_rank(

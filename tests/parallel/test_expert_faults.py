@@ -27,15 +27,15 @@ from triax.models.families import model_config
 from triax.models.init import initialise_model
 from triax.models.layers.transformer import Transformer
 
-CLIP_NORM, NUM_STEPS = 0.5, 3
+CLIP_NORM, NUM_STEPS = 0.5, 2
 BOTH: dict[str, Any] = {"expert": 2, "tensor": 2, "zero_stage": 2}
 JOBS: dict[str, tuple[dict[str, Any], dict[str, Any], Begin | None]] = {
     "expert": (EXPERTS, {"expert": 2, "zero_stage": 2}, None),
-    "expert, replicas": (EXPERTS, {"expert": 4, "zero_stage": 0}, None),
     "expert, tensor": (EXPERTS, BOTH, None),
     "expert, interleaved": (
         EXPERTS, {"expert": 2, "pipeline": 2, "pipeline_schedule": "interleaved-1f1b"}, None,
     ),
+    "expert, context": (EXPERTS, {"expert": 4, "context": 2, "zero_stage": 3}, None),
     "starved": (DEEPSEEK, BOTH, starve),
     "ties": (EXPERTS, {"expert": 2, "zero_stage": 3}, tie),
 }  # fmt: skip

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+PATTERNS = ("none", "one", "short", "random", "borders", "long", "mixed")
+
 
 def document_ids(pattern: str, seq_len: int, generator: torch.Generator) -> Tensor | None:
     """Ids (T,) of a row, int32; None for rows without documents.

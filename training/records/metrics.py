@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from triax.parallel.evaluation import Evaluation
 from triax.training.step.readback import StepFigures
 from triax.training.step.step import StepResult
 
@@ -67,6 +66,16 @@ def _num_dead(tokens_LE: Tensor, _step: StepResult[float]) -> float:
     return float((tokens_LE[has_experts] == 0).sum())
 
 
+def _by_pair(value: Tensor, step: StepResult[float]) -> float:
+    """The mean over the step's pairs."""
+    return float(value) / (float(step.extra["dpo_pairs"]) or 1.0)
+
+
+def _margin(chosen: Tensor, step: StepResult[float]) -> float:
+    """The mean over pairs of the difference between the rewards of both answers."""
+    return _by_pair(chosen - step.extra["dpo_rejected"], step)
+
+
 SHOWN = (
     Shown("z_loss", "z_loss", lambda value, step: float(value) / (step.total_weight or 1.0)),
     Shown("expert_load_max", "expert_tokens", _highest_load, console="load {:.2f}"),
@@ -74,6 +83,11 @@ SHOWN = (
     Shown("balance_loss", "expert_balance", _by_token),
     Shown("router_entropy", "router_entropy", _by_token),
     Shown("dropped_tokens", "expert_dropped", lambda value, _step: float(value.sum())),
+    Shown("reward_accuracy", "dpo_accuracies", _by_pair, console="right {:.2f}"),
+    Shown("reward_margin", "dpo_chosen", _margin, console="margin {:.3f}"),
+    Shown("reward_chosen", "dpo_chosen", _by_pair),
+    Shown("reward_rejected", "dpo_rejected", _by_pair),
+    Shown("kl", "dpo_kl", lambda value, step: float(value / step.extra["dpo_tokens"])),
 )
 SHOWN_BY_LAYER = (ShownByLayer("expert_load", "expert_tokens", _loads),)
 """Extras are shown where a line here says so, and nowhere else."""
@@ -212,16 +226,8 @@ class MetricsWriters:
         }
         self._log(int(row["step"] or 0), scalars)
 
-    def log_evaluation(self, step: int, evaluation: Evaluation) -> None:
-        """Show a validation."""
-        if evaluation.num_targets == 0:
-            return
-        scalars = {
-            "validation/loss": evaluation.loss,
-            "validation/perplexity": evaluation.perplexity,
-        }
-        if evaluation.bits_per_byte is not None:
-            scalars["validation/bits_per_byte"] = evaluation.bits_per_byte
+    def log_evaluation(self, step: int, scalars: dict[str, float]) -> None:
+        """Show what an evaluation found."""
         self._log(step, scalars)
 
     def rewind(self, next_step: int) -> None:
