@@ -57,6 +57,15 @@ def train_unigram(
     needs_sentencepiece("a Unigram tokenizer")
     check_vocabulary(vocab_size - 1, special_tokens)  # one more than BPE has: <unk>
     documents = training_text(inputs, text_field, sample_characters)
+    model = _trained(documents, vocab_size, split_digits, special_tokens)
+    tokenizer, _ = from_sentencepiece(output, model)
+    return write_tokenizer(filled(tokenizer, vocab_size), output)
+
+
+def _trained(
+    documents: Iterator[str], vocab_size: int, split_digits: bool, special_tokens: Sequence[str]
+) -> bytes:
+    """SentencePiece's own file of the model."""
     import sentencepiece
 
     written = io.BytesIO()
@@ -83,8 +92,7 @@ def train_unigram(
         )  # fmt: skip
     except (RuntimeError, OSError) as error:
         raise UserError(f"sentencepiece can't train on this text: {error}; give more") from None
-    tokenizer, _ = from_sentencepiece(output, written.getvalue())
-    return write_tokenizer(filled(tokenizer, vocab_size), output)
+    return written.getvalue()
 
 
 def _lines(documents: Iterator[str]) -> Iterator[str]:
