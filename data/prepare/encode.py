@@ -118,7 +118,7 @@ def _with_less_memory(num_workers: int) -> str:
 
 
 @dataclass(frozen=True)
-class _Encoder:
+class Encoder:
     """What a worker keeps of the tokenizer."""
 
     tokenizer: Tokenizer
@@ -144,16 +144,21 @@ class _Encoder:
 
 
 @lru_cache(maxsize=1)
-def _encoder(path: str, reserved: tuple[Token, ...]) -> _Encoder:
+def encoder_of(path: str, reserved: tuple[Token, ...]) -> Encoder:
+    """What encodes documents by a tokenizer, in which no text gives the reserved tokens.
+
+    Raises:
+        UserError: the tokenizer is of no use.
+    """
     tokenizer = document_encoder(Path(path), reserved)
     dtype = token_dtype(vocabulary_size(tokenizer))
     with library_errors(path):
-        return _Encoder(tokenizer, tiktoken_encoder(tokenizer, dtype), dtype)
+        return Encoder(tokenizer, tiktoken_encoder(tokenizer, dtype), dtype)
 
 
 def _encode(tokenizer_path: str, tokens: DocumentTokens, texts: list[str]) -> list[Array]:
     first = () if tokens.begin is None else (tokens.begin,)
-    encoder = _encoder(tokenizer_path, (*first, tokens.end))
+    encoder = encoder_of(tokenizer_path, (*first, tokens.end))
     begin = np.array([token.id for token in first], encoder.dtype)
     end = np.array([tokens.end.id], encoder.dtype)
     with library_errors(tokenizer_path):

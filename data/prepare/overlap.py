@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import xxhash
 
+from triax.data.read.inspection import document_hashes
 from triax.data.read.shards import Shard
 
 _BATCH = 1 << 16
@@ -27,23 +27,14 @@ def count_shared(validation: Sequence[Path], training: Sequence[Path]) -> int:
     Raises:
         UserError: a shard is damaged.
     """
-    ours = np.fromiter(_hashes(validation), np.uint64)
+    ours = np.fromiter(document_hashes(map(Shard.open, validation)), np.uint64)
     if not len(ours):
         return 0
     ours.sort()
     is_shared = np.zeros(len(ours), np.bool_)
-    hashes = _hashes(training)
+    hashes = document_hashes(map(Shard.open, training))
     while len(theirs := np.fromiter(islice(hashes, _BATCH), np.uint64)):
         places = np.minimum(np.searchsorted(ours, theirs), len(ours) - 1)
         is_shared[places[ours[places] == theirs]] = True
     # Of equal ones the first was found, and each counts.
     return int(is_shared[np.searchsorted(ours, ours)].sum())
-
-
-def _hashes(prefixes: Sequence[Path]) -> Iterator[int]:
-    """Of each document's tokens."""
-    for shard in map(Shard.open, prefixes):
-        start = 0
-        for length in shard.document_lengths():
-            yield xxhash.xxh3_64_intdigest(shard.read(start, int(length)).data)
-            start += int(length)

@@ -13,12 +13,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from triax.common.errors import UserError
 from triax.common.files import is_file, is_folder, make_folder, read_regular, write_atomically
 from triax.data.config import SMALLEST_VOCABULARY
+from triax.data.prepare.split_patterns import PATTERNS
 from triax.data.prepare.text import iter_documents
 from triax.data.prepare.text_sample import sample_text
 
@@ -43,20 +45,22 @@ def train_tokenizer(
     text_field: str = "text",
     sample_characters: int = SAMPLE_CHARACTERS,
     *,
-    for_chat: bool = False,
+    pattern: str = "gpt2",
+    special_tokens: Sequence[str] = (),
 ) -> Path:
     """Train a byte-level BPE on text and write `tokenizer.json` and `tokenizer_config.json`.
 
-    The vocabulary has exactly `vocab_size` entries: `<|endoftext|>` is id 0, then come the 256
-    bytes and the merges; if the text is too small for that many, `<|reserved_N|>` tokens fill
-    the rest, so that a model's vocabulary never depends on the text. The same text gives the
-    same files. Each input gives at most its equal share of `sample_characters`, from all over its
-    documents.
+    The vocabulary has exactly `vocab_size` entries: `<|endoftext|>` is id 0, then come the special
+    tokens, the 256 bytes and the merges; if the text is too small for that many, `<|reserved_N|>`
+    tokens fill the rest, so that a model's vocabulary never depends on the text. The same text
+    gives the same files. Each input gives at most its equal share of `sample_characters`, from all
+    over its documents.
 
     Args:
         inputs: as `iter_documents` takes them.
         output: the folder to write, made if need be.
-        for_chat: give `ROLE_TOKENS` the ids behind 0; text that spells them is plain text.
+        pattern: how text is split into words, one of `PATTERNS`.
+        special_tokens: that are reserved, such as a chat's; no text gives them.
 
     Returns:
         The path of `tokenizer.json`, which is written last.
@@ -65,16 +69,54 @@ def train_tokenizer(
         UserError: the vocabulary is too small, the inputs hold no text, or the folder cannot
             be written.
     """
-    reserved = [END_OF_TEXT, *(ROLE_TOKENS if for_chat else ())]
-    smallest = SMALLEST_VOCABULARY - 1 + len(reserved)
+    check_vocabulary(vocab_size, special_tokens)
+    documents = training_text(inputs, text_field, sample_characters)
+    tokenizer = _train(documents, vocab_size, pattern, special_tokens)
+    return write_tokenizer(tokenizer, output)
+
+
+def check_vocabulary(vocab_size: int, special_tokens: Sequence[str]) -> None:
+    """Refuse a vocabulary that can't hold what it has to.
+
+    Raises:
+        UserError: it is too small, or a special token is named twice or is the end of text.
+    """
+    names = [END_OF_TEXT, *special_tokens]
+    for name in names:
+        if names.count(name) > 1 or not name:
+            raise UserError(
+                f"special token {name!r}: each is given once, and {END_OF_TEXT} is there anyway"
+            )
+    smallest = SMALLEST_VOCABULARY + len(special_tokens)
     if vocab_size < smallest:
+        more = f" and {len(special_tokens)} special ones" if special_tokens else ""
         raise UserError(
             f"vocab_size: {vocab_size}, expected at least {smallest} "
-            f"(256 bytes and {', '.join(reserved) if for_chat else 'the end-of-text token'})"
+            f"(256 bytes and the end-of-text token{more})"
         )
+
+
+def training_text(inputs: Sequence[str], text_field: str, sample_characters: int) -> Iterator[str]:
+    """A sample of the inputs' documents, of which each input gives at most its equal share.
+
+    Raises:
+        UserError: there is no text.
+    """
     share = max(1, sample_characters // len(inputs))
     samples = [sample_text(iter_documents([text], text_field), share) for text in inputs]
-    tokenizer = _train(chain.from_iterable(samples), vocab_size, ", ".join(inputs), reserved)
+    documents = chain.from_iterable(samples)
+    first = next(documents, None)
+    if first is None:
+        raise UserError(f"{', '.join(inputs)}: no documents, the inputs hold no text")
+    return chain([first], documents)
+
+
+def write_tokenizer(tokenizer: Tokenizer, output: Path) -> Path:
+    """Write `tokenizer_config.json` and then `tokenizer.json`, whose path is returned.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
     make_folder(output)
     write_atomically(output / "tokenizer_config.json", json.dumps(_transformers_config(), indent=2))
     path = output / "tokenizer.json"
@@ -82,20 +124,33 @@ def train_tokenizer(
     return path
 
 
-def _train(documents: Iterator[str], vocab_size: int, title: str, reserved: list[str]) -> Tokenizer:
-    first = next(documents, None)
-    if first is None:
-        raise UserError(f"{title}: no documents, the inputs hold no text")
+def _train(
+    documents: Iterator[str], vocab_size: int, pattern: str, special_tokens: Sequence[str]
+) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = splitting(pattern)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=reserved,
+        special_tokens=[END_OF_TEXT, *special_tokens],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(chain([first], documents), trainer)
+    tokenizer.train_from_iterator(documents, trainer)
+    return filled(tokenizer, vocab_size)
+
+
+def splitting(pattern: str) -> Any:
+    """What splits text into words by a pattern of `PATTERNS`, and writes them as bytes."""
+    if pattern == "gpt2":  # it is the library's own
+        return pre_tokenizers.ByteLevel(add_prefix_space=False)
+    split = pre_tokenizers.Split(Regex(PATTERNS[pattern]), "isolated")
+    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return pre_tokenizers.Sequence([split, bytes_])
+
+
+def filled(tokenizer: Tokenizer, vocab_size: int) -> Tokenizer:
+    """The tokenizer with as many unused tokens as its vocabulary lacks."""
     missing = vocab_size - tokenizer.get_vocab_size()
     if missing > 0:
         _log.warning("the text is small: %d of %d tokens stay unused", missing, vocab_size)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import importlib.util
 import json
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -228,16 +229,38 @@ def _last_parts(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes] | 
 def _read_sentencepiece(path: Path, pattern: str | None) -> tuple[Tokenizer, dict[str, Any]]:
     if pattern is not None:
         raise UserError(f"{path}: a SentencePiece model splits text by itself; leave --pattern out")
-    try:
-        import sentencepiece
-        from sentencepiece import sentencepiece_model_pb2 as messages
-    except ImportError:
+    needs_sentencepiece(path)
+    return from_sentencepiece(path, read_regular(path, MOST_BYTES))
+
+
+def needs_sentencepiece(what: object) -> None:
+    """Refuse to go on without the package.
+
+    Raises:
+        UserError: it isn't installed.
+    """
+    if importlib.util.find_spec("sentencepiece") is None:
         raise UserError(
-            f"{path}: SentencePiece models need a package more: pip install 'triax[sentencepiece]'"
-        ) from None
+            f"{what}: SentencePiece models need a package more: pip install 'triax[sentencepiece]'"
+        )
+
+
+def from_sentencepiece(path: Path, content: bytes) -> tuple[Tokenizer, dict[str, Any]]:
+    """The same ids as a SentencePiece model's, and the names of its special tokens by role.
+
+    Args:
+        path: for messages.
+        content: of the model's file.
+
+    Raises:
+        UserError: it is no such model, or its ids can't be had.
+    """
+    import sentencepiece
+    from sentencepiece import sentencepiece_model_pb2 as messages
+
     proto = messages.ModelProto()  # type: ignore[attr-defined]
     try:
-        proto.ParseFromString(read_regular(path, MOST_BYTES))
+        proto.ParseFromString(content)
         original = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
     except Exception as error:  # of two C++ libraries, without a common class
         raise UserError(f"{path}: neither a tiktoken nor a SentencePiece file: {error}") from None

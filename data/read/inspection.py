@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import xxhash
+from numpy.typing import NDArray
 
 from triax.common.errors import UserError
 from triax.data.read.shards import Shard
@@ -24,6 +27,49 @@ class Contents:
     lengths: dict[str, int]
     """Of documents, in tokens, by the name of the quantile."""
     mean_length: float
+    histogram: dict[int, int]
+    """Documents by length: those of up to so many tokens, and more than half as many."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "num_shards": self.num_shards,
+            "dtypes": list(self.dtypes),
+            "num_tokens": self.num_tokens,
+            "num_documents": self.num_documents,
+            "lengths": self.lengths | {"mean": self.mean_length},
+            "histogram": {str(most): count for most, count in self.histogram.items()},
+        }
+
+
+def histogram(lengths: NDArray[np.int64]) -> dict[int, int]:
+    """How many lengths are up to each power of two, and above the one before; without empty ends.
+
+    The first class is 0 and 1.
+    """
+    if not len(lengths):
+        return {}
+    bits = np.bincount(np.ceil(np.log2(lengths.clip(min=1))).astype(np.int64))
+    first = int(bits.nonzero()[0][0])
+    return {1 << power: int(bits[power]) for power in range(first, len(bits))}
+
+
+def num_duplicates(shards: Sequence[Shard]) -> int:
+    """Documents that stand in the shards once more before; reads all tokens.
+
+    They are told apart by 64-bit hashes, which are held, in some 16 bytes a document.
+    """
+    hashes = np.fromiter(document_hashes(shards), np.uint64)
+    return len(hashes) - len(np.unique(hashes))
+
+
+def document_hashes(shards: Iterable[Shard]) -> Iterator[int]:
+    """64 bits of each document's tokens."""
+    for shard in shards:
+        start = 0
+        for length in shard.document_lengths():
+            yield xxhash.xxh3_64_intdigest(shard.read(start, int(length)).data)
+            start += int(length)
 
 
 def inspect(shards: Sequence[Shard]) -> Contents:
@@ -39,6 +85,7 @@ def inspect(shards: Sequence[Shard]) -> Contents:
             for name, quantile in _QUANTILES.items()
         },
         mean_length=float(lengths.mean()),
+        histogram=histogram(lengths),
     )
 
 

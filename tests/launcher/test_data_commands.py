@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,55 @@ def test_inspect_shows_a_table_that_fits_and_a_document(
     tokenizer = str(folder / "tok")
     assert main(["data", "inspect", prefix, "--tokenizer", tokenizer, "--document", "1"]) == 0
     assert "text [bold] " in capsys.readouterr().out
+
+
+def test_inspect_says_how_long_documents_are_and_how_many_are_repeated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ShardWriter(tmp_path / "train", token_dtype(1000)) as writer:
+        for length in (1, 2, 3, 4, 4, 5, 64, 65, 3):
+            writer.add_document(np.arange(length))
+    assert main(["data", "inspect", str(tmp_path / "train"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["histogram"] == {
+        "1": 1, "2": 1, "4": 4, "8": 1, "16": 0, "32": 0, "64": 1, "128": 1,
+    }  # fmt: skip
+    assert (found["num_documents"], found["num_duplicates"], found["largest_token"]) == (9, 2, 64)
+    assert main(["data", "inspect", str(tmp_path / "train")]) == 0
+    shown = capsys.readouterr().out
+    assert "up to 128             1 ████████" in shown
+    assert "duplicates: 2 (22.22%) of the documents, token for token" in shown
+
+
+def test_inspect_reads_what_clean_writes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"text": "ein Text" * number, "source": "web", "language": language}
+        for number, language in enumerate(["de", "en", "de", None, "de", "fr"], start=1)
+    ]
+    rows.append(rows[0] | {"source": "books [bold]"})
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "documents").mkdir()
+    (tmp_path / "documents/0.jsonl").write_text(text)
+    command = ["data", "inspect", str(tmp_path / "documents")]
+    assert main([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "num_documents": 7, "num_characters": 176, "num_duplicates": 1,
+        "histogram": {"8": 2, "16": 1, "32": 2, "64": 2},
+        "languages": {"de": 4, "en": 1, "unknown": 1, "fr": 1},
+        "sources": {"web": 6, "books [bold]": 1},
+    }  # fmt: skip
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    assert "duplicates" in shown and "1 (14.29%)" in shown
+    assert "       de             4 ██████████████████████████████" in shown
+    assert "  books [bold]             1 █████" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    assert main([*command, "--document", "1"]) == ExitCode.BAD_INPUT
+    (tmp_path / "documents/0.jsonl").write_text("")
+    assert main(command) == ExitCode.BAD_INPUT
+    assert "no documents" in capsys.readouterr().err
 
 
 def test_prepare_says_what_it_cut_and_what_both_splits_have(
