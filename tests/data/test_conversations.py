@@ -46,7 +46,8 @@ def prepared(
 ) -> PreparedData:  # fmt: skip
     folder.mkdir(exist_ok=True)
     path = folder / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in given), encoding="utf-8")
+    if not path.exists():
+        path.write_text("".join(json.dumps(row) + "\n" for row in given), encoding="utf-8")
     rules = ChatRules(kind, loss_on, ChatTemplate.to_teach(tokenizer))
     return prepare_conversations([str(path)], tokenizer, folder / "out", rules, **settings)
 

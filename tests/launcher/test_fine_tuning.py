@@ -60,9 +60,10 @@ def test_a_run_learns_answers_and_resumes_exactly(taught: Path) -> None:
     whole = curve(taught / "runs/sft")
     assert len(whole) == 8 and whole[-1][1] < whole[0][1]
     options = (*SFT, "--run.name=killed", "--checkpoint.every=2 steps")
-    killed = train(taught, *options, kills(("step", 5, None)))
-    assert killed.code != 0
-    good(train(taught, *options, kills(("step", 5, None))))
+    plan = kills(("after-update", 5, None))
+    killed = train(taught, *options, plan)
+    assert killed.code == -9, killed.text
+    good(train(taught, *options, kills(("after-update", 5, None))))
     assert curve(taught / "runs/killed") == whole
 
 
@@ -83,15 +84,15 @@ def test_preferences_are_learned_against_the_start_and_resume_exactly(taught: Pa
     assert rows[-1]["reward_margin"] > 0 and rows[-1]["reward_accuracy"] > 0.7
     assert rows[-1]["loss"] < rows[0]["loss"]
     options = (*DPO, "--run.name=killed-dpo", "--checkpoint.every=2 steps")
-    assert train(taught, *options, kills(("step", 5, None))).code != 0
-    again = good(train(taught, *options, kills(("step", 5, None))))
+    assert train(taught, *options, kills(("after-update", 5, None))).code == -9
+    again = good(train(taught, *options, kills(("after-update", 5, None))))
     assert "reference log-probabilities of" not in again.out
     assert curve(taught / "runs/killed-dpo") == curve(taught / "runs/dpo")
 
 
 def test_a_reference_that_was_damaged_or_lost(taught: Path) -> None:
     options = (*DPO, "--run.name=lost", "--checkpoint.every=2 steps")
-    assert train(taught, *options, kills(("step", 5, None))).code != 0
+    assert train(taught, *options, kills(("after-update", 5, None))).code == -9
     [first, second] = sorted((taught / "runs/lost/reference").iterdir())
     kept = first.read_bytes()
     first.write_bytes(kept[:-1] + b"\x7f")
@@ -99,7 +100,7 @@ def test_a_reference_that_was_damaged_or_lost(taught: Path) -> None:
     assert damaged.code == 2 and "damaged: its checksum is another one" in damaged.text
     first.unlink()
     second.unlink()
-    again = good(train(taught, *options, kills(("step", 5, None))))
+    again = good(train(taught, *options, kills(("after-update", 5, None))))
     assert "reference log-probabilities of" in again.out
     assert first.read_bytes() == kept, "of the start, not of where the run is by now"
 
