@@ -35,16 +35,13 @@ def run(
     preflight: bool = False,
     host: Host | None = None,
 ) -> int:
-    """Train as the config says, going on from the run's newest good checkpoint.
+    """Train as the config says, from the run's newest good checkpoint on; returns the exit code.
 
     Args:
         config: checked against this job's number of processes.
         environment: which process this is.
         preflight: measure and compare the machines first; a job of several nodes always does.
         host: what a program that trains within its own process brings along.
-
-    Returns:
-        The process's exit code.
 
     Raises:
         UserError: the data, the run directory or a checkpoint doesn't fit the config.
