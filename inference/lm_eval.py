@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import os
@@ -13,9 +12,10 @@ from typing import Any
 
 from triax.common.errors import UserError
 from triax.common.files import write_atomically
-from triax.data.prepare.document_tokens import special_tokens
-from triax.data.prepare.tokenizer import decode, library_errors
+from triax.data.prepare.tokenizer import decode
 from triax.inference.generate import generate
+from triax.inference.lm_eval_questions import require_lm_eval
+from triax.inference.lm_eval_tokens import HarnessTokens
 from triax.inference.load import Loaded, load_checkpoint
 from triax.inference.sampling import Sampling
 from triax.inference.scoring import score
@@ -43,52 +43,27 @@ class TaskOptions:
     """Keep each example's answers in the results."""
 
 
-class Harness:
+class Harness(HarnessTokens):
     """What lm-eval asks of a model, answered by one that is loaded.
 
     The methods are those of its `TemplateLM`. Texts are cut into tokens as its `hf` model cuts
     them with the exported tokenizer.
     """
 
-    backend = "causal"
     max_gen_toks = 256
 
     def __init__(self, loaded: Loaded, batch_size: int, tokenizer: str | None = None) -> None:
         """Raises:
         UserError: the checkpoint's tokenizer can't be used.
         """
-        super().__init__()
+        super().__init__(
+            loaded.tokenizer(tokenizer),
+            loaded.chosen_tokenizer(tokenizer),
+            loaded.document_tokens(tokenizer),
+        )
         self._model = loaded.model
-        self._tokenizer = loaded.tokenizer(tokenizer)
         self._batch_size = batch_size
         self.max_length = loaded.context(_DEFAULT_CONTEXT)
-        tokens = loaded.document_tokens(tokenizer)
-        folder = Path(tokenizer or str(loaded.tokenizer_folder))
-        begin = tokens.begin or special_tokens(folder).get("bos_token") or tokens.end
-        self._begin, self._end = begin, tokens.end
-        self._folder = str(folder)
-
-    @property
-    def eot_token_id(self) -> int:
-        """What ends a text."""
-        return self._end.id
-
-    @property
-    def prefix_token_id(self) -> int:
-        """What stands before a text that nothing else comes before."""
-        return self._begin.id
-
-    @property
-    def tokenizer_name(self) -> str:
-        """Where the tokenizer lies."""
-        return self._folder
-
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None) -> list[int]:
-        """Token ids; with what the tokenizer puts around texts unless the text begins so."""
-        if add_special_tokens is None:
-            add_special_tokens = not string.startswith(self._begin.name)
-        with library_errors("the tokenizer"):
-            return list(self._tokenizer.encode(string, add_special_tokens=add_special_tokens).ids)
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[object, list[int], list[int]]], **_: object
@@ -166,10 +141,7 @@ def run_tasks(checkpoint: str, options: TaskOptions) -> dict[str, Any]:
     Raises:
         UserError: the extra isn't installed, the checkpoint can't be used, or a task isn't there.
     """
-    if importlib.util.find_spec("lm_eval") is None:
-        raise UserError(
-            'tasks need the lm-eval package, which isn\'t installed: pip install "triax[eval]"'
-        )
+    require_lm_eval()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     from lm_eval import simple_evaluate

@@ -24,13 +24,17 @@ class Batch:
     targets_BT: Tensor
     """int64: the token that follows each position, or IGNORE_INDEX: nothing is to be predicted."""
     document_ids_BT: Tensor | None = None
-    """Integers that differ between the documents packed into a row; None lets every token see all
-    that came before it."""
+    """Integers that differ between the documents packed into a row, one behind the other; None lets
+    every token see all that came before it."""
     positions_BT: Tensor | None = None
     """int64: each token's position in its sequence; None counts from 0. They turn heads and choose
     learned vectors, and hide nothing: what a token sees follows from its place in the row."""
     weights_BT: Tensor | None = None
     """fp32: how much each target counts; None counts each once. Read at targets only."""
+
+    reference_BT: Tensor | None = None
+    """fp32: at each document's first token what the log-probabilities of its targets, each times
+    its own weight, sum to under a reference model; 0 elsewhere. The model doesn't read it."""
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors that are there, by field."""

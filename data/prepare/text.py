@@ -1,9 +1,12 @@
-"""Documents from files: plain text, JSON lines or parquet, also compressed; or from `datasets`.
+"""Documents from files of many formats, also compressed; or from `datasets`.
 
 | suffix | a document is |
 |---|---|
 | `.jsonl` `.json` `.ndjson` | the text field of a line, each line one JSON object |
-| `.parquet` | the text field of a row |
+| `.parquet` `.arrow` | the text field of a row |
+| `.html` `.htm` | the page's main text |
+| `.warc` | the main text of a page of the crawl |
+| `.tar` | a WebDataset sample's `.txt`, or the text field of its `.json` |
 | any other | the whole file |
 
 Each may be compressed: `.gz`, `.bz2`, `.xz` or `.zst` is added to the name. A text of more than
@@ -26,8 +29,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from triax.common.errors import UserError
-from triax.data.prepare.inputs import SAVED_DATASET, DatasetName, Source, TextFile, resolve_all
+from triax.data.prepare.archives import read_arrow, read_tar
+from triax.data.prepare.inputs import DatasetName, Source, TextFile, resolve_all
 from triax.data.prepare.rows import Row, Wanted, missing_field, row_text
+from triax.data.prepare.web import read_html, read_warc
 
 _log = logging.getLogger(__name__)
 MAX_DOCUMENT = 1 << 24
@@ -82,6 +87,30 @@ def iter_records(
     """
     # Here and not in the generator: a wrong input is found before anything is read.
     return _records(resolve_all(inputs), Wanted(text_field, with_fields))
+
+
+def iter_rows(inputs: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of all inputs, in the same order on every call: where each is from, as "FILE, line
+    3", and its fields.
+
+    Raises:
+        UserError: an input is missing or damaged, or holds no rows but text.
+    """
+    wanted = Wanted(None, with_fields=True)
+    for source in resolve_all(inputs):
+        is_dataset = isinstance(source, DatasetName)
+        rows = (
+            _dataset_rows(source, wanted)
+            if isinstance(source, DatasetName)
+            else _files_rows(source, wanted)
+        )
+        for origin, (number, text, fields) in rows:
+            if text:
+                raise UserError(
+                    f"{origin}: plain text, and rows are expected: JSON lines or parquet"
+                )
+            kind = "row" if is_dataset or ".parquet" in origin.lower() else "line"
+            yield f"{origin}, {kind} {number}", fields
 
 
 def _records(sources: Sequence[Source], wanted: Wanted) -> Iterator[Record]:
@@ -239,10 +268,10 @@ def _read_parquet(stream: BinaryIO, source: TextFile, wanted: Wanted) -> Iterato
     path, text_field = source.path, wanted.text_field
     try:
         file = parquet.ParquetFile(_seekable(stream, path))
-        if text_field not in file.schema_arrow.names:
+        if text_field is not None and text_field not in file.schema_arrow.names:
             raise UserError(missing_field(str(path), text_field, file.schema_arrow.names))
         number = 0
-        columns = None if wanted.with_fields else [text_field]
+        columns = None if wanted.with_fields or text_field is None else [text_field]
         for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=columns):
             for row in batch.to_pylist():
                 number += 1
@@ -263,10 +292,6 @@ def _seekable(stream: BinaryIO, path: Path) -> BinaryIO:
             "from its end; unpack it first (parquet compresses by itself)"
         )
     return io.BytesIO(content)
-
-
-def _read_arrow(_stream: BinaryIO, file: TextFile, _wanted: Wanted) -> Iterator[Row]:
-    raise UserError(f"{file.path}: an Arrow file; {SAVED_DATASET}")
 
 
 def _dataset_rows(source: DatasetName, wanted: Wanted) -> Iterator[tuple[str, Row]]:
@@ -295,10 +320,14 @@ _OPENERS: dict[str, Callable[[Path], BinaryIO]] = {
     ".zst": _open_zstd,
 }
 READERS: dict[str, Callable[[BinaryIO, TextFile, Wanted], Iterator[Row]]] = {
-    ".arrow": _read_arrow,
+    ".arrow": read_arrow,
+    ".htm": read_html,
+    ".html": read_html,
     ".jsonl": _read_json_lines,
     ".ndjson": _read_json_lines,
     ".json": _read_json_lines,
     ".parquet": _read_parquet,
+    ".tar": read_tar,
+    ".warc": read_warc,
 }
 """By suffix, how the texts of an open file are read; of any other the file is one text."""

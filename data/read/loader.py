@@ -1,20 +1,23 @@
 """Sample numbers -> this rank's micro-batches of tensors.
 
 A global batch is `global_batch_size` consecutive samples. Data-parallel rank r takes the r-th
-of `dp_size` equal contiguous pieces, so every data-parallel size trains on the same samples.
+of `dp_size` equal contiguous pieces, so every data-parallel size trains on the same samples. In a
+phase of shorter sequences each sample is cut into several: the batch has as many tokens as ever.
 
-Shape legend: B = micro_batch_size, T = seq_len.
+Shape legend: B = micro_batch_size x pieces, T = seq_len / pieces.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from triax.common.errors import UserError
 from triax.common.tokens import IGNORE_INDEX
+from triax.data.read.conversations import Conversations
 from triax.data.read.prefetch import prefetched
 from triax.data.read.sampler import Sampler
 from triax.data.read.source import Source, Window
@@ -27,6 +30,7 @@ def make_batch(
     mask_documents: bool,
     pin_memory: bool,
     num_real: int | None = None,
+    weighted: bool = False,
 ) -> Batch:
     """Stack windows of equal length into a micro-batch on the host.
 
@@ -35,9 +39,15 @@ def make_batch(
             targets that belong to another document than their position.
         pin_memory: put the tensors in page-locked memory, for asynchronous copies to the GPU.
         num_real: only the first so many rows carry targets; None means all.
+        weighted: some windows may have weights: the batch has them, and positions.
+
+    Padding is no target, so it weighs nothing.
     """
     tokens = np.stack([window.tokens for window in windows])
     inputs, targets = tokens[:, :-1].copy(), tokens[:, 1:].copy()
+    for row, window in enumerate(windows):
+        if window.num_tokens is not None:
+            targets[row, window.num_tokens - 1 :] = IGNORE_INDEX
     targets[num_real if num_real is not None else len(windows) :] = IGNORE_INDEX
     document_ids_BT = None
     if mask_documents:
@@ -45,7 +55,30 @@ def make_batch(
         targets[documents[:, 1:] != documents[:, :-1]] = IGNORE_INDEX
         document_ids_BT = torch.from_numpy(documents[:, :-1].copy())
     batch = Batch(torch.from_numpy(inputs), torch.from_numpy(targets), document_ids_BT)
+    if weighted:
+        batch = _weighted(batch, windows)
     return batch.pin_memory() if pin_memory else batch
+
+
+def _weighted(batch: Batch, windows: Sequence[Window]) -> Batch:
+    """The batch with its windows' weights, positions, and what a reference model makes of them."""
+    ones = np.ones(batch.tokens_BT.shape[1] + 1, np.float32)
+    weights_BT = np.stack([ones if w.weights is None else w.weights for w in windows])[:, 1:].copy()
+    counts = np.arange(ones.size)
+    positions = np.stack([counts if w.positions is None else w.positions for w in windows])
+    references = [window.reference for window in windows if window.reference is not None]
+    return replace(
+        batch,
+        targets_BT=batch.targets_BT.masked_fill(torch.from_numpy(weights_BT == 0), IGNORE_INDEX),
+        positions_BT=torch.from_numpy(positions[:, :-1].copy()),
+        weights_BT=torch.from_numpy(weights_BT),
+        reference_BT=torch.from_numpy(np.stack(references)[:, :-1].copy()) if references else None,
+    )
+
+
+def are_weighted(sources: Iterable[Source]) -> bool:
+    """Whether batches of these sources have weights."""
+    return any(isinstance(source, Conversations) for source in sources)
 
 
 class Loader:
@@ -69,7 +102,7 @@ class Loader:
 
         Args:
             sources: by the names that the sampler uses.
-            global_batch_size, micro_batch_size: in sequences.
+            global_batch_size, micro_batch_size: in samples.
             prefetch: global batches that `iterate` reads ahead in a thread; 0 means no thread.
             before_batch: called before each global batch of `iterate`; what it raises ends the
                 reading, as data that can't be read does.
@@ -85,6 +118,7 @@ class Loader:
                 f"make it a multiple of {micro_batch_size * dp_size}"
             )
         self._sources = dict(sources)
+        self._weighted = are_weighted(self._sources.values())
         self._sampler = sampler
         self._global_batch_size = global_batch_size
         self._micro_batch_size = micro_batch_size
@@ -101,11 +135,21 @@ class Loader:
         Raises:
             UserError: the data holds a token outside the vocabulary.
         """
-        first = cursor + self._first_sample
+        first, num_pieces = cursor + self._first_sample, self.num_pieces(cursor)
         return [
-            self._micro_batch(range(start, start + self._micro_batch_size))
+            self._micro_batch(range(start, start + self._micro_batch_size), num_pieces)
             for start in range(first, first + self._samples_per_rank, self._micro_batch_size)
         ]
+
+    def num_pieces(self, cursor: int) -> int:
+        """Sequences that each sample is cut into, in the global batch that begins at `cursor`."""
+        return self._sampler.num_pieces(cursor)
+
+    def changes_at(self, cursor: int) -> bool:
+        """Whether the global batch that begins at `cursor` is the first of another blend or length
+        of sequences, the run's first one aside."""
+        before = max(cursor - self._global_batch_size, 0)
+        return self._sampler.changes_between(before, cursor)
 
     def iterate(self, cursor: int, stop_cursor: int) -> Generator[list[Batch], None, None]:
         """`batch_at` for each global batch from `cursor` to `stop_cursor`, read ahead.
@@ -121,10 +165,16 @@ class Loader:
         self._before_batch()
         return self.batch_at(cursor)
 
-    def _micro_batch(self, samples: range) -> Batch:
+    def _micro_batch(self, samples: range, num_pieces: int) -> Batch:
         locations = [self._sampler.locate(sample) for sample in samples]
-        windows = [self._sources[at.source].window(at.window) for at in locations]
-        return make_batch(windows, mask_documents=self._mask_documents, pin_memory=self._pin_memory)
+        samples_read = [self._sources[at.source].window(at.window) for at in locations]
+        windows = [piece for window in samples_read for piece in window.cut(num_pieces)]
+        return make_batch(
+            windows,
+            mask_documents=self._mask_documents,
+            pin_memory=self._pin_memory,
+            weighted=self._weighted,
+        )
 
 
 def validation_batches(
@@ -154,4 +204,5 @@ def validation_batches(
             mask_documents=mask_documents,
             pin_memory=pin_memory,
             num_real=min(max(num_sequences - start, 0), micro_batch_size),
+            weighted=are_weighted([source]),
         )

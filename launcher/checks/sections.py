@@ -15,15 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from triax.checkpoint.config import CheckpointConfig
-from triax.checkpoint.folders import has_begun
 from triax.common.errors import UserError
 from triax.common.quantities import format_count
 from triax.common.section import Section
 from triax.data.config import DataConfig
 from triax.launcher.checks.data import (
-    budget_repeats_data,
-    exists,
     inputs_are_there,
     made_with_this_tokenizer,
     named_tokens_are_there,
@@ -35,7 +31,6 @@ from triax.launcher.checks.data import (
     tokens_per_step,
     validation_is_as_wanted,
     vocabulary_holds_data,
-    weights_fill_blocks,
 )
 from triax.launcher.checks.deepspeed import (
     apex_is_nvidias,
@@ -48,6 +43,7 @@ from triax.launcher.checks.deepspeed import (
     deepspeed_splits_layers,
     offload_fits_engine,
 )
+from triax.launcher.checks.evaluation import evaluations_are_possible
 from triax.launcher.checks.experts import (
     deepspeed_has_no_experts,
     experts_are_multiplied,
@@ -55,9 +51,16 @@ from triax.launcher.checks.experts import (
     experts_divide,
     heads_are_normalised_whole,
 )
-from triax.launcher.checks.initial_weights import compare_settings, find_initial
+from triax.launcher.checks.initial_weights import initial_weights_fit
+from triax.launcher.checks.objective import (
+    conversations_stay_whole,
+    objective_has_its_data,
+    objective_settings_are_used,
+    preferences_have_a_reference,
+)
 from triax.launcher.checks.parallel import (
     batch_divides,
+    context_divides_sequences,
     float8_fits_shapes,
     gradients_are_summed_exactly,
     optimizer_takes_dtypes,
@@ -68,6 +71,12 @@ from triax.launcher.checks.parallel import (
     stages_fit_layers,
     tensor_divides_model,
     world_fits,
+)
+from triax.launcher.checks.reading import (
+    budget_repeats_data,
+    caps_leave_enough,
+    phases_are_reached,
+    weights_fill_blocks,
 )
 from triax.launcher.config.loading import load_config
 from triax.launcher.config.problems import Problem
@@ -163,22 +172,6 @@ def budget_fits(
         )
 
 
-def initial_weights_fit(
-    run: RunSection, checkpoint: CheckpointConfig, model: ModelConfig
-) -> Iterator[Problem]:
-    """The checkpoint whose weights a new run starts from is there, and of this model."""
-    if checkpoint.init_from is None or has_begun(Path(run.dir) / run.name):
-        return
-    path = Path(checkpoint.init_from)
-    if not exists(path):
-        yield Problem("checkpoint.init_from", f"{checkpoint.init_from}: no such checkpoint")
-        return
-    try:
-        compare_settings(find_initial(path), model, checkpoint)
-    except UserError as error:
-        yield Problem("checkpoint.init_from", str(error))
-
-
 def wandb_is_installed(metrics: MetricsConfig) -> Iterator[Problem]:
     """What is asked for can be imported."""
     if metrics.wandb_project is not None and importlib.util.find_spec("wandb") is None:
@@ -211,6 +204,7 @@ def shown_path(path: Path) -> str:
 STEP_CHECKS: tuple[Check, ...] = (
     model_is_possible,
     tensor_divides_model,
+    context_divides_sequences,
     sequence_has_positions,
     stages_fit_layers,
     schedule_fits_batch,
@@ -242,9 +236,15 @@ CHECKS: tuple[Check, ...] = (
     named_tokens_are_there,
     shards_are_sane,
     vocabulary_holds_data,
+    objective_has_its_data,
+    conversations_stay_whole,
+    objective_settings_are_used,
+    preferences_have_a_reference,
     sources_differ,
     weights_fill_blocks,
+    caps_leave_enough,
     made_with_this_tokenizer,
+    evaluations_are_possible,
     initial_weights_fit,
     deepspeed_flips_together,
     wandb_is_installed,
@@ -254,6 +254,7 @@ WARNINGS: tuple[Check, ...] = (
     inputs_are_there,
     validation_is_as_wanted,
     budget_repeats_data,
+    phases_are_reached,
     gradients_are_summed_exactly,
     recipe_is_used,
 )

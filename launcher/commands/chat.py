@@ -9,8 +9,8 @@ from dataclasses import replace
 
 from triax.common.errors import UserError
 from triax.common.showing import text_for
+from triax.data.prepare.chat_template import ChatTemplate, Message
 from triax.data.prepare.document_tokens import special_tokens
-from triax.inference.chat import ChatTemplate, Message
 from triax.inference.texts import Writer
 from triax.launcher.commands.generate import add_model_arguments, pieces, writer_of
 from triax.launcher.terminal.arguments import utf8

@@ -27,6 +27,7 @@ from ports import free_port
 from triax.data.read.blend import Blend
 from triax.data.read.identity import identify_sources
 from triax.data.read.loader import Loader
+from triax.data.read.plan import whole_run
 from triax.data.read.sampler import Sampler
 from triax.data.read.source import Source
 from triax.inference.load import load_checkpoint
@@ -59,7 +60,7 @@ def test_a_run_says_what_it_reached_and_how_to_go_on(finished: tuple[Path, Ended
         r"compute  1 process on .*",
         r"step 24/24  loss [\d.]+  .*tok/s  .* left",
         r"ended after step 24: the token budget is used up",
-        r"validation loss [\d.]+, perplexity [\d.]+",
+        r"validation loss [\d.]+, perplexity [\d.]+, [\d.]+ bits per byte",
         r"the model writes:",
         r"chinchilla   \d+K tokens would be compute-optimal .*",
         r"             .* here at [\d.]+K? tokens/s",
@@ -240,7 +241,7 @@ def test_a_run_is_a_plain_pytorch_loop(
     monkeypatch.chdir(finished[0])
     config = load_config("run.toml")
     source = Source.open("data/train", 32, config.model.vocab_size)
-    blend = Blend.begin(identify_sources(config.data.sources, [source]), [1.0])
+    blend = Blend.begin(identify_sources(config.data.sources, [source]), whole_run(1.0))
     loader = Loader(
         {blend.keys[0]: source},
         Sampler(config.run.seed, blend.phases, blend.num_windows()),

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from triax.common.files import replace_text
-from triax.parallel.evaluation import Evaluation
+from triax.training.evaluation.evaluator import Findings
 from triax.training.records.console import Console
 from triax.training.records.metrics import MetricsWriters, Row
 from triax.training.records.run_directory import Cut, RunDirectory
@@ -45,18 +45,18 @@ class MetricsLogger:
                 self.writers.log_row(row)
             self.console.show(row)
 
-    def evaluation(self, step: int, evaluation: Evaluation) -> None:
-        """Log one validation."""
-        has_targets = evaluation.num_targets > 0
-        self.event(
-            "evaluation", step=step, loss=evaluation.loss if has_targets else None,
-            perplexity=evaluation.perplexity if has_targets else None,
-            bits_per_byte=evaluation.bits_per_byte, num_targets=evaluation.num_targets,
-        )  # fmt: skip
+    def evaluation(self, step: int, findings: Findings, seconds: float) -> None:
+        """Log one evaluation.
+
+        Args:
+            seconds: what the session's evaluations took so far.
+        """
+        self.event("evaluation", step=step, seconds=round(seconds, 3), **findings.record())
         if self.is_main:
             with self._losing_at_most_a_line():
-                self.writers.log_evaluation(step, evaluation)
-        self.console.say(f"validation after step {step}: {evaluation.describe()}")
+                self.writers.log_evaluation(step, findings.scalars())
+        main, *others = findings.describe()
+        self.console.say("\n".join((f"validation after step {step}: {main}".rstrip(), *others)))
 
     def event(self, name: str, **fields: Any) -> None:
         """Add a line to events.jsonl."""
@@ -79,8 +79,14 @@ class MetricsLogger:
                 replace_text(self.directory.stop_report, text)
         self.console.say(text)
 
-    def started(self, step: int, layout: Mapping[str, int]) -> None:
-        """A session begins after this step: what was said of later ones in another is dropped."""
+    def started(
+        self, step: int, layout: Mapping[str, int], environment: Mapping[str, str | int]
+    ) -> None:
+        """A session begins after this step: what was said of later ones in another is dropped.
+
+        Args:
+            environment: where and on what it runs, for people.
+        """
         if not self.is_main:
             return
         cut = Cut(0, 0)
@@ -88,7 +94,9 @@ class MetricsLogger:
             cut = self.directory.cut_metrics(step)
         self._tell_unreadable(cut)
         num_lost = cut.num_later + cut.num_unreadable
-        self.event("start", step=step, layout=layout, num_steps_lost=num_lost)
+        self.event(
+            "start", step=step, layout=layout, environment=environment, num_steps_lost=num_lost
+        )
 
     def _tell_unreadable(self, cut: Cut) -> None:
         if cut.num_unreadable:

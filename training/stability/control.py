@@ -30,6 +30,8 @@ class Requests(NamedTuple):
     """Save, because it is time to try again after a failure."""
     hold: bool = False
     """Don't save for another reason: a save has failed, and it isn't time yet to try again."""
+    overspent: bool = False
+    """Don't evaluate: evaluations have taken their share of the time."""
 
 
 _TAG = 1
@@ -134,6 +136,10 @@ class StopSignal:
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._former.items():
             signal.signal(number, handler)
+
+    def request(self, by: str) -> None:
+        """Stop after this step, as a signal would have it; safe from any thread."""
+        self.received = self.received or by
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         is_first, is_ctrl_c = self.received is None, number == signal.SIGINT
