@@ -153,7 +153,9 @@ def _compute(job: Job, engine: Engine, table: _Table) -> None:
         per_rank = -(-len(windows) // (size * num_ranks)) * size
         own = windows[rank * per_rank : (rank + 1) * per_rank]
         found = dict(_answers(engine, table.source, own, per_rank, size))
-        table.values.update(reduce_objects(found, operator.or_, job.processes.control_group))
+        answers = reduce_objects(found, operator.or_, job.processes.control_group)
+        for document, value in answers.items():
+            table.values[document] = value
         on_first(partial(_write, table.path, table.values), job.processes.control_group)
 
 
