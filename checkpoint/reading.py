@@ -12,7 +12,7 @@ import torch
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from triax.checkpoint.storage import ShardReader
+from triax.checkpoint.storage import ShardMap, ShardReader
 from triax.common.errors import UserError
 from triax.models.config import ModelConfig
 from triax.models.layers.transformer import Transformer
@@ -42,18 +42,23 @@ def read_tensors(folder: Path, *, prefix: str = "") -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-def read_into(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+def read_into(
+    folder: Path, tensors: Mapping[str, torch.Tensor], shard_map: ShardMap | None = None
+) -> None:
     """Fill tensors in place from a checkpoint, whatever layout it was saved in.
 
     The tensors may be plain or DTensors of any layout, on any device but meta; another dtype is
     cast to. They may be some of the checkpoint's tensors.
+
+    Args:
+        shard_map: what one process has read for all; None reads it here.
 
     Raises:
         UserError: a name is missing or a shape differs, or the shards cannot be read.
     """
     assert not any(tensor.is_meta for tensor in tensors.values())
     reader = ShardReader(folder)
-    metadata = reader.read_metadata()
+    metadata = reader.read_metadata() if shard_map is None else reader.take_map(shard_map)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     _refuse_another_model(folder, _differences(_tensor_metadata(metadata), shapes))
     planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)

@@ -30,6 +30,7 @@ from torch.distributed.checkpoint.metadata import (
     StorageMeta,
     TensorStorageMetadata,
 )
+from torch.distributed.checkpoint.planner import SavePlan
 
 from triax.checkpoint.cover import check_cover
 from triax.checkpoint.unpickling import PlainUnpickler, enum_member
@@ -74,6 +75,14 @@ class ShardWriter(FileSystemWriter):
         """Torch's writer stores its path here, a class more for the reader to let through."""
         return StorageMeta(save_id=self.save_id)
 
+    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        """Torch's writer makes and looks at the folder here, on every rank; it is there."""
+        return plan
+
+
+ShardMap = tuple[Metadata, Mapping[str, int]]
+"""Where each tensor's parts lie, and the bytes that each file must have at least."""
+
 
 class ShardReader(FileSystemReader):
     """Reads a folder of shards; neither its `.metadata` nor its shards can run code."""
@@ -82,6 +91,16 @@ class ShardReader(FileSystemReader):
         super().__init__(folder)
         self._files = _RegularFiles()
         self.fs = self._files
+
+    def read_map(self) -> ShardMap:
+        """What `.metadata` says, for this reader and for those of other processes."""
+        return self.read_metadata(), self._files.least_bytes
+
+    def take_map(self, shard_map: ShardMap) -> Metadata:
+        """Go by what another process's `read_map` has found in the same folder."""
+        metadata, self._files.least_bytes = shard_map
+        metadata.storage_meta = StorageMeta(load_id=self.load_id)
+        return metadata
 
     def read_metadata(self, *_args: Any, **_kwargs: Any) -> Metadata:
         """Every tensor's name, shape, dtype, and where its chunks lie.

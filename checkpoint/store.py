@@ -31,9 +31,10 @@ from triax.checkpoint.folders import (
 )
 from triax.checkpoint.reading import read_into
 from triax.checkpoint.staging import Shard, Stager
+from triax.checkpoint.storage import ShardReader
 from triax.checkpoint.writing import OnPoint, no_point, write_checkpoint
 from triax.common.errors import UserError
-from triax.parallel.agreement import agreed, describe, on_first
+from triax.parallel.agreement import agreed, describe, on_first, reported
 from triax.parallel.collectives import group_rank, group_size
 
 _GRACE_SECONDS = 2.0
@@ -226,7 +227,9 @@ class CheckpointStore:
         """
         assert info.manifest is not None
         self._join()
-        agreed(lambda: read_into(info.path, tensors), self._group)
+        # One reads where everything is, lest thousands read the same file at once.
+        shard_map = on_first(ShardReader(info.path).read_map, self._group)
+        agreed(lambda: read_into(info.path, tensors, shard_map), self._group)
         return info.manifest.record
 
     def discard_after(self, step: int) -> None:
@@ -300,8 +303,8 @@ class CheckpointStore:
         if info.manifest is None:
             return problems_of(info)
         share = sorted(info.manifest.files)[group_rank(self._group) :: group_size(self._group)]
-        found = agreed(lambda: problems_of(info, files=share), self._group)
-        return [problem for problems in found for problem in problems]
+        found = reported(lambda: problems_of(info, files=share) or None, self._group)
+        return [problem for _, problems in sorted(found.items()) for problem in problems]
 
     def _retain(self, step: int) -> None:
         """Keep the newest few up to the one just saved, which is the newest known to be good.

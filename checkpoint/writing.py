@@ -40,7 +40,7 @@ from triax.checkpoint.manifest import FileEntry, make_manifest, seal, write_mani
 from triax.checkpoint.staging import Shard
 from triax.checkpoint.storage import METADATA_FILE, ShardWriter
 from triax.common.files import fsync_folder
-from triax.parallel.agreement import agreed, on_first, through_first
+from triax.parallel.agreement import agreed, decided, on_first, through_first
 from triax.parallel.collectives import group_rank
 
 OnPoint = Callable[[str, int], None]
@@ -77,7 +77,7 @@ def write_checkpoint(
     """
     folder = on_first(lambda: _make_empty(target), group)
     try:
-        files = _write_files(folder, shards, step, group, on_point)
+        files, num_bytes = _write_files(folder, shards, step, group, on_point)
 
         def mark_whole() -> None:
             on_point("save-before-manifest", step)
@@ -99,7 +99,7 @@ def write_checkpoint(
             shutil.rmtree(folder, ignore_errors=True)
         raise
     on_point("save-done", step)
-    return sum(entry.bytes for entry in files.values())
+    return num_bytes
 
 
 def _write_files(
@@ -108,8 +108,12 @@ def _write_files(
     step: int,
     group: dist.ProcessGroup | None,
     on_point: OnPoint,
-) -> dict[str, FileEntry]:
-    """Every rank writes its part; returns all files, durable and with their checksums."""
+) -> tuple[dict[str, FileEntry], int]:
+    """Every rank writes its part, durably.
+
+    Returns:
+        All files with their checksums on the first rank, none on the others; and their bytes.
+    """
     planner, writer = _Planner(shards), ShardWriter(folder)
     merged: list[Metadata] = []
 
@@ -129,19 +133,19 @@ def _write_files(
         results = writer.write_data(planner.finish_plan(plan), planner).wait()
         on_point("save-shard-written", step)
         on_point("save-before-fsync", step)
-        paths = folder.glob(f"{plan.storage_data.prefix}*")
-        return results, {path.name: seal(path) for path in paths}
+        names = {result.storage_data.relative_path for result in results}
+        return results, {name: seal(folder / name) for name in names}
 
-    def finish(
-        parts: list[tuple[list[WriteResult], dict[str, FileEntry]]],
-    ) -> list[dict[str, FileEntry]]:
+    def finish(parts: list[tuple[list[WriteResult], dict[str, FileEntry]]]) -> int:
         writer.finish(merged[0], [results for results, _ in parts])
-        files = {METADATA_FILE: seal(folder / METADATA_FILE)}
+        files[METADATA_FILE] = seal(folder / METADATA_FILE)
         for _, sealed in parts:
-            files |= sealed
-        return [files] * len(parts)
+            files.update(sealed)
+        return sum(entry.bytes for entry in files.values())
 
-    return through_first(write, finish, group)
+    files: dict[str, FileEntry] = {}
+    num_bytes = decided(write, finish, group)
+    return files, num_bytes
 
 
 class _Planner(DefaultSavePlanner):

@@ -1,18 +1,19 @@
 """Steps that succeed on every rank or fail on every rank, with the same words.
 
 A rank that raised must not leave the others waiting for it in the next collective, so each step
-gathers its outcomes, failures as text: an exception object that cannot be unpickled would stop
-its readers.
+ends with one verdict: the first failure and how many there are, as text. An exception object that
+cannot be unpickled would stop its readers. Values stay where they are, or go to the first rank.
 """
 
 from __future__ import annotations
 
 import logging
+import operator
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TypeVar, cast
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar, cast
 
 import torch.distributed as dist
 
@@ -23,6 +24,8 @@ from triax.parallel.collectives import (
     gather_objects,
     group_rank,
     group_size,
+    reduce_objects,
+    scatter_objects,
 )
 
 T = TypeVar("T")
@@ -38,11 +41,20 @@ class RankError(RuntimeError):
 
 @dataclass(frozen=True)
 class _Failure:
+    rank: int
     text: str
     by_user: bool
+    num_others: int = 0
+    """How many later ranks failed too."""
 
-    def as_error(self) -> Exception:
-        return UserError(self.text) if self.by_user else RankError(self.text)
+    def and_later(self, other: _Failure) -> _Failure:
+        return replace(self, num_others=self.num_others + 1 + other.num_others)
+
+    def as_error(self, num_ranks: int) -> Exception:
+        prefix = f"rank {self.rank}: " if num_ranks > 1 else ""
+        others = f" (and {self.num_others} more ranks)" if self.num_others else ""
+        text = f"{prefix}{self.text}{others}"
+        return UserError(text) if self.by_user else RankError(text)
 
 
 def describe(error: BaseException) -> str:
@@ -52,18 +64,43 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def agreed(step: Callable[[], T], group: dist.ProcessGroup | None) -> list[T]:
-    """Run a step on every rank and return all ranks' values, in rank order.
+def agreed(step: Callable[[], T], group: dist.ProcessGroup | None) -> T:
+    """Run a step on every rank; returns this rank's value where no rank has failed.
 
     Raises:
         UserError: the first failing rank raised one.
         RankError: the step raised anything else.
     """
-    attempts = gather_objects(_attempt(step), group)
-    failure = _failure_among(attempts)
-    if failure is not None:
-        raise failure.as_error()
-    return cast(list[T], attempts)
+    attempt = _attempt(step, group)
+    _raise_first(attempt if isinstance(attempt, _Failure) else None, group)
+    return cast(T, attempt)
+
+
+def reported(step: Callable[[], T | None], group: dist.ProcessGroup | None) -> dict[int, T]:
+    """Run a step on every rank; returns what the ranks that have something to say say, by rank.
+
+    For what is None nearly everywhere: every rank gets all that is said.
+
+    Raises:
+        UserError, RankError: as in `agreed`.
+    """
+    value = agreed(step, group)
+    found = {} if value is None else {group_rank(group): value}
+    return reduce_objects(found, operator.or_, group)
+
+
+def decided(
+    local: Callable[[], T], decide: Callable[[list[T]], R], group: dist.ProcessGroup | None
+) -> R:
+    """Send every rank's value to the first rank, whose decision every rank gets.
+
+    Only the first rank holds all values, which matters where they grow with the ranks.
+
+    Raises:
+        UserError, RankError: as in `agreed`, for `local` on any rank and `decide` on the first.
+    """
+    values = _gather_to_first(local, group)
+    return on_first(lambda: decide(values or []), group)
 
 
 def agreed_however_long(step: Callable[[], object], group: dist.ProcessGroup | None) -> None:
@@ -90,11 +127,9 @@ def on_first(step: Callable[[], T], group: dist.ProcessGroup | None) -> T:
     Raises:
         UserError, RankError: as in `agreed`.
     """
-    # Sent once: gathered, a list of files would come from every rank to every rank.
-    attempt = broadcast_object(_attempt(step) if group_rank(group) == 0 else None, group)
-    failure = _failure_among([attempt] + [None] * (group_size(group) - 1))
-    if failure is not None:
-        raise failure.as_error()
+    attempt = broadcast_object(_attempt(step, group) if group_rank(group) == 0 else None, group)
+    if isinstance(attempt, _Failure):
+        raise attempt.as_error(group_size(group))
     return cast(T, attempt)
 
 
@@ -114,66 +149,61 @@ def on_first_however_long(step: Callable[[], object], group: dist.ProcessGroup |
 def through_first(
     local: Callable[[], T], combine: Callable[[list[T]], list[R]], group: dist.ProcessGroup | None
 ) -> R:
-    """Send every rank's value to the first rank, which combines them into one reply per rank.
-
-    Only the first rank holds all values, which matters where they grow with the ranks.
+    """As `decided`, but each rank gets a reply of its own, and no other's.
 
     Raises:
-        UserError, RankError: as in `agreed`, for `local` on any rank and `combine` on the first.
+        UserError, RankError: as in `decided`.
     """
-    attempts = _gather_to_first(_attempt(local), group)
-    replies: list[R | _Failure] | None = None
-    if attempts is not None:
-        replies = _combine(attempts, combine)
-    reply = _scatter_from_first(replies, group)
-    if isinstance(reply, _Failure):
-        raise reply.as_error()
-    return reply
+    values = _gather_to_first(local, group)
+    replies = _attempt(lambda: combine(values), group) if values is not None else []
+    _raise_first(replies if isinstance(replies, _Failure) else None, group)
+    return scatter_objects(cast(list[R], replies) if values is not None else None, group)
 
 
-def _combine(
-    attempts: list[T | _Failure], combine: Callable[[list[T]], list[R]]
-) -> list[R | _Failure]:
-    failure = _failure_among(attempts)
-    if failure is None:
-        combined = _attempt(lambda: combine(cast(list[T], attempts)))
-        if not isinstance(combined, _Failure):
-            return cast(list[R | _Failure], combined)
-        failure = _failure_among([combined, *attempts[1:]])
-    return [cast(_Failure, failure)] * len(attempts)
+class Aside(Generic[T]):
+    """One talk between the ranks at a time, that goes on while the main thread computes.
+
+    It has a tag of its own, since the main thread may talk too.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1)
+        self._running: Future[T] | None = None
+
+    def begin(self, talk: Callable[[], T]) -> None:
+        """Start a talk; the last one's result has been taken."""
+        self._running = self._pool.submit(talk)
+
+    def result(self) -> T | None:
+        """Of the talk that was begun, waiting for its end; None where there is none.
+
+        Raises:
+            RuntimeError: a peer is lost.
+        """
+        running, self._running = self._running, None
+        return None if running is None else running.result()
 
 
-def _attempt(step: Callable[[], T]) -> T | _Failure:
+def _gather_to_first(local: Callable[[], T], group: dist.ProcessGroup | None) -> list[T] | None:
+    """The values of all ranks, on the first; failures are everywhere."""
+    value = agreed(local, group)
+    return gather_objects(value, group)
+
+
+def _attempt(step: Callable[[], T], group: dist.ProcessGroup | None) -> T | _Failure:
     try:
         return step()
     except Exception as error:
         _log.info("a step failed on this rank", exc_info=True)
-        return _Failure(describe(error), isinstance(error, UserError))
+        return _Failure(group_rank(group), describe(error), isinstance(error, UserError))
 
 
-def _failure_among(attempts: Sequence[object]) -> _Failure | None:
-    """The first rank's failure, with its rank named where there are several."""
-    failures = {rank: a for rank, a in enumerate(attempts) if isinstance(a, _Failure)}
-    if not failures:
-        return None
-    rank, first = next(iter(failures.items()))
-    prefix = f"rank {rank}: " if len(attempts) > 1 else ""
-    others = f" (and {len(failures) - 1} more ranks)" if len(failures) > 1 else ""
-    return _Failure(prefix + first.text + others, first.by_user)
+def _raise_first(failure: _Failure | None, group: dist.ProcessGroup | None) -> None:
+    """Raise on every rank what failed on the first rank that failed, if any did."""
 
+    def merge(left: _Failure | None, right: _Failure | None) -> _Failure | None:
+        return left.and_later(right) if left and right else left or right
 
-def _gather_to_first(value: T, group: dist.ProcessGroup | None) -> list[T] | None:
-    if group is None:
-        return [value]
-    values: list[T | None] | None = [None] * group_size(group) if group_rank(group) == 0 else None
-    dist.gather_object(value, values, group=group, group_dst=0)
-    return cast(list[T] | None, values)
-
-
-def _scatter_from_first(values: list[T] | None, group: dist.ProcessGroup | None) -> T:
-    if group is None:
-        assert values is not None
-        return values[0]
-    box: list[T | None] = [None]
-    dist.scatter_object_list(box, values, group=group, group_src=0)
-    return cast(T, box[0])
+    first = reduce_objects(failure, merge, group)
+    if first is not None:
+        raise first.as_error(group_size(group))

@@ -7,9 +7,10 @@ import json
 import platform
 import statistics
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,7 +22,8 @@ from triax.data.read.identity import Identity
 from triax.launcher.cluster.process_group import Processes
 from triax.launcher.config.resolved import diff_configs
 from triax.launcher.config.run_config import RunConfig
-from triax.parallel.collectives import gather_objects
+from triax.parallel.agreement import decided, reported
+from triax.parallel.collectives import reduce_objects
 from triax.training.records.hardware import device_name
 
 _MATRIX_SIZE = {"cuda": 2048, "cpu": 256}
@@ -60,30 +62,67 @@ def refuse_differences(facts: Facts, processes: Processes, config: RunConfig) ->
     Raises:
         UserError: ranks differ; it names them, their hosts, and what differs.
     """
-    host = processes.environment.hostname
-    found = gather_objects((host, dict(facts)), processes.control_group)
-    problems = []
-    for name in facts:
-        values = [rank_facts.get(name, "missing") for _, rank_facts in found]
-        usual, _ = Counter(values).most_common(1)[0]
-        odd = [rank for rank, value in enumerate(values) if value != usual]
-        for rank in odd[:_MAX_NAMED]:
-            problems.append(
-                f"rank {rank} on {found[rank][0]}: {name} is {values[rank]}, elsewhere {usual}"
-            )
-        if len(odd) > _MAX_NAMED:
-            problems.append(f"... and {len(odd) - _MAX_NAMED} more ranks in {name}")
-    if not problems:
+    rank, group = processes.environment.rank, processes.control_group
+    # Equal sets of facts become one on the way: what is sent doesn't grow with the ranks.
+    here = Alike(1, ((rank, processes.environment.hostname),))
+    kinds = reduce_objects({tuple(facts.items()): here}, _joined, group)
+    if len(kinds) == 1:
         return
-    configs = gather_objects(config.model_dump(mode="json"), processes.control_group)
-    for rank, other in enumerate(configs):
-        for change in diff_configs(configs[0], other)[:_MAX_NAMED]:
-            problems.append(f"config of rank 0 -> rank {rank}: {change}")
+    first_ranks = {alike.first[0][0] for alike in kinds.values()}
+    configs = reported(
+        lambda: config.model_dump(mode="json") if rank in first_ranks else None, group
+    )
+    problems = list(_differences(kinds))
+    for other in sorted(configs):
+        for change in diff_configs(configs[0], configs[other])[:_MAX_NAMED]:
+            problems.append(f"config of rank 0 -> rank {other}: {change}")
     raise UserError(
         "the processes of this job disagree:\n"
         + "\n".join(f"  {problem}" for problem in problems)
         + "\ngive all of them the same config, data and installation"
     )
+
+
+@dataclass(frozen=True)
+class Alike:
+    """Ranks with the same facts."""
+
+    num_ranks: int
+    first: tuple[tuple[int, str], ...]
+    """The first few of them, and their hosts."""
+
+    def __add__(self, later: Alike) -> Alike:
+        first = (self.first + later.first)[: _MAX_NAMED + 1]
+        return Alike(self.num_ranks + later.num_ranks, tuple(sorted(first)))
+
+
+Kinds = dict[tuple[tuple[str, str], ...], Alike]
+"""Who has which facts."""
+
+
+def _joined(left: Kinds, right: Kinds) -> Kinds:
+    return left | {facts: left[facts] + a if facts in left else a for facts, a in right.items()}
+
+
+def _differences(kinds: Kinds) -> Iterator[str]:
+    """Who differs from most ranks, fact by fact, one line each."""
+    for name in dict.fromkeys(name for facts in kinds for name, _ in facts):
+        by_value: dict[str, list[Alike]] = defaultdict(list)
+        for facts, alike in kinds.items():
+            by_value[dict(facts).get(name, "missing")].append(alike)
+        counts = {value: sum(a.num_ranks for a in alike) for value, alike in by_value.items()}
+        usual = max(counts, key=lambda value: counts[value])
+        odd = sorted(
+            (rank, host, value)
+            for value, alike in by_value.items()
+            if value != usual
+            for a in alike
+            for rank, host in a.first
+        )
+        for rank, host, value in odd[:_MAX_NAMED]:
+            yield f"rank {rank} on {host}: {name} is {value}, elsewhere {usual}"
+        if (num_more := sum(counts.values()) - counts[usual] - len(odd[:_MAX_NAMED])) > 0:
+            yield f"... and {num_more} more ranks in {name}"
 
 
 @dataclass(frozen=True)
@@ -110,24 +149,36 @@ def check_machines(processes: Processes, say: Callable[[str], None]) -> None:
             than the others; it names the rank and host.
     """
     began = time.monotonic()
-    machine = _measure(processes)
-    machines = gather_objects(machine, processes.control_group)
-    problems = find_bad_machines(machines, is_shared=processes.device.type == "cpu")
+    problems, news = decided(
+        partial(_measure, processes),
+        partial(_judge, is_shared=processes.device.type == "cpu"),
+        processes.control_group,
+    )
     if problems:
         raise UserError(
             "preflight found bad machines:\n"
             + "\n".join(f"  {problem}" for problem in problems)
             + "\ntake them out of the job (and tell their administrator)"
         )
+    *warnings, verdict = news
+    for warning in warnings:
+        say(f"preflight: {warning}")
+    say(f"preflight: {verdict}, in {time.monotonic() - began:.1f} s")
+
+
+def _judge(machines: Sequence[Machine], *, is_shared: bool) -> tuple[list[str], list[str]]:
+    """What is wrong with machines, and what there is to say of all of them."""
     skew = max(m.clock for m in machines) - min(m.clock for m in machines)
+    news = []
     if skew > _WORST_SKEW_SECONDS:
-        say(f"preflight: the hosts' clocks differ by {skew:.1f} s; times in logs won't match")
+        news.append(f"the hosts' clocks differ by {skew:.1f} s; times in logs won't match")
     seconds = [m.matmul_seconds for m in machines]
-    say(
-        f"preflight: {len(machines)} processes on {len({m.host for m in machines})} hosts are "
-        f"good ({machine.device}; product {min(seconds) * 1e3:.2f} to {max(seconds) * 1e3:.2f} ms;"
-        f" clocks within {skew:.2f} s), in {time.monotonic() - began:.1f} s"
+    news.append(
+        f"{len(machines)} processes on {len({m.host for m in machines})} hosts are "
+        f"good ({machines[0].device}; product {min(seconds) * 1e3:.2f} to "
+        f"{max(seconds) * 1e3:.2f} ms; clocks within {skew:.2f} s)"
     )
+    return find_bad_machines(machines, is_shared=is_shared), news
 
 
 def find_bad_machines(machines: Sequence[Machine], *, is_shared: bool) -> list[str]:

@@ -63,6 +63,8 @@ def joined(
     """
     device = _choose_device(environment)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    # Each process connects to those that it talks with: all to all would be N² sockets.
+    os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
     timeout = timedelta(seconds=timeout_seconds)
     save_timeout = timedelta(seconds=max(timeout_seconds, save_seconds))
     dist.init_process_group(

@@ -11,9 +11,11 @@ from triax.common.errors import ExitCode, UserError
 from triax.launcher.commands.bench import refuse_nothing
 from triax.launcher.config.run_config import RunConfig
 from triax.launcher.job.bench_config import bench_config
+from triax.launcher.job.control_plane import describe_control_plane
 from triax.launcher.job.rehearse import rehearse
 from triax.launcher.terminal.arguments import as_path_text, positive_int
 from triax.launcher.terminal.messages import print_note
+from triax.models.description import describe
 from triax.parallel.layout import Layout
 from triax.parallel.stages import schedule_problem
 from triax.planning.rehearsal.ranks import chosen_ranks, enough_micro_batches
@@ -24,6 +26,7 @@ examples:
   triax rehearse run.toml --world-size 1024 --memory 80
   triax rehearse run.toml --world-size 16 --rank 0,5 --json
   triax rehearse --preset llama3-8b --world-size 64 --parallel.tensor=8
+  triax rehearse run.toml --world-size 16384 --control-plane
 
 The run's own code builds its engine and takes one step on each of the ranks,
 with tensors that have no elements. Exit codes: 0 the messages fit together and
@@ -74,6 +77,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="GIB",
         help="of a device: say which ranks need more",
     )
+    parser.add_argument(
+        "--control-plane",
+        action="store_true",
+        help="count what the job costs besides its tensors, and rehearse nothing",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     parser.set_defaults(overrides=())
     parser.usage = f"{parser.prog} [CONFIG] --world-size N [--section.key=value ...]"
@@ -91,6 +99,11 @@ def run(args: argparse.Namespace) -> int:
     overrides = (*_model(args.preset), *args.overrides)
     config = bench_config(args.config, overrides, "cpu", args.world_size)
     layout = Layout.of(config.parallel, args.world_size)
+    if args.control_plane:
+        # Its weights, and AdamW's two moments of each.
+        num_tensors = 3 * len(describe(config.model).parameters) // layout.pipeline
+        print(describe_control_plane(config, args.world_size, args.processes_per_node, num_tensors))
+        return ExitCode.DONE
     ranks = args.rank or chosen_ranks(layout)
     if max(ranks) >= args.world_size:
         raise UserError(

@@ -124,7 +124,9 @@ def _write_down(job: Job) -> None:
 
 def make_plan(job: Job) -> Plan:
     """What the loop does when."""
-    config, budget = job.config, job.budget
+    config, budget, every = job.config, job.budget, job.config.checkpoint.every
+    num_processes = job.processes.environment.world_size
+    fails_every = config.checkpoint.process_fails_every.amount / num_processes
     return Plan(
         num_steps=budget.num_steps,
         global_batch_size=config.batch.global_batch_size,
@@ -136,9 +138,11 @@ def make_plan(job: Job) -> Plan:
             total_tokens=budget.num_tokens,
             tokens_per_step=budget.tokens_per_step,
         ),
-        save_every=config.checkpoint.every,
+        save_every=None if every == "auto" else every,
         evaluate_every=config.eval.every,
         log_every=config.metrics.every,
         collect_garbage_every=config.run.collect_garbage_every,
+        seconds_between_failures=fails_every if every == "auto" else None,
+        started=job.watchdog.started,
         evaluation_share=config.eval.budget,
     )

@@ -104,7 +104,7 @@ def find_initial_weights(
     if path is None:
         return None
     info = store.good_at(Path(path))
-    for change in agreed(lambda: _check_initial(info, config), group)[0]:
+    for change in agreed(lambda: _check_initial(info, config), group):
         say(f"checkpoint.init_from: other settings: {change}")
     return info
 

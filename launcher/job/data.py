@@ -20,8 +20,7 @@ from triax.launcher.cluster.process_group import Processes
 from triax.launcher.job.evaluation import make_evaluator
 from triax.launcher.job.job import Job
 from triax.launcher.job.resume import ResumePoint
-from triax.parallel.agreement import agreed_however_long, on_first_however_long
-from triax.parallel.collectives import gather_objects
+from triax.parallel.agreement import agreed_however_long, on_first_however_long, reported
 from triax.training.loop.loop import RunData
 
 
@@ -183,5 +182,4 @@ def late_damage(verification: Verification, processes: Processes) -> list[str]:
     """What any rank has found damaged by now, for the run's end: after the last batch is read
     nothing else asks. Collective.
     """
-    found = gather_objects(verification.damage, processes.control_group)
-    return sorted({damage for damage in found if damage is not None})
+    return sorted(set(reported(lambda: verification.damage, processes.control_group).values()))

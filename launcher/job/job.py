@@ -104,6 +104,4 @@ class Job:
             UserError: it did on a rank.
             RankError: anything else did.
         """
-        values: list[T] = []
-        agreed(lambda: values.append(step()), self.processes.control_group)
-        return values[0]
+        return agreed(step, self.processes.control_group)

@@ -45,5 +45,5 @@ def make_monitor(
         metrics_logger=metrics_logger,
         beat=job.watchdog.beat,
         group=group,
-        hosts=gather_objects(job.processes.environment.hostname, group),
+        hosts=gather_objects(job.processes.environment.hostname, group) or [],
     )

@@ -8,6 +8,7 @@ goes on needs neither. What was computed before an interrupt isn't computed agai
 from __future__ import annotations
 
 import io
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,7 +28,7 @@ from triax.launcher.job.checkpoints import Start, load_start_weights
 from triax.launcher.job.data import Sources
 from triax.launcher.job.job import Job
 from triax.parallel.agreement import on_first
-from triax.parallel.collectives import broadcast_object, gather_objects
+from triax.parallel.collectives import broadcast_object, reduce_objects
 from triax.parallel.engine import Engine
 
 FOLDER = "reference"
@@ -152,9 +153,9 @@ def _compute(job: Job, engine: Engine, table: _Table) -> None:
         per_rank = -(-len(windows) // (size * num_ranks)) * size
         own = windows[rank * per_rank : (rank + 1) * per_rank]
         found = dict(_answers(engine, table.source, own, per_rank, size))
-        for part in gather_objects(found, job.processes.control_group):
-            for document, value in part.items():
-                table.values[document] = value
+        answers = reduce_objects(found, operator.or_, job.processes.control_group)
+        for document, value in answers.items():
+            table.values[document] = value
         on_first(partial(_write, table.path, table.values), job.processes.control_group)
 
 

@@ -657,7 +657,7 @@ def ask_first(group: dist.ProcessGroup, fails: bool) -> list[Any] | str:
         return ["of rank", dist.get_rank(group)]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.delattr(agreement, "gather_objects")  # every rank would be sent every rank's
+        patch.delattr(agreement, "reduce_objects")  # every rank's would be sent
         try:
             return agreement.on_first(step, group)
         except UserError as error:

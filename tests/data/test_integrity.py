@@ -14,7 +14,6 @@ import pytest
 import torch
 import xxhash
 
-import triax.launcher.job.job
 from triax.common.errors import ExitCode, UserError
 from triax.data.config import DataConfig, SourceConfig
 from triax.data.prepare.corpus import prepare
@@ -31,6 +30,7 @@ from triax.launcher.cluster.process_group import Processes
 from triax.launcher.config.run_config import RunConfig
 from triax.launcher.job.data import _verify
 from triax.launcher.job.job import Job
+from triax.parallel import agreement
 
 
 @pytest.fixture(scope="module")
@@ -140,11 +140,11 @@ def test_ranks_keep_their_lists_of_files_to_themselves(
 ) -> None:
     sent: list[object] = []
 
-    def agreed(step: Callable[[], object], _group: object) -> list[object]:
-        sent.append(step())
-        return sent
+    def reduce_objects(value: object, _merge: object, _group: object) -> object:
+        sent.append(value)
+        return value
 
-    monkeypatch.setattr(triax.launcher.job.job, "agreed", agreed)
+    monkeypatch.setattr(agreement, "reduce_objects", reduce_objects)
     config = DataConfig(sources=(SourceConfig(path=str(made / "train")),), seq_len=16)
     here = Environment(0, 0, 1, 1, 0, "here", "single")
     processes = Processes(here, torch.device("cpu"), None, None)

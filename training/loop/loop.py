@@ -14,6 +14,7 @@ from triax.models.batch import Batch
 from triax.training.evaluation.evaluator import Evaluator, Findings
 from triax.training.evaluation.time_share import TimeShare
 from triax.training.loop.garbage import GarbageControl
+from triax.training.loop.intervals import LearningTimer
 from triax.training.loop.lookahead import Lookahead
 from triax.training.records.metrics_logger import MetricsLogger
 from triax.training.records.saving import Saver
@@ -35,9 +36,14 @@ class Plan:
     learning_rate: Callable[[int], float]
     """The rate of the step that brings the run to so many tokens."""
     save_every: Duration | None
+    """None also where the interval is learnt."""
     evaluate_every: Duration | None
     log_every: int
     collect_garbage_every: int | None = None
+    seconds_between_failures: float | None = None
+    """Mean of the job's; None where saves come at a fixed interval."""
+    started: float = 0.0
+    """When this session's process began, in seconds since 1970."""
     evaluation_share: float | None = None
     """The most of the session's time that evaluations take; None for as much as they need."""
 
@@ -102,7 +108,10 @@ class TrainLoop:
         self.metrics_logger = metrics_logger
         self.readback = Readback()
         self.garbage = GarbageControl(plan.collect_garbage_every)
-        self.save_timer = Timer(plan.save_every)
+        self.save_timer: Timer | LearningTimer = Timer(plan.save_every)
+        if plan.seconds_between_failures is not None:
+            self.save_timer = LearningTimer(plan.seconds_between_failures)
+        self._ready_after = 0.0
         self.evaluate_timer = Timer(plan.evaluate_every)
         self.evaluating = TimeShare(plan.evaluation_share)
         self._seconds: list[float] = []
@@ -114,6 +123,7 @@ class TrainLoop:
 
     def run(self, state: TrainState) -> Outcome:
         """Train from `state`; the last step reached is saved before this returns."""
+        self._ready_after = time.time() - self.plan.started
         with self.garbage:
             return self._run(state)
 
@@ -253,7 +263,15 @@ class TrainLoop:
         self.save_timer.restart()
         self.monitor.beat("saving", state.step)
         self.saver.save(state)
+        self._learn_interval(time.perf_counter() - began)
         self._leave_out_since(began)
+
+    def _learn_interval(self, seconds: float) -> None:
+        """A save has held the steps up for so long."""
+        if isinstance(self.save_timer, LearningTimer):
+            news = self.save_timer.learn(seconds, self._ready_after)
+            if news is not None:
+                self.metrics_logger.say(news)
 
     def _leave_out_since(self, began: float) -> None:
         """Leave what came between two steps out of their times."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from triax.checkpoint.store import CheckpointStore, SaveOutcome
 from triax.common.quantities import format_seconds
-from triax.parallel.agreement import agreed
+from triax.parallel.agreement import reported
 from triax.parallel.engine import Engine
 from triax.parallel.nonfinite import first_non_finite
 from triax.training.records.metrics_logger import MetricsLogger
@@ -132,11 +132,10 @@ class Saver:
     def _refusal(self, tensors: Mapping[str, Tensor]) -> str | None:
         """The same on every rank."""
         weights = {name: t for name, t in tensors.items() if name.startswith("model.")}
-        found = agreed(partial(first_non_finite, weights), self._group)
-        broken = [(rank, name) for rank, name in enumerate(found) if name is not None]
+        broken = reported(partial(first_non_finite, weights), self._group)
         if not broken:
             return None
-        rank, name = broken[0]
+        rank, name = min(broken.items())
         others = f" and {len(broken) - 1} other ranks" if len(broken) > 1 else ""
         return f"the weights are not finite ({name.removeprefix('model.')} on rank {rank}{others})"
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 from typing import Any, NamedTuple
 
-import torch
 import torch.distributed as dist
 
 from triax.common.output import tell_at_once
 from triax.common.quantities import Duration, Unit
-from triax.parallel.agreement import agreed
+from triax.parallel.agreement import Aside, agreed
+from triax.parallel.collectives import any_rank
 
 
 class Requests(NamedTuple):
@@ -33,6 +34,8 @@ class Requests(NamedTuple):
     """Don't evaluate: evaluations have taken their share of the time."""
 
 
+_TAG = 1
+"""Of the exchange, which goes on beside the main thread's."""
 STEPS_TO_AGREE = 1
 """A request of one step is answered after the step that is so many behind it."""
 
@@ -49,22 +52,15 @@ class ControlLine:
 
     def __init__(self, group: dist.ProcessGroup | None) -> None:
         self._group = group
-        self._flags: torch.Tensor | None = None
-        self._work: dist.Work | None = None
+        self._aside: Aside[list[bool]] = Aside()
 
     def exchange(self, requests: Requests) -> Requests:
         """Raise this process's requests; returns what all have agreed on."""
         if self._group is None:
             return requests
-        answer = Requests()
-        if self._work is not None and self._flags is not None:
-            self._work.wait()
-            answer = Requests(*(bool(flag) for flag in self._flags.tolist()))
-        self._flags = torch.tensor(requests, dtype=torch.int32)
-        self._work = dist.all_reduce(
-            self._flags, op=dist.ReduceOp.MAX, group=self._group, async_op=True
-        )
-        return answer
+        answer = self._aside.result()
+        self._aside.begin(partial(any_rank, list(requests), self._group, _TAG))
+        return Requests() if answer is None else Requests(*answer)
 
     def raise_together(self, error: Exception | None) -> None:
         """Raise on every process what the first of them brings, if any does. Waits for all.

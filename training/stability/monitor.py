@@ -6,12 +6,13 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import torch.distributed as dist
 
 from triax.data.read.loader import Loader
-from triax.parallel.collectives import gather_objects
+from triax.parallel.agreement import decided, reported
 from triax.parallel.engine import Engine
 from triax.parallel.layout import Layout
 from triax.training.records.metrics_logger import MetricsLogger
@@ -20,6 +21,7 @@ from triax.training.stability.escalation import Escalation
 from triax.training.stability.faults import FaultInjector
 from triax.training.stability.recovery import Recovery
 from triax.training.stability.replicas import (
+    Checksums,
     checksums,
     differing_ranks,
     reader_groups,
@@ -50,7 +52,7 @@ class Monitor:
         faults: rehearsed failures.
         beat: tells the watchdog that the main thread goes on to an activity of a step.
         group: gloo group of the main thread; None for a single process.
-        hosts: every rank's host.
+        hosts: every rank's host, on the first rank.
     """
 
     config: StabilityConfig
@@ -131,7 +133,11 @@ class Monitor:
         if every is None or state.step % every or self.layout.replicate == 1:
             return None
         self.beat("comparing replicas", state.step)
-        found = gather_objects(checksums(self.engine.state()), self.group)
+        return decided(
+            lambda: checksums(self.engine.state()), partial(self._wrong_replicas, state), self.group
+        )
+
+    def _wrong_replicas(self, state: TrainState, found: list[Checksums]) -> str | None:
         wrong = differing_ranks(replica_groups(self.layout), found)
         if not wrong:
             return None
@@ -150,11 +156,17 @@ class Monitor:
 
     def _name_readers(self, figures: StepFigures) -> None:
         """Tell who has read other data than its peers on the tensor and pipeline axes."""
-        found = gather_objects(figures.result.own_fingerprint, self.group)
+        self.corruption = decided(
+            lambda: figures.result.own_fingerprint,
+            partial(self._wrong_readers, figures),
+            self.group,
+        )
+
+    def _wrong_readers(self, figures: StepFigures, found: list[object]) -> str:
         wrong = differing_ranks(reader_groups(self.layout), found)
         step, samples = figures.state.step, [figures.first_sample, figures.state.cursor]
         self.metrics_logger.event("data_differs", step=step, samples=samples, ranks=wrong)
-        self.corruption = (
+        return (
             f"for step {step} {self._names(wrong)} worked on other tokens than the processes of "
             "its tensor and pipeline group, which read the same samples: suspect that host's "
             "memory, or its copy of the data"
@@ -162,19 +174,18 @@ class Monitor:
 
     def _non_finite_source(self, figures: StepFigures, *, is_first: bool) -> dict[str, object]:
         """Which ranks' own loss was not finite, and on demand where it came from."""
-        finite = gather_objects(figures.result.own_finite, self.group)
-        source: dict[str, object] = {
-            "ranks": [rank for rank, is_finite in enumerate(finite) if not is_finite]
-        }
+        broken = reported(lambda: None if figures.result.own_finite else True, self.group)
+        source: dict[str, object] = {"ranks": sorted(broken)}
         if self.config.locate_nonfinite and is_first:
             self.beat("locating non-finite values", figures.state.step)
             batch = self.loader.batch_at(figures.first_sample)
-            where = self.engine.locate_non_finite(batch)
-            found = gather_objects(where, self.group)
-            source["located"] = {str(r): name for r, name in enumerate(found) if name is not None}
+            found = reported(partial(self.engine.locate_non_finite, batch), self.group)
+            source["located"] = {str(rank): name for rank, name in sorted(found.items())}
         return source
 
     def _tell_straggler(self, rank: int, what: str, step: int) -> None:
+        if not self.hosts:  # the first rank alone tells
+            return
         self.metrics_logger.event(
             "straggler", step=step, rank=rank, host=self.hosts[rank], what=what
         )

@@ -9,14 +9,22 @@ from __future__ import annotations
 
 import statistics
 import time
+from bisect import bisect_left
 from dataclasses import dataclass
+from functools import partial
+from math import ceil, floor
 
 import torch
 import torch.distributed as dist
 
+from triax.parallel.agreement import Aside
+from triax.parallel.collectives import broadcast_object, gather_objects
+
 _LEAST_EXTRA_SECONDS = 0.01
 """A step: below, it isn't worth a word."""
 _PROBE_SIZE = 2048
+_TAG = 2
+"""Of the comparison, which goes on beside the main thread's talk and the requests' exchange."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +55,7 @@ class StragglerWatch:
         self._own_seconds = self._step_seconds = 0.0
         self._num_steps = 0
         self._last: float | None = None
-        self._answer: torch.Tensor | None = None
-        self._work: dist.Work | None = None
+        self._aside: Aside[list[Straggler]] = Aside()
 
     def step(self, own_seconds: float) -> list[Straggler]:
         """Count a step; every so often, returns who was slow. Called alike by all processes.
@@ -64,7 +71,7 @@ class StragglerWatch:
             self._step_seconds += now - self._last
             self._num_steps += 1
         self._last = now
-        found = self._collect()
+        found = self._aside.result() or []
         if self._num_steps == self._every:
             self._exchange()
         return found
@@ -78,19 +85,15 @@ class StragglerWatch:
         own, step = self._own_seconds / self._num_steps, self._step_seconds / self._num_steps
         self._own_seconds, self._step_seconds, self._num_steps = 0.0, 0.0, 0
         probe = self._probe.seconds() if self._probe is not None else 0.0
-        figures = torch.tensor([own, step, probe], dtype=torch.float64)
-        self._answer = torch.empty(dist.get_world_size(self._group) * 3, dtype=torch.float64)
-        self._work = dist.all_gather_into_tensor(
-            self._answer, figures, group=self._group, async_op=True
-        )
+        self._aside.begin(partial(self._compare, (own, step, probe)))
 
-    def _collect(self) -> list[Straggler]:
-        if self._work is None or self._answer is None:
-            return []
-        self._work.wait()
-        own, step, probe = self._answer.view(-1, 3).T.tolist()
-        self._work = None
-        return find_stragglers(own, step, probe, self._factor)
+    def _compare(self, figures: tuple[float, float, float]) -> list[Straggler]:
+        rows = gather_objects(figures, self._group, _TAG)
+        found: list[Straggler] = []
+        if rows is not None:
+            own, step, probe = map(list, zip(*rows, strict=True))
+            found = find_stragglers(own, step, probe, self._factor)
+        return broadcast_object(found, self._group, _TAG)
 
 
 def find_stragglers(
@@ -104,9 +107,11 @@ def find_stragglers(
         probe: seconds of the fixed product; 0 where there is none.
     """
     found = []
+    usual_own, usual_probe = _medians_of_others(own), _medians_of_others(probe)
+    usual_step = statistics.median(step)
     for rank in range(len(own)):
-        extra = own[rank] - statistics.median(own[:rank] + own[rank + 1 :])
-        without = max(statistics.median(step) - extra, 1e-9)
+        extra = own[rank] - usual_own[rank]
+        without = max(usual_step - extra, 1e-9)
         if extra > max(_LEAST_EXTRA_SECONDS, (factor - 1) * without):
             found.append(
                 Straggler(
@@ -115,12 +120,24 @@ def find_stragglers(
                     f"more than they do; the step would take {without:.3f} s",
                 )
             )
-        usual = statistics.median(probe[:rank] + probe[rank + 1 :])
+        usual = usual_probe[rank]
         if usual > 0 and probe[rank] > factor * usual:
             found.append(
                 Straggler(rank, f"its device computes {probe[rank] / usual:.1f} times slower")
             )
     return found
+
+
+def _medians_of_others(values: list[float]) -> list[float]:
+    """For each of two values or more, the median of the rest, sorted once."""
+    ordered, middle = sorted(values), (len(values) - 2) / 2
+    medians = []
+    for value in values:
+        place = bisect_left(ordered, value)
+        low, high = floor(middle), ceil(middle)
+        pair = [ordered[i if i < place else i + 1] for i in (low, high)]
+        medians.append(sum(pair) / 2)
+    return medians
 
 
 class _Probe:

@@ -45,6 +45,11 @@ def enable_flight_recorder() -> None:
     os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
 
 
+def heartbeat_seconds(config: StabilityConfig) -> float:
+    """From one heartbeat to the next."""
+    return min(5.0, max(0.1, config.hang_after.amount / 10))
+
+
 class Limits:
     """How long each activity may take, learnt from how long it took.
 
@@ -107,8 +112,9 @@ class Watchdog:
         self._world_size = world_size
         self._end = end
         self._limits = Limits(config, at_least)
-        self._period = min(5.0, max(0.1, config.hang_after.amount / 10))
-        self._started = time.time()
+        self._period = heartbeat_seconds(config)
+        self.started = time.time()
+        """This process's part of the job, in seconds since 1970."""
         self._closing = threading.Event()
         self._main = (0, "starting", time.time(), 0)
         self._status: Literal["running", "ended", "failed"] = "running"
@@ -200,7 +206,7 @@ class Watchdog:
     def _is_called(self) -> bool:
         """Whether another process of this session has found a hang."""
         try:
-            return self._hang_file.stat().st_mtime >= self._started
+            return self._hang_file.stat().st_mtime >= self.started
         except OSError:
             return False
 
