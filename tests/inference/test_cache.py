@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from triax.inference.generate import generate, generate_batch
-from triax.inference.load import load_checkpoint
+from triax.inference.load import find_model
 from triax.inference.sampling import Sampling
 from triax.models.layers.transformer import Transformer
 
@@ -44,7 +44,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     theirs = theirs_of(request.param)
     folder = tmp_path_factory.mktemp(request.param)
     theirs.save_pretrained(folder)
-    return theirs, load_checkpoint(str(folder)).model
+    return theirs, find_model(str(folder)).load()
 
 
 def rows(model: Transformer, prompts: Sequence[Sequence[int]], **options: Any) -> list[list[int]]:
@@ -135,6 +135,6 @@ def test_the_model_is_left_as_it_was(pair: Any) -> None:
 
 def test_bf16_keeps_its_cache_in_bf16(tmp_path: Path) -> None:
     theirs_of("llama").save_pretrained(tmp_path)
-    model = load_checkpoint(str(tmp_path), "bf16").model
+    model = find_model(str(tmp_path)).load("bf16")
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert all(len(text) == 20 for text in rows(model, PROMPTS, seeds=range(4)))

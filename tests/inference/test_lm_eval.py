@@ -15,7 +15,7 @@ from triax.common.errors import ExitCode
 from triax.data.prepare.tokenizer import train_tokenizer
 from triax.inference import lm_eval as harness
 from triax.inference.lm_eval import TaskOptions, run_tasks, task_table
-from triax.inference.load import Loaded
+from triax.inference.load import ModelFolder, find_model
 from triax.launcher.cli import main
 from triax.models.families import model_config
 from triax.models.layers.transformer import Transformer
@@ -98,7 +98,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def loaded(folder: Path) -> Loaded:
+def loaded(folder: Path) -> ModelFolder:
     torch.manual_seed(1)
     config = model_config(
         num_layers=2, hidden_size=32, num_heads=2, ffn_hidden_size=64, vocab_size=300
@@ -112,16 +112,16 @@ def loaded(folder: Path) -> Loaded:
         {name: p.detach() for name, p in model.named_parameters()},
         config, folder / "hf", dtype=None, tokenizer=tokenizer, seq_len=CONTEXT,
     )  # fmt: skip
-    return Loaded(folder / "hf", model, str(folder / "tokenizer"), CONTEXT)
+    return find_model(str(folder / "hf"))
 
 
 def test_the_figures_are_those_of_the_exported_folder(
-    folder: Path, loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+    folder: Path, loaded: ModelFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Prompts below and beyond the context, choices of several tokens, rolling texts, writing."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(folder / "cache"))
-    monkeypatch.setattr(harness, "load_checkpoint", lambda _: loaded)
+    monkeypatch.setattr(harness, "find_model", lambda _: loaded)
     output = folder / "results.json"
     options = TaskOptions(
         list(TASKS), include_path=folder / "own", batch_size=3, output=output, log_samples=True
@@ -149,11 +149,11 @@ def test_the_figures_are_those_of_the_exported_folder(
 
 def test_the_command_shows_a_table_and_names_unknown_tasks(
     folder: Path,
-    loaded: Loaded,
+    loaded: ModelFolder,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(harness, "load_checkpoint", lambda _: loaded)
+    monkeypatch.setattr(harness, "find_model", lambda _: loaded)
     command = ["eval", "unused", "--include-path", str(folder / "own"), "--limit", "2"]
     assert main([*command, "--tasks", "choose", "--num-fewshot", "0"]) == ExitCode.DONE
     assert "acc_norm" in capsys.readouterr().out
