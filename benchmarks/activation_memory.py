@@ -21,7 +21,7 @@ from triax.models.config import ModelConfig
 from triax.models.families import model_config
 from triax.models.layers.block import Block
 from triax.models.layers.rotary import rotary_table
-from triax.parallel.parallelize import checkpoint_activations
+from triax.parallel.recompute import checkpoint_activations
 
 
 class LiveStorages(TorchDispatchMode):

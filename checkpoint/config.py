@@ -8,7 +8,7 @@ from pydantic import PositiveInt
 
 from triax.common.paths import PathField
 from triax.common.quantities import Duration, DurationField, PatienceField, TimeField, Unit
-from triax.common.section import Section
+from triax.common.section import NonNegativeFp32, Section
 
 
 class CheckpointConfig(Section):
@@ -35,3 +35,6 @@ class CheckpointConfig(Section):
     init_from_other_settings: bool = False
     """Start from it even where it was trained with settings that give its weights another meaning,
     such as `rope_theta` or the number of heads."""
+    init_from_noise: NonNegativeFp32 = 0.0
+    """Where it is a dense model and this one has experts: so much of the weights that a new model
+    begins with is added to each expert's copy."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -50,6 +51,18 @@ def _value(match: re.Match[str], written: str) -> str:
 def same_path(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
     """Whether two paths are one as they are written; the disk isn't asked for links."""
     return os.path.abspath(one) == os.path.abspath(other)  # noqa: PTH100, no `..` over links there
+
+
+def short_path(text: str, most: int) -> str:
+    """A path for people to know it by: relative where it lies in the working folder, and only its
+    end, after an ellipsis, where it has more than `most` characters."""
+    path = Path(text)
+    with contextlib.suppress(OSError, ValueError):  # no working folder; or elsewhere
+        path = path.relative_to(Path.cwd())
+    shown = str(path)
+    return (
+        shown if len(shown) <= most else f"\N{HORIZONTAL ELLIPSIS}{shown[len(shown) - most + 1 :]}"
+    )
 
 
 class _Path:

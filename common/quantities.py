@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator, PlainSerializer
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 
 _MULTIPLIERS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 MAX_COUNT = 10**18
@@ -17,6 +17,7 @@ MAX_SECONDS = 10 * 365 * 86400
 
 _DURATION = re.compile(r"(.*\d\s*[KMBT]?)\s+([a-z]+)|([\d.]+)\s*([a-z]+)", re.IGNORECASE)
 _ZERO = re.compile(r"\s*0\s*(?:steps?|tokens?)?\s*", re.IGNORECASE)
+_PERCENT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*\Z", re.ASCII)
 _COUNT = re.compile(r"(\d+(?:_\d+)*(?:\.\d+)?)\s*([KMBT]?)", re.IGNORECASE)
 
 
@@ -171,6 +172,9 @@ PatienceField = Annotated[TimeField, AfterValidator(_patient)]
 CountedField = Annotated[DurationField, AfterValidator(_counted)]
 """A duration in steps or tokens only."""
 
+CountField = Annotated[int, BeforeValidator(parse_count), Field(gt=0)]
+"""A count above 0, as `parse_count` reads it."""
+
 CountedOrZeroField = Annotated[
     Duration,
     BeforeValidator(_parse_or_zero),
@@ -178,3 +182,22 @@ CountedOrZeroField = Annotated[
     PlainSerializer(str, return_type=str),
 ]
 """The same, where none at all can be meant: `0`, `"0 steps"`."""
+
+
+def _parse_share(value: object) -> object:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    match = _PERCENT.match(value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError(f'expected a share such as "2%" or 0.02, got {shorten(value)}')
+    return float(match[1]) / 100
+
+
+def _within_one(share: float) -> float:
+    if not 0 < share <= 1:
+        raise ValueError(f'expected a share above 0 and up to "100%", got {share:g}')
+    return share
+
+
+ShareField = Annotated[float, BeforeValidator(_parse_share), AfterValidator(_within_one)]
+"""A part of a whole: `"2%"`, or 0.02."""

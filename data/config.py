@@ -8,7 +8,8 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from triax.common.paths import PathField
-from triax.common.section import PositiveFp32, Section
+from triax.common.quantities import CountField
+from triax.common.section import NonNegativeFp32, PositiveFp32, Section
 
 SMALLEST_VOCABULARY = 257
 """The 256 bytes and the end-of-text token."""
@@ -21,6 +22,22 @@ class SourceConfig(Section):
     """A prefix: `PATH.bin` and `PATH.idx`, or all of `PATH-00000.bin`, `PATH-00001.bin`, ..."""
     weight: PositiveFp32 = 1.0
     """This source's share of the samples, relative to the other weights."""
+    max_epochs: float | None = Field(None, gt=0, le=1_000_000)
+    """How often it may be read over the whole run; then it leaves the blend, and the other sources
+    share its place by their weights."""
+
+
+class PhaseConfig(Section):
+    """A part of the run in which sequences have a length and sources weights of their own."""
+
+    tokens: CountField | None = None
+    """How many are read in it, rounded down to whole steps of all phases so far. The last phase has
+    none: it goes on to the end."""
+    seq_len: int | None = Field(None, gt=0)
+    """Tokens of a sequence, of which `data.seq_len` is a multiple (and the default): a step has as
+    many tokens in all phases, in more and shorter sequences."""
+    weights: tuple[NonNegativeFp32, ...] | None = None
+    """Of `data.sources`, in their order; 0 leaves one out. By default their own."""
 
 
 class PrepareConfig(Section):
@@ -51,6 +68,11 @@ class DataConfig(Section):
     begin_of_text: str | None = Field(None, min_length=1)
     """A token that each document begins with; by default none does."""
     seq_len: int = Field(gt=0, lt=1 << 31)
+    phases: tuple[PhaseConfig, ...] = ()
+    """One after another from the run's begin; none is one phase with the section's own values."""
+    packing: Literal["stream", "best-fit"] = "stream"
+    """`stream` cuts a shard's tokens, one document behind the other, into samples; `best-fit` puts
+    whole documents together, cuts only those that are longer than a sample, and pads the rest."""
     mask_documents: bool = True
     """Tokens attend only within their own document, and no loss is taken across documents."""
     prepare: PrepareConfig | None = None
@@ -68,3 +90,46 @@ class DataConfig(Section):
                 "data.sources names the same path twice: give it once, with its whole weight"
             )
         return self
+
+    @model_validator(mode="after")
+    def _phases_fit(self) -> DataConfig:
+        for number, phase in enumerate(self.phases):
+            self._check_phase(number, phase)
+        for number, source in enumerate(self.sources):
+            if self.phases and not any(self.weights_in(phase)[number] for phase in self.phases):
+                raise ValueError(
+                    f"data.phases give {source.path} the weight 0 everywhere: leave it out"
+                )
+        return self
+
+    def _check_phase(self, number: int, phase: PhaseConfig) -> None:
+        name, is_last = f"data.phases.{number}", number == len(self.phases) - 1
+        if phase.tokens is None and not is_last:
+            raise ValueError(f"{name}.tokens: only the last phase may go on to the run's end")
+        if self.seq_len % self.seq_len_in(phase):
+            raise ValueError(
+                f"{name}.seq_len: data.seq_len = {self.seq_len}, the longest, must be a multiple "
+                f"of it, got {phase.seq_len}"
+            )
+        if self.packing == "best-fit" and self.seq_len_in(phase) < self.seq_len:
+            raise ValueError(
+                f"{name}.seq_len: shorter sequences would cut the documents that data.packing = "
+                '"best-fit" keeps whole; use "stream", or leave this out'
+            )
+        weights = self.weights_in(phase)
+        if len(weights) != len(self.sources):
+            raise ValueError(
+                f"{name}.weights: one for each of the {len(self.sources)} data.sources is "
+                f"expected, got {len(weights)}"
+            )
+        if not any(weights):
+            raise ValueError(f"{name}.weights: all are 0, so nothing is read; make one positive")
+
+    def weights_in(self, phase: PhaseConfig) -> tuple[float, ...]:
+        """Of the sources, in a phase."""
+        own = tuple(source.weight for source in self.sources)
+        return own if phase.weights is None else phase.weights
+
+    def seq_len_in(self, phase: PhaseConfig) -> int:
+        """Tokens of a sequence, in a phase."""
+        return phase.seq_len or self.seq_len

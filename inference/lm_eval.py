@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import os
@@ -13,9 +12,10 @@ from typing import Any
 
 from triax.common.errors import UserError
 from triax.common.files import write_atomically
-from triax.data.prepare.document_tokens import special_tokens
-from triax.data.prepare.tokenizer import decode, library_errors
+from triax.data.prepare.tokenizer import decode
 from triax.inference.generate import generate_batch
+from triax.inference.lm_eval_questions import require_lm_eval
+from triax.inference.lm_eval_tokens import HarnessTokens
 from triax.inference.load import ModelFolder, find_model
 from triax.inference.sampling import Sampling
 from triax.inference.scoring import score
@@ -48,14 +48,13 @@ class TaskOptions:
     """Keep each example's answers in the results."""
 
 
-class Harness:
+class Harness(HarnessTokens):
     """What lm-eval asks of a model, answered by one that is loaded.
 
     The methods are those of its `TemplateLM`. Texts are cut into tokens as its `hf` model cuts
     them with the exported tokenizer.
     """
 
-    backend = "causal"
     max_gen_toks = 256
 
     def __init__(
@@ -68,39 +67,15 @@ class Harness:
         """Raises:
         UserError: the checkpoint's weights or its tokenizer can't be used.
         """
-        super().__init__()
+        super().__init__(
+            found.tokenizer(tokenizer),
+            found.chosen_tokenizer(tokenizer),
+            found.document_tokens(tokenizer),
+        )
         self._team = team or Team.alone()
-        self._tokenizer = found.tokenizer(tokenizer)
         self._batch_size = batch_size
         self.max_length = found.context(_DEFAULT_CONTEXT)
-        tokens = found.document_tokens(tokenizer)
-        folder = Path(found.chosen_tokenizer(tokenizer))
         self._model = found.load(team=self._team)
-        begin = tokens.begin or special_tokens(folder).get("bos_token") or tokens.end
-        self._begin, self._end = begin, tokens.end
-        self._folder = str(folder)
-
-    @property
-    def eot_token_id(self) -> int:
-        """What ends a text."""
-        return self._end.id
-
-    @property
-    def prefix_token_id(self) -> int:
-        """What stands before a text that nothing else comes before."""
-        return self._begin.id
-
-    @property
-    def tokenizer_name(self) -> str:
-        """Where the tokenizer lies."""
-        return self._folder
-
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None) -> list[int]:
-        """Token ids; with what the tokenizer puts around texts unless the text begins so."""
-        if add_special_tokens is None:
-            add_special_tokens = not string.startswith(self._begin.name)
-        with library_errors("the tokenizer"):
-            return list(self._tokenizer.encode(string, add_special_tokens=add_special_tokens).ids)
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[object, list[int], list[int]]], **_: object
@@ -249,10 +224,7 @@ def run_tasks(checkpoint: str, options: TaskOptions, team: Team | None = None) -
     Raises:
         UserError: the extra isn't installed, the checkpoint can't be used, or a task isn't there.
     """
-    if importlib.util.find_spec("lm_eval") is None:
-        raise UserError(
-            'tasks need the lm-eval package, which isn\'t installed: pip install "triax[eval]"'
-        )
+    require_lm_eval()
     if options.output is not None and not options.output.absolute().parent.is_dir():
         raise UserError(f"--output {options.output}: {options.output.parent} is no folder")
     team = team or Team.alone()

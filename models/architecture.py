@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -15,20 +16,36 @@ from triax.common.section import LARGEST_FP32, PositiveFp32, Section
 
 
 class RopeScaling(Section):
-    """Llama-3's stretching of RoPE's low frequencies for contexts longer than the original.
+    """Stretches RoPE's low frequencies for contexts longer than the original.
 
-    Source: `rope_type = "llama3"` as published with Llama 3.1.
+    Sources: `rope_type = "llama3"` as published with Llama 3.1; YaRN (Peng et al. 2023).
     """
 
+    kind: Literal["llama3", "yarn"] = "llama3"
     factor: float = Field(gt=1, le=LARGEST_FP32)
-    low_freq_factor: PositiveFp32 = 1.0
-    high_freq_factor: PositiveFp32 = 4.0
     original_seq_len: PositiveInt = 8192
+    low_freq_factor: PositiveFp32 = 1.0
+    """`llama3`: frequencies that turn less often within the original context are divided by
+    `factor`,"""
+    high_freq_factor: PositiveFp32 = 4.0
+    """and those that turn more often are kept."""
+    beta_slow: PositiveFp32 = 1.0
+    """`yarn`: likewise, counted in whole dimensions;"""
+    beta_fast: PositiveFp32 = 32.0
+    """and attention's logits are multiplied by (0.1 ln factor + 1)^2."""
 
     @model_validator(mode="after")
     def _ordered(self) -> RopeScaling:
         if self.low_freq_factor >= self.high_freq_factor:
             raise ValueError("low_freq_factor must be below high_freq_factor")
+        if self.beta_slow >= self.beta_fast:
+            raise ValueError("beta_slow must be below beta_fast")
+        others = {
+            "llama3": ("beta_slow", "beta_fast"), "yarn": ("low_freq_factor", "high_freq_factor")
+        }[self.kind]  # fmt: skip
+        for name in others:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f'{name} means nothing with kind = "{self.kind}"')
         return self
 
 

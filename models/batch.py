@@ -24,8 +24,8 @@ class Batch:
     targets_BT: Tensor
     """int64: the token that follows each position, or IGNORE_INDEX: nothing is to be predicted."""
     document_ids_BT: Tensor | None = None
-    """Integers that differ between the documents packed into a row; None lets every token see all
-    that came before it."""
+    """Integers that differ between the documents packed into a row, one behind the other; None lets
+    every token see all that came before it."""
     positions_BT: Tensor | None = None
     """int64: each token's position in its sequence; None counts from 0. They turn heads and choose
     learned vectors, and hide nothing: what a token sees follows from its place in the row."""

@@ -10,6 +10,7 @@ from pydantic import Field, PositiveInt
 from triax.common.paths import PathField
 from triax.common.quantities import Duration, PatienceField, Unit
 from triax.common.section import LARGEST_FP32, Section
+from triax.parallel.context.methods import MethodName
 
 AttentionKernel = Literal["cudnn", "flash", "efficient", "math"]
 
@@ -28,8 +29,14 @@ class ParallelConfig(Section):
     """With `tensor` > 1: divide the tokens between the split layers too."""
     async_tensor: bool = False
     """Overlap tensor parallelism's messages with its matrix products (CUDA, with `compile`)."""
+    context: PositiveInt = 1
+    """Divide the tokens of each sequence over so many processes."""
+    context_method: MethodName = "auto"
+    """How attention reaches the tokens elsewhere: all keys and values come here; they pass from
+    process to process; or each process attends with some heads. `docs/context.md` has the rule."""
     expert: PositiveInt = 1
-    """Divide the experts of each layer over so many data-parallel processes."""
+    """Divide the experts of each layer over so many of the processes that share a replica's
+    tokens."""
     pipeline: PositiveInt = 1
     pipeline_schedule: Literal[
         "gpipe", "1f1b", "interleaved-1f1b",

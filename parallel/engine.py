@@ -78,7 +78,7 @@ class StepSums(NamedTuple):
     grad_norm: Tensor
     """L2 norm of the whole gradient, which still carries the loss weight's scale."""
     own_finite: Tensor
-    """1 if this process's own objective was finite; not reduced."""
+    """1 if this process's own objective was finite, with all its terms; not reduced."""
     extra: dict[str, Tensor]
     """What else the model's modules handed up, by name: see `models/layers/output.py`. Scalars, or
     tensors with a row a layer; summed like the cross entropy. The same names on every process."""
@@ -135,8 +135,8 @@ class Engine(Protocol):
 
         Returns:
             For each batch fp32 (B, T) on the device, 0 where there is no target, whatever the
-            targets weigh. The processes of a tensor and pipeline group all get those of the batches
-            that they share.
+            targets weigh. The processes of a pipeline, context and tensor group all get those of
+            the batches that they share.
         """
 
     def locate_non_finite(self, micro_batches: Sequence[Batch]) -> str | None:

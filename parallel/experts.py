@@ -125,19 +125,30 @@ def _on_whole(
     return output._replace(x=result.to_local())
 
 
+def rows_by_process(
+    counts_PL: Tensor, arriving_PL: Tensor, num_rows: int
+) -> tuple[list[int], list[int]]:
+    """How many of so many rows go to each process, and how many come from each; the host waits."""
+    sent, received = torch.stack((counts_PL.sum(1), arriving_PL.sum(1))).tolist()
+    assert sum(sent) == num_rows
+    return sent, received
+
+
 def work_elsewhere(
-    group: dist.ProcessGroup, work: Work, rows_RD: Tensor, counts_E: Tensor
+    group: dist.ProcessGroup, work: Work, x_ND: Tensor, tokens_R: Tensor, counts_E: Tensor
 ) -> Tensor:
     """Send rows to the processes that have their experts, let these work, and get them back.
 
-    How many rows go where is known on the device first. Torch's message takes these numbers from
-    the host, which waits here once a layer.
+    How many rows go where travels first, while rows are brought into their order. Torch's message
+    takes these numbers from the host, which waits for them here, once a layer.
     """
     size = group.size()
     counts_PL = counts_E.view(size, -1)
     arriving_PL = torch.empty_like(counts_PL)
-    dist.all_to_all_single(arriving_PL, counts_PL, group=group)
-    sent, received = torch.stack((counts_PL.sum(1), arriving_PL.sum(1))).tolist()
+    on_its_way = dist.all_to_all_single(arriving_PL, counts_PL, group=group, async_op=True)
+    rows_RD = x_ND.index_select(0, tokens_R)
+    on_its_way.wait()
+    sent, received = rows_by_process(counts_PL, arriving_PL, len(rows_RD))
     here_RD = all_to_all_single_autograd(rows_RD, received, sent, group)
     # They come by process and then by expert.
     experts_L = torch.arange(counts_PL.shape[1], device=rows_RD.device)

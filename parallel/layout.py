@@ -39,7 +39,7 @@ class Layout:
         data_parallel = Layout.data_parallel_of(config, world_size)
         if data_parallel is None:
             raise UserError(
-                f"parallel.tensor {config.tensor} x parallel.pipeline {config.pipeline} = "
+                f"{_degrees(config)} = "
                 f"{model_parallel} does not divide the {world_size} processes of this job: "
                 f"start a multiple of {model_parallel} processes or change the degrees"
             )
@@ -49,13 +49,15 @@ class Layout:
                 f"data-parallel processes of this job: choose a divisor of {data_parallel}"
             )
         replicate = data_parallel if config.zero_stage == 0 else config.replicate
-        num_shards = data_parallel if config.zero_stage == 0 else data_parallel // replicate
-        if num_shards % config.expert:
+        num_shares = data_parallel if config.zero_stage == 0 else data_parallel // replicate
+        num_shares *= config.context
+        if num_shares % config.expert:
             raise UserError(
-                f"parallel.expert {config.expert} does not divide the {num_shards} processes that "
-                f"share a replica's samples: choose a divisor of {num_shards}"
+                f"parallel.expert {config.expert} does not divide the {num_shares} processes that "
+                f"share a replica's tokens: choose a divisor of {num_shares}"
             )
-        return Layout(config.pipeline, replicate, data_parallel // replicate, 1, config.tensor)
+        shard = data_parallel // replicate
+        return Layout(config.pipeline, replicate, shard, config.context, config.tensor)
 
     @staticmethod
     def unit_of(config: ParallelConfig) -> int:
@@ -90,7 +92,7 @@ class Layout:
     @property
     def num_parts(self) -> int:
         """Over how many ranks the weights and their state are divided, at the most."""
-        return self.pipeline * self.shard * self.tensor
+        return self.pipeline * self.shard * self.context * self.tensor
 
     def num_micro_batches(self, global_batch_size: int, micro_batch_size: int) -> int:
         """How many of a step's micro-batches each rank has."""
@@ -118,5 +120,11 @@ class Layout:
 
 
 def _model_parallel(config: ParallelConfig) -> int:
-    """How many processes hold one copy of the model's layers."""
-    return config.tensor * config.pipeline
+    """How many processes work on one sample."""
+    return config.tensor * config.context * config.pipeline
+
+
+def _degrees(config: ParallelConfig) -> str:
+    """Their product in words; degrees that are always said, and others where they aren't 1."""
+    axes = ("tensor", "context", "pipeline") if config.context > 1 else ("tensor", "pipeline")
+    return " x ".join(f"parallel.{axis} {getattr(config, axis)}" for axis in axes)

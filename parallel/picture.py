@@ -7,13 +7,17 @@ from triax.parallel.layout import Layout
 _MAX_ROWS, _MAX_COLUMNS = 8, 8
 
 
-def draw_mesh(layout: Layout, processes_per_node: int) -> str:
-    """Rows are pipeline ranks, columns data-parallel ranks, brackets tensor-parallel groups.
+def draw_mesh(layout: Layout, processes_per_node: int, expert: int = 1) -> str:
+    """Rows are pipeline ranks, columns data-parallel ranks, brackets tensor-parallel groups, and
+    those that share sequences.
 
     Each bracket holds its processes' ranks and the node that they are on. At most 80 columns wide
     for up to 8-way tensor parallelism of up to 999 processes; large meshes are cut.
+
+    Args:
+        expert: over how many neighbours the experts of a layer are divided.
     """
-    data, groups = layout.data_parallel, _tensor_groups(layout)
+    data, groups = layout.data_parallel, layout.groups("context", "tensor")
     cells = [
         [_cell(ranks, processes_per_node) for ranks in groups[row * data : (row + 1) * data]]
         for row in range(min(layout.pipeline, _MAX_ROWS))
@@ -29,6 +33,8 @@ def draw_mesh(layout: Layout, processes_per_node: int) -> str:
     if layout.pipeline > _MAX_ROWS:
         lines.append("...")
     lines.append(_legend(layout))
+    if expert > 1:
+        lines.append(f"expert: each {expert} neighbours with other tokens divide a layer's experts")
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -36,13 +42,8 @@ def tensor_crosses_nodes(layout: Layout, processes_per_node: int) -> bool:
     """Whether some tensor-parallel group spans nodes, whose links are an order slower."""
     return any(
         ranks[0] // processes_per_node != ranks[-1] // processes_per_node
-        for ranks in _tensor_groups(layout)
+        for ranks in layout.groups("tensor")
     )
-
-
-def _tensor_groups(layout: Layout) -> list[list[int]]:
-    """Ranks that work on one layer of the same samples: data-parallel ranks by pipeline rank."""
-    return layout.groups("context", "tensor")
 
 
 def _cell(ranks: list[int], processes_per_node: int) -> str:
@@ -59,5 +60,6 @@ def _legend(layout: Layout) -> str:
     parts = [f"{layout.data_parallel} data-parallel {ranks} a row"]
     if layout.replicate > 1 and layout.shard > 1:
         parts.append(f"{layout.replicate} replicas of {layout.shard} shards")
-    parts.append("[ranks of a tensor group]n<node>")
+    shared = "ranks that share sequences" if layout.context > 1 else "ranks of a tensor group"
+    parts.append(f"[{shared}]n<node>")
     return "; ".join(parts)

@@ -1,7 +1,8 @@
 """What the processes have read for a step: how many targets, and whether it is what it should be.
 
-The processes of the tensor and pipeline axes work on the same samples, and each reads them for
-itself. If one reads others, its activations fit nobody's, and the loss need not show it.
+The processes of the pipeline, context and tensor axes work on the same samples, and each reads
+them for itself, whole: sequences are divided after their targets are counted. If one reads others,
+its activations fit nobody's, and the loss need not show it.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from triax.models.batch import Batch
+from triax.parallel.context.sequence import SequenceDivision
 from triax.parallel.engine import Counts
-from triax.parallel.mesh import num_readers
+from triax.parallel.mesh import READER_AXES, num_readers
 
 _FINGERPRINT_BITS = 24
 """fp32 holds so many exactly: fingerprints reach the host among a step's figures."""
@@ -33,7 +35,9 @@ class ReadingCounter:
         self._device = torch.device(mesh.device_type)
         self.num_readers = num_readers(mesh)
         """How many processes read the same samples."""
-        is_first = all(mesh[axis].get_local_rank() == 0 for axis in ("tensor", "pipeline"))
+        self.sequences = SequenceDivision(mesh["context"])
+        """What of them is whose."""
+        is_first = all(mesh[axis].get_local_rank() == 0 for axis in READER_AXES)
         # They sum to zero over the processes that read the same: so do the fingerprints then.
         self._coefficient = self.num_readers - 1 if is_first else -1
 

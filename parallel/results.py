@@ -29,7 +29,7 @@ def step_sums(
         tensor_size: processes of the tensor axis.
     """
     own = dict(sums)
-    cross_entropy = own.pop("cross_entropy")
+    objective, cross_entropy = own.pop("objective"), own.pop("cross_entropy")
     extras = [value.flatten() / tensor_size for value in own.values()]
     reduced = torch.cat((torch.stack((cross_entropy / tensor_size, squared_norm)), *extras))
     dist.all_reduce(reduced)
@@ -37,7 +37,7 @@ def step_sums(
     return StepSums(
         reduced[0].float(),
         reduced[1].sqrt().float(),
-        (torch.isfinite(cross_entropy) & torch.isfinite(weight)).float(),
+        torch.stack((objective, cross_entropy, weight)).isfinite().all().float(),
         {name: x.view(own[name].shape) for name, x in zip(own, of_all, strict=True)},
     )
 

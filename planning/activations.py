@@ -5,22 +5,22 @@ et al.'s GPT (2022: dropout, scores kept, 16 bits) the terms sum to their sbh(34
 holds them to it.
 
 Letters: D hidden size, H heads, G key/value heads, K head dimension, F feed-forward size, T tokens
-of a sequence.
+of a sequence; of a layer with experts F is the size of each, E their number, K those of a token.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-from triax.models.architecture import FeedForwardKind, Layer, Norm, NormKind
+from triax.models.architecture import Experts, FeedForward, FeedForwardKind, Layer, Norm, NormKind
 from triax.models.config import ModelConfig
 from triax.models.description import describe
-from triax.planning.setup import Setup, dense
+from triax.planning.setup import Setup
 
-_FP32 = 4
+_FP32, _INT64 = 4, 8
 Kind = Literal["none", "selective", "full"]
 
 
@@ -45,6 +45,7 @@ class Rules:
         keeps_scores: attention without a fused kernel keeps the T x T softmax of every head.
         has_dropout: as Megatron's GPT has it: one byte for each element of both residual branches,
             and of the softmax, which is kept once more after its dropout.
+        expert: processes over which experts are divided.
         gathers_again: products keep their part of the tokens and gather the others again in the
             backward pass (Megatron's choice); here the gathered input is kept.
     """
@@ -57,6 +58,7 @@ class Rules:
     size_of_inputs: int = 2
     keeps_scores: bool = False
     has_dropout: bool = False
+    expert: int = 1
     gathers_again: bool = False
 
     @staticmethod
@@ -72,6 +74,7 @@ class Rules:
             on_cpu=setup.device == "cpu",
             size_of_inputs=1 if is_fp8 else setup.compute_bytes,
             keeps_scores=_keeps_scores(setup),
+            expert=parallel.expert,
         )
 
     @property
@@ -114,9 +117,15 @@ def block_terms(
         kind: `parallel.activation_checkpointing`.
         rules: how it is computed.
     """
+    experts = layer.feed_forward if isinstance(layer.feed_forward, Experts) else None
+    if experts is not None:
+        # Of such a block only attention is compiled.
+        rules = replace(rules, is_compiled=False, size_of_inputs=rules.size)
     if kind == "full":
-        share = rules.residual_share
-        return (Term("block's input", rules.size * width * share),)
+        terms = [Term("block's input", rules.size * width * rules.residual_share)]
+        if experts is not None:
+            terms.append(Term("chosen experts", _INT64 * experts.router.top_k))
+        return tuple(terms)
     if kind == "selective":
         return tuple(_kept_by_selective(layer, width, rules))
     return tuple(_kept_by_none(layer, width, seq_len, rules))
@@ -158,8 +167,11 @@ def _kept_by_none(layer: Layer, width: int, seq_len: int, rules: Rules) -> Itera
     if rules.has_dropout:
         yield Term("dropout masks of both branches", 2 * width * share)
     yield from norm_terms("feed-forward norm", layer.norm, width * share, share, rules)
+    if isinstance(layer.feed_forward, Experts):
+        yield from _experts(layer.feed_forward, width, rules)
+        return
     yield Term("feed-forward: input", products * width * rules.input_share)
-    yield from _feed_forward(layer, rules)
+    yield from _feed_forward(layer.feed_forward, rules)
 
 
 def _core(heads: float, queries: float, seq_len: int, rules: Rules) -> Iterator[Term]:
@@ -174,9 +186,9 @@ def _core(heads: float, queries: float, seq_len: int, rules: Rules) -> Iterator[
         yield Term("attention: dropout", (rules.size + 1) * scores)
 
 
-def _feed_forward(layer: Layer, rules: Rules) -> Iterator[Term]:
-    hidden = dense(layer).hidden_size / rules.tensor
-    if dense(layer).kind is FeedForwardKind.SWIGLU:
+def _feed_forward(layer: FeedForward, rules: Rules) -> Iterator[Term]:
+    hidden = layer.hidden_size / rules.tensor
+    if layer.kind is FeedForwardKind.SWIGLU:
         yield Term("feed-forward: gate and up", 2 * rules.size * hidden)
         if not rules.is_compiled:
             yield Term("feed-forward: silu(gate)", rules.size * hidden)
@@ -185,22 +197,61 @@ def _feed_forward(layer: Layer, rules: Rules) -> Iterator[Term]:
     yield Term("down: input", rules.size_of_inputs * hidden)
 
 
+def _experts(layer: Experts, width: int, rules: Rules) -> Iterator[Term]:
+    """On all tokens of the tensor axis, and a row for each expert of each token; those that come
+    from other processes are as many as those that go, if the load is even."""
+    top_k, size = layer.router.top_k, rules.size
+    hidden = top_k * layer.hidden_size / rules.tensor
+    yield Term("router: input in fp32", _FP32 * width)
+    yield Term("router: logits and scores", 2 * _FP32 * layer.num_experts)
+    yield Term("router: choice and weights", (_INT64 + 2 * _FP32) * top_k + 3 * _FP32)
+    orders = 2 if rules.expert == 1 else 4
+    yield Term("experts: order of the rows", orders * _INT64 * top_k)
+    yield Term("experts: input", size * top_k * width)
+    yield Term("experts: gate, silu(gate), up and their product", 4 * size * hidden)
+    yield Term("experts: result", size * top_k * width)
+    if layer.shared_hidden_size:
+        shared = FeedForward(FeedForwardKind.SWIGLU, layer.shared_hidden_size)
+        if size != _FP32:  # in fp32 the router's is the same
+            yield Term("shared expert: input", size * width)
+        yield from _feed_forward(shared, rules)
+
+
 def _kept_by_selective(layer: Layer, width: int, rules: Rules) -> Iterator[Term]:
     """Results of matrix products, attention and messages (`parallel.parallelize._EXPENSIVE`)."""
     attention, size, share = layer.attention, rules.size, rules.residual_share
     heads, groups = attention.num_heads / rules.tensor, attention.num_query_groups / rules.tensor
     queries, keys = heads * attention.head_dim, groups * attention.head_dim
-    hidden = dense(layer).hidden_size / rules.tensor
     yield Term("block's input", size * width * share)
     yield Term("query, key, value: results", size * (queries + 2 * keys))
     yield Term("attention: result", size * queries)
     yield Term("attention: sums of the softmax", _FP32 * heads)
+    yield Term("output: result", size * width)
     # The compiler drops the last product's result, which nothing reads again.
     ends = 1 if rules.is_compiled else 2
-    yield Term("output, down: results", ends * size * width)
-    num_ups = 2 if dense(layer).kind is FeedForwardKind.SWIGLU else 1
-    yield Term("feed-forward: gate and up", num_ups * size * hidden)
+    if isinstance(layer.feed_forward, Experts):
+        yield from _results_of_experts(layer.feed_forward, width, rules)
+    else:
+        if not rules.is_compiled:
+            yield Term("down: result", size * width)
+        hidden = layer.feed_forward.hidden_size / rules.tensor
+        num_ups = 2 if layer.feed_forward.kind is FeedForwardKind.SWIGLU else 1
+        yield Term("feed-forward: gate and up", num_ups * size * hidden)
     if rules.tensor > 1:
         yield Term("output, down: summed results", ends * size * width * share)
         if rules.divides_tokens:
             yield Term("gathered inputs", 2 * size * width)
+
+
+def _results_of_experts(layer: Experts, width: int, rules: Rules) -> Iterator[Term]:
+    top_k, size = layer.router.top_k, rules.size
+    yield Term("router: logits", _FP32 * layer.num_experts)
+    yield Term("router: choice", (_INT64 + _FP32) * top_k)
+    hidden = top_k * layer.hidden_size / rules.tensor
+    yield Term("experts: gate and up", 2 * size * hidden)
+    yield Term("experts: result", size * top_k * width)
+    if rules.expert > 1:
+        yield Term("experts: rows from other processes", 2 * size * top_k * width)
+    if layer.shared_hidden_size:
+        hidden = layer.shared_hidden_size / rules.tensor
+        yield Term("shared expert: gate, up and result", size * (2 * hidden + width))

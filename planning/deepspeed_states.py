@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from triax.models.description import Parameter
-from triax.planning.elements import elements_of
+from triax.planning.elements import Spread, elements_of
 from triax.planning.setup import Setup
 
 _ALIGNMENT = 2
@@ -48,15 +48,15 @@ def flat_states(
         updated: the parameters of its stage that the optimizer updates.
         followers: heads that are tied to another stage's embedding.
     """
-    tensor = setup.parallel.tensor
-    follower = sum(elements_of(each, tensor, 1, 0).whole for each in followers)
+    split = Spread(setup.parallel.tensor)
+    follower = sum(elements_of(each, split).whole for each in followers)
     kept = setup.compute_bytes * follower
     if setup.parallel.zero_stage == 3:
         return _each_parameter(setup, updated, kept)
     ranks = setup.layout.shard
     padded = 0
     for group in groups_of(setup, updated):
-        count = sum(elements_of(each, tensor, 1, 0).whole for each in group)
+        count = sum(elements_of(each, split).whole for each in group)
         padded += -(-count // (_ALIGNMENT * ranks)) * _ALIGNMENT * ranks
     part = padded // ranks
     keeps_all = is_bf16_optimizer(setup)
@@ -89,8 +89,8 @@ def groups_of(setup: Setup, parameters: Sequence[Parameter]) -> list[list[Parame
 
 
 def _each_parameter(setup: Setup, updated: Sequence[Parameter], kept: int) -> FlatStates:
-    ranks, tensor = setup.layout.shard, setup.parallel.tensor
-    sizes = [elements_of(each, tensor, 1, 0).whole for each in updated]
+    ranks, split = setup.layout.shard, Spread(setup.parallel.tensor)
+    sizes = [elements_of(each, split).whole for each in updated]
     part = sum(-(-size // ranks) for size in sizes)
     whole = sum(size for size in sizes if size <= _SMALL)
     return _placed(

@@ -216,6 +216,17 @@ def group_bandwidth(device: Device, stride: int, size: int) -> float:
     return min(device.card.link_gbs, members * device.card.fabric_gbs) * 1e9
 
 
+def exchange_bandwidth(device: Device, stride: int, size: int) -> float:
+    """Bytes a second that each process of a group sends in all, where each sends every other as
+    much: the link and the process's share of the fabric work at once, and the slower decides."""
+    here = max(1, min(size, device.card.gpus_per_node // stride))
+    if here == size:
+        return device.card.link_gbs * 1e9
+    within = device.card.link_gbs * (size - 1) / (here - 1) if here > 1 else float("inf")
+    across = device.card.fabric_gbs * (size - 1) / (size - here)
+    return min(within, across) * 1e9
+
+
 def link_of_group(device: Device, stride: int, size: int) -> str:
     """What carries a group's messages: `link` within a node, else `fabric`."""
     return "link" if stride * (size - 1) < device.card.gpus_per_node else "fabric"

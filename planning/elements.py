@@ -1,12 +1,14 @@
 """How many elements of the weights a process holds, by pipeline stage. Imports no torch.
 
 Tensor parallelism divides the dimension that a parameter's role names; ZeRO then the rows of what
-is left, the first ranks taking one more where they don't divide (`torch.chunk`).
+is left, the first ranks taking one more where they don't divide (`torch.chunk`). Where experts are
+divided over processes, ZeRO divides their width, evenly (`parallel.zero`).
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 from triax.models.config import ModelConfig
-from triax.models.description import Parameter, describe
+from triax.models.description import EXPERTS, Parameter, describe
 
 
 class Elements(NamedTuple):
@@ -23,12 +25,30 @@ class Elements(NamedTuple):
     whole: int = 0
     """What tensor parallelism leaves of them."""
     matrices: int = 0
-    """Of those, what has two dimensions."""
+    """Of those, what has more than one dimension."""
     shard: int = 0
     """What ZeRO leaves of all."""
     message: int = 0
     """A rank's part of a message that gathers all: rows rounded up, equal on all ranks."""
+    expert_message: int = 0
+    """Likewise, of experts that are divided over processes: they have messages of their own."""
     num_parameters: int = 0
+
+
+class Spread(NamedTuple):
+    """Over how many processes a stage's weights are divided, and which of them this is."""
+
+    tensor: int = 1
+    shard: int = 1
+    """Those that ZeRO divides over; 1 at stage 0."""
+    expert: int = 1
+    """Those that have other experts: neighbours of the shard axis, or at stage 0 replicas."""
+    shard_rank: int = 0
+
+    @property
+    def expert_shard(self) -> int:
+        """Processes over which ZeRO divides the weights of the same experts."""
+        return max(1, self.shard // self.expert)
 
 
 def total(parts: Iterable[Elements]) -> Elements:
@@ -36,13 +56,14 @@ def total(parts: Iterable[Elements]) -> Elements:
     return Elements(*map(sum, zip(*parts, strict=True)))
 
 
-def local_shape(parameter: Parameter, tensor: int) -> tuple[int, ...]:
-    """What a process of the tensor axis holds of a parameter."""
-    split = parameter.split_dimension
-    return tuple(
-        size // tensor if dimension == split else size
-        for dimension, size in enumerate(parameter.shape)
-    )
+def local_shape(parameter: Parameter, spread: Spread) -> tuple[int, ...]:
+    """What a process holds of a parameter before ZeRO divides it."""
+    shape = list(parameter.shape)
+    if parameter.split_dimension is not None:
+        shape[parameter.split_dimension] //= spread.tensor
+    if parameter.role in EXPERTS:
+        shape[0] //= spread.expert
+    return tuple(shape)
 
 
 def shard_rows(num_rows: int, shard: int, shard_rank: int) -> int:
@@ -51,14 +72,17 @@ def shard_rows(num_rows: int, shard: int, shard_rank: int) -> int:
     return max(0, min(chunk, num_rows - shard_rank * chunk))
 
 
-def elements_of(parameter: Parameter, tensor: int, shard: int, shard_rank: int) -> Elements:
+def elements_of(parameter: Parameter, spread: Spread) -> Elements:
     """What one process holds of one parameter."""
-    rows, *columns = local_shape(parameter, tensor)
-    width = columns[0] if columns else 1
+    rows, *columns = local_shape(parameter, spread)
+    width = math.prod(columns)
     whole = rows * width
     matrices = whole if columns else 0
-    here = shard_rows(rows, shard, shard_rank) * width
-    return Elements(whole, matrices, here, -(-rows // shard) * width, 1)
+    if spread.expert > 1 and parameter.role in EXPERTS:
+        here = whole // spread.expert_shard
+        return Elements(whole, matrices, here, expert_message=here, num_parameters=1)
+    here = shard_rows(rows, spread.shard, spread.shard_rank) * width
+    return Elements(whole, matrices, here, -(-rows // spread.shard) * width, num_parameters=1)
 
 
 @dataclass(frozen=True)
@@ -87,13 +111,13 @@ class Depth:
 
 
 @lru_cache(maxsize=1024)
-def depth_of(model: ModelConfig, tensor: int, shard: int, shard_rank: int) -> Depth:
-    """What a process at this place of the tensor and shard axes would hold of every layer."""
+def depth_of(model: ModelConfig, spread: Spread) -> Depth:
+    """What a process at this place would hold of every layer."""
     num_layers = len(describe(model).architecture.layers)
     layers = [Elements()] * num_layers
     embedding = tied = norm = head = Elements()
-    for parameter in describe(model).table:
-        here = elements_of(parameter, tensor, shard, shard_rank)
+    for parameter in (each for each in describe(model).table if each.is_trained):
+        here = elements_of(parameter, spread)
         if 0 <= parameter.layer < num_layers:
             layers[parameter.layer] = total((layers[parameter.layer], here))
         elif parameter.layer < 0:

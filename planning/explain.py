@@ -157,6 +157,10 @@ _TIMES = {
         "(n - 1) / n of each gathered or reduced tensor / (0.8 x link)",
         "Patarasu and Yuan 2009; Korthikanti et al. 2022, section 4.2.2",
     ),
+    "expert_messages": (
+        "(n - 1) / n of the rows / (0.8 x link, or the share of the fabric across nodes)",
+        "parallel/experts.py; even loads; planning/time.py: exchange_bandwidth",
+    ),
     "zero_messages": (
         "what gathers and reductions take longer than the passes beside them",
         "Rajbhandari et al. 2020, section 7; planning/time.py",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from triax.models.counts import flops_per_token, num_parameters
+from triax.models.counts import flops_per_token, num_active_parameters, num_parameters
 from triax.planning.devices import Device, link_of_group
 from triax.planning.memory import Memory, memory_of_place
 from triax.planning.messages import Message, messages_of_place
@@ -84,11 +84,16 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Of one layout on one kind of machine."""
+    """Of one layout on one kind of machine.
+
+    Attributes:
+        num_parameters, num_active: of the model, and of these what a token passes.
+    """
 
     outcome: Outcome
     device: Device
     num_parameters: int
+    num_active: int
     flops_per_token: int
     ranks: Sequence[RankMemory]
     traffic: Sequence[Traffic]
@@ -105,6 +110,7 @@ def make_forecast(setup: Setup, device: Device, storage_gbs: float = STORAGE_GBS
         evaluate(setup, device),
         device,
         num_parameters(setup.model),
+        num_active_parameters(setup.model),
         flops_per_token(setup.model, setup.seq_len),
         [_rank_memory(setup, rank) for rank in range(setup.parallel.pipeline)],
         list(_traffic(setup, device)),

@@ -2,6 +2,7 @@
 
 Letters: M tokens, K a weight's inputs, N its outputs; D hidden size, H heads, G key/value heads, F
 feed-forward size, V vocabulary, T tokens of a sequence. K beside H and G is the head dimension.
+Experts are taken to have even loads.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-from triax.models.architecture import FeedForwardKind, Layer
+from triax.models.architecture import Experts, FeedForwardKind, Layer
 from triax.models.config import ModelConfig
-from triax.models.description import Parameter, Role, describe
+from triax.models.description import EXPERTS, Parameter, Role, describe
 from triax.planning.devices import Device
-from triax.planning.elements import local_shape
-from triax.planning.setup import COMPUTE_BYTES, Setup, dense
+from triax.planning.elements import Spread, local_shape
+from triax.planning.setup import COMPUTE_BYTES, Setup
 
 TILE_ROWS, TILE_COLUMNS = 128, 256
 """Of a product's result, which one streaming multiprocessor makes (CUTLASS's usual largest)."""
@@ -25,6 +26,19 @@ _RAMP = 256
 """Inputs of a product whose time is lost to filling and emptying a tile's pipeline."""
 _ATTENTION_RAMP = 512
 """Likewise tokens of a sequence in fused attention."""
+
+
+class Product(NamedTuple):
+    """A matrix product of a layer, forward, on one process."""
+
+    outputs: int
+    inputs: int
+    rows_per_token: float = 1.0
+    """Over all groups."""
+    groups: int = 1
+    """Products of the same shape at once: a process's experts."""
+    compute: str = ""
+    """Its precision, where it isn't the run's."""
 
 
 class Seconds(NamedTuple):
@@ -63,6 +77,7 @@ class Work:
         divides_tokens: sequence parallelism.
         compute: `precision.compute`.
         is_compiled: elementwise operations are fused.
+        expert: processes over which experts are divided.
     """
 
     tokens: int
@@ -71,6 +86,7 @@ class Work:
     divides_tokens: bool
     compute: str
     is_compiled: bool
+    expert: int = 1
 
     @staticmethod
     def of(setup: Setup) -> Work:
@@ -82,6 +98,7 @@ class Work:
             setup.divides_tokens,
             setup.precision.compute,
             setup.parallel.compile,
+            setup.parallel.expert,
         )
 
     @property
@@ -90,16 +107,18 @@ class Work:
         return COMPUTE_BYTES[self.compute]
 
 
-def product_seconds(m: int, k: int, n: int, compute: str, device: Device) -> float:
+def product_seconds(m: int, k: int, n: int, compute: str, device: Device, groups: int = 1) -> float:
     """Of a product (M, K) by (K, N): 2 MKN operations at the rate that large products reach, less
     what is lost where its tiles don't fill the last round of processors and to each tile's start;
-    at least its bytes over the memory's bandwidth (the roofline, Williams et al. 2009)."""
-    tiles = -(-m // TILE_ROWS) * -(-n // TILE_COLUMNS)
+    at least its bytes over the memory's bandwidth (the roofline, Williams et al. 2009). Or of
+    several such products in one kernel."""
+    tiles = groups * -(-m // TILE_ROWS) * -(-n // TILE_COLUMNS)
     rounds = -(-tiles // device.card.num_processors)
-    filled = m * n / (rounds * device.card.num_processors * TILE_ROWS * TILE_COLUMNS)
+    filled = groups * m * n / (rounds * device.card.num_processors * TILE_ROWS * TILE_COLUMNS)
     reached = device.flops(compute) * filled * k / (k + _RAMP)
-    num_bytes = COMPUTE_BYTES[compute] * (m * n) + (m * k + k * n) * (1 if compute == "fp8" else 2)
-    return max(2 * m * k * n / reached, num_bytes / device.memory_bytes_per_second)
+    size = 1 if compute == "fp8" else COMPUTE_BYTES[compute]
+    num_bytes = COMPUTE_BYTES[compute] * (m * n) + (m * k + k * n) * size
+    return groups * max(2 * m * k * n / reached, num_bytes / device.memory_bytes_per_second)
 
 
 def attention_seconds(layer: Layer, work: Work, device: Device) -> float:
@@ -120,33 +139,47 @@ def elementwise_bytes(layer: Layer, width: int, work: Work) -> float:
 
     All of it twice: torchtitan 0.2.2, compiled, took on the H200 where `devices.REACH` was measured
     2.0 and 2.7 times the ideal passes beside its products, attention and update (1.5B and 3.6B)."""
-    attention, hidden = layer.attention, dense(layer).hidden_size
+    attention, mlp = layer.attention, layer.feed_forward
     share = 1 / work.tensor if work.divides_tokens else 1.0
-    is_gated = dense(layer).kind is FeedForwardKind.SWIGLU
+    if isinstance(mlp, Experts):
+        hidden, is_gated, of_experts = mlp.shared_hidden_size, True, _expert_bytes(mlp, width, work)
+    else:
+        hidden, is_gated = mlp.hidden_size, mlp.kind is FeedForwardKind.SWIGLU
+        of_experts = 0.0
     turned = 0 if attention.rotary is None else attention.num_heads + attention.num_query_groups
     divided = 2 * turned * attention.head_dim + (3 if is_gated else 2) * hidden
     passes = work.size * (9 * width * share + divided / work.tensor)
-    if not work.is_compiled:
+    if not work.is_compiled or of_experts:
         passes *= 2.5
     if work.compute == "fp8":
         inputs = attention.num_heads * attention.head_dim + hidden
         passes += 4 * (2 * width + inputs / work.tensor)
-    return 2 * passes
+    return 2 * (passes + of_experts)
+
+
+def _expert_bytes(layer: Experts, width: int, work: Work) -> float:
+    """Of experts, which nothing fuses: rows are put into their order and back, twice more if they
+    come from other processes (2 KD each), weighted in fp32 and added (5 KD); gate and up become
+    their product (5 KF); scores in fp32 some six times. K is the number of a token's experts."""
+    top_k = layer.router.top_k
+    rows = (9 if work.expert == 1 else 13) * top_k * width
+    inner = 5 * top_k * layer.hidden_size / work.tensor
+    return work.size * (rows + inner) + 4 * (width + 6 * layer.num_experts)
 
 
 @lru_cache(maxsize=4096)
 def layer_seconds(
-    layer: Layer, width: int, weights: tuple[tuple[int, ...], ...], work: Work, device: Device
+    layer: Layer, width: int, products: tuple[Product, ...], work: Work, device: Device
 ) -> Seconds:
-    """Of a layer, forward.
-
-    Args:
-        weights: (outputs, inputs) of each product, on one process.
-    """
-    products = sum(product_seconds(work.tokens, k, n, work.compute, device) for n, k in weights)
+    """Of a layer, forward."""
+    seconds = 0.0
+    for each in products:
+        rows = round(work.tokens * each.rows_per_token / each.groups)
+        compute = each.compute or work.compute
+        seconds += product_seconds(rows, each.inputs, each.outputs, compute, device, each.groups)
     elementwise = work.tokens * elementwise_bytes(layer, width, work)
     return Seconds(
-        products,
+        seconds,
         attention_seconds(layer, work, device),
         elementwise / device.memory_bytes_per_second,
     )
@@ -157,28 +190,39 @@ def seconds_by_depth(model: ModelConfig, work: Work, device: Device) -> tuple[Se
     """Sums over the layers before each, and over all at the end."""
     architecture = describe(model).architecture
     sums = [Seconds()]
-    for layer, weights in zip(architecture.layers, _products_by_layer(model, work), strict=True):
-        here = layer_seconds(layer, architecture.hidden_size, weights, work, device)
+    spread = Spread(work.tensor, expert=work.expert)
+    for layer, products in zip(architecture.layers, _products_by_layer(model, spread), strict=True):
+        here = layer_seconds(layer, architecture.hidden_size, products, work, device)
         sums.append(sums[-1].plus(here))
     return tuple(sums)
 
 
-def _products_by_layer(model: ModelConfig, work: Work) -> Iterator[tuple[tuple[int, ...], ...]]:
+def _products_by_layer(model: ModelConfig, spread: Spread) -> Iterator[tuple[Product, ...]]:
     layers = [row for row in describe(model).table if 0 <= row.layer < model.num_layers]
     for _, rows in itertools.groupby(layers, key=lambda row: row.layer):
-        yield tuple(_joint_products(rows, work.tensor))
+        yield tuple(_joint_products(rows, spread))
 
 
-def _joint_products(rows: Iterable[Parameter], tensor: int) -> Iterator[tuple[int, ...]]:
-    """(outputs, inputs) of each product; weights that read the same input as one."""
+def _joint_products(rows: Iterable[Parameter], spread: Spread) -> Iterator[Product]:
+    """Weights that read the same input as one, but for those of experts."""
     factors = [row for row in rows if row.flops_per_token]
 
     def reader(row: Parameter) -> tuple[str, bool]:
+        if row.role in EXPERTS or row.role is Role.ROUTER:
+            return row.name, False
         return row.name.rsplit(".", 2)[0], row.role is Role.COLUMN
 
     for _, readers in itertools.groupby(factors, key=reader):
-        shapes = [local_shape(row, tensor) for row in readers]
-        yield sum(shape[0] for shape in shapes), shapes[0][1]
+        first, *others = readers
+        *groups, outputs, inputs = local_shape(first, spread)
+        if first.role in EXPERTS:
+            rows_per_token = first.active_share * first.shape[0]
+            yield Product(outputs, inputs, rows_per_token, groups[0])
+        elif first.role is Role.ROUTER:
+            yield Product(outputs, inputs, compute="fp32")
+        else:
+            outputs += sum(local_shape(row, spread)[0] for row in others)
+            yield Product(outputs, inputs)
 
 
 @lru_cache(maxsize=1024)

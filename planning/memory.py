@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 
+from triax.models.architecture import Experts
 from triax.models.config import ModelConfig
 from triax.models.description import describe
 from triax.planning.activations import Rules, bytes_per_token, norm_terms
@@ -222,6 +223,26 @@ def _stage_messages(setup: Setup, parts: Sequence[StagePart]) -> int:
     return round(ends * hidden * setup.num_micro_batches)
 
 
+def _inner_gradients(setup: Setup) -> int:
+    """Of the widest feed-forward layer: three times what its products make; of experts those of
+    each token, with the rows that go to them and, weighted in fp32, come from them."""
+    widest = _inner_bytes(setup.model, setup.parallel.tensor, setup.compute_bytes)
+    return setup.micro_batch_tokens * widest
+
+
+@lru_cache(maxsize=256)
+def _inner_bytes(model: ModelConfig, tensor: int, size: int) -> int:
+    architecture, most = describe(model).architecture, 0
+    for layer in (each.feed_forward for each in architecture.layers):
+        width, rows = layer.hidden_size, 0
+        if isinstance(layer, Experts):
+            top_k = layer.router.top_k
+            width = top_k * layer.hidden_size + layer.shared_hidden_size
+            rows = top_k * architecture.hidden_size * (2 * size + FP32)
+        most = max(most, 3 * size * width // tensor + rows)
+    return most
+
+
 def buffer_terms(setup: Setup, parts: Sequence[StagePart]) -> Iterator[tuple[str, int]]:
     """Smaller things that a process holds, each with its bytes."""
     model, tokens = describe(setup.model).architecture, setup.micro_batch_tokens
@@ -233,8 +254,7 @@ def buffer_terms(setup: Setup, parts: Sequence[StagePart]) -> Iterator[tuple[str
     if setup.has_documents and not setup.parallel.compile:
         yield "mask", setup.batch.micro_batch_size * setup.seq_len**2
     hidden = round(size * model.hidden_size * tokens * share)
-    inner = size * tokens * layer.feed_forward.hidden_size // setup.parallel.tensor
-    yield "a block's gradients of activations", 2 * hidden + 3 * inner
+    yield "a block's gradients of activations", 2 * hidden + _inner_gradients(setup)
     if setup.shards and setup.layout.shard > 1:
         largest = max(part.elements.largest_block.whole for part in parts)
         yield "messages of ZeRO", 2 * size * largest

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
+from triax.models.architecture import Experts
 from triax.models.config import ModelConfig
 from triax.models.description import Role, describe
 from triax.parallel.stages import num_stages, rank_of_stage
@@ -19,8 +20,10 @@ from triax.planning.setup import Setup
 from triax.planning.stage import StagePart, parts_of
 from triax.planning.states import gradient_bytes
 
-Operation = Literal["all-gather", "reduce-scatter", "all-reduce", "send"]
-_FP32 = 4
+Operation = Literal["all-gather", "reduce-scatter", "all-reduce", "all-to-all", "send"]
+Axis = Literal["tensor", "expert", "shard", "expert shard", "replicate", "pipeline"]
+"""Of the mesh; the experts' weights have their own (`parallel.mesh.build_expert_mesh`)."""
+_FP32, _INT64 = 4, 8
 CHUNK_TOKENS = 1024
 """Of the loss; 16 times as many compiled."""
 
@@ -28,7 +31,7 @@ CHUNK_TOKENS = 1024
 class Message(NamedTuple):
     """Messages of one kind, of one process and step."""
 
-    axis: Literal["tensor", "shard", "replicate", "pipeline"]
+    axis: Axis
     operation: Operation
     what: str
     num: int
@@ -56,6 +59,7 @@ def messages_of_place(setup: Setup, pipeline_rank: int) -> list[Message]:
     for part in parts_of(setup, pipeline_rank):
         messages += list(zero_messages(setup, part))
         messages += list(tensor_messages(setup, part))
+        messages += list(expert_messages(setup, part))
         messages += list(pipeline_messages(setup, part))
     return [message for message in messages if message.group > 1 and message.num]
 
@@ -91,6 +95,60 @@ def zero_messages(setup: Setup, part: StagePart) -> Iterator[Message]:
         layout.shard,
     )
     yield Message("replicate", "all-reduce", "gradients", count, whole, layout.replicate)
+    if setup.parallel.expert > 1:
+        yield from _zero_messages_of_experts(setup, part, of_blocks, reductions)
+
+
+def _zero_messages_of_experts(
+    setup: Setup, part: StagePart, gathers: int, reductions: int
+) -> Iterator[Message]:
+    """Likewise, over the processes that have the same experts."""
+    num_layers = len(_expert_layers(setup.model, part.layers))
+    group, share = setup.spread.expert_shard, part.elements.blocks.expert_message
+    yield Message(
+        "expert shard",
+        "all-gather",
+        "weights",
+        gathers * num_layers,
+        setup.compute_bytes * group * gathers * share,
+        group,
+    )
+    yield Message(
+        "expert shard",
+        "reduce-scatter",
+        "gradients",
+        reductions * num_layers,
+        reductions * group * _FP32 * share,
+        group,
+    )
+    layout = setup.layout
+    replicas = layout.replicate if layout.shard > 1 else layout.replicate // setup.parallel.expert
+    yield Message("replicate", "all-reduce", "experts", num_layers, _FP32 * share, replicas)
+
+
+def expert_messages(setup: Setup, part: StagePart) -> Iterator[Message]:
+    """Rows to where their experts are and back, forward and as gradients backward, and before them
+    how many there are; of an even load (`parallel.experts.work_elsewhere`)."""
+    group, kind = setup.parallel.expert, setup.parallel.activation_checkpointing
+    if group == 1:
+        return
+    layers, count = _expert_layers(setup.model, part.layers), setup.num_micro_batches
+    hidden = setup.compute_bytes * describe(setup.model).architecture.hidden_size
+    rows = setup.micro_batch_tokens * sum(each.router.top_k for each in layers)
+    passes = count * (6 if kind == "full" else 4)
+    yield Message(
+        "expert", "all-to-all", "rows", passes * len(layers), passes * rows * hidden, group
+    )
+    passes = count * (1 if kind == "none" else 2)
+    num_bytes = passes * _INT64 * sum(each.num_experts for each in layers)
+    yield Message("expert", "all-to-all", "numbers of rows", passes * len(layers), num_bytes, group)
+
+
+@lru_cache(maxsize=1 << 12)
+def _expert_layers(model: ModelConfig, layers: range) -> tuple[Experts, ...]:
+    """Those of these layers that have experts."""
+    mlps = (describe(model).architecture.layers[number].feed_forward for number in layers)
+    return tuple(each for each in mlps if isinstance(each, Experts))
 
 
 def tensor_messages(setup: Setup, part: StagePart) -> Iterator[Message]:
@@ -151,7 +209,7 @@ def _whole_weight_messages(setup: Setup, part: StagePart) -> Message:
     return Message(
         "tensor",
         "all-reduce",
-        "gradients of whole weights",
+        "whole weights",
         reductions * num_whole,
         num_bytes,
         setup.parallel.tensor,
@@ -161,7 +219,7 @@ def _whole_weight_messages(setup: Setup, part: StagePart) -> Message:
 @lru_cache(maxsize=1 << 12)
 def _whole_weights(model: ModelConfig, part: StagePart, divides_tokens: bool) -> tuple[int, int]:
     """How many there are, and their elements."""
-    roles = {Role.HEAD_NORM, Role.NORM} if divides_tokens else {Role.HEAD_NORM}
+    roles = {Role.HEAD_NORM, Role.ROUTER} | ({Role.NORM} if divides_tokens else set())
     updated, _ = part.parameters(model)
     whole = [each.num_elements for each in updated if each.role in roles]
     return len(whole), sum(whole)
@@ -189,7 +247,7 @@ def _tied_message(setup: Setup, part: StagePart) -> Message:
     is_end = part.is_first or part.is_last
     num = int(setup.model.tie_embeddings and is_apart and is_end)
     embedding = describe(setup.model).parameters["embedding.weight"]
-    here = elements_of(embedding, setup.parallel.tensor, setup.layout.shard, 0)
+    here = elements_of(embedding, setup.spread)
     of_weight = _FP32 if setup.shards else setup.compute_bytes
     size = gradient_bytes(setup) if part.is_last else of_weight
     num_bytes = num * size * (here.shard if setup.shards else here.whole)

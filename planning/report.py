@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -18,6 +18,8 @@ from triax.planning.setup import Setup
 from triax.planning.time import TIME_PARTS
 
 WIDTH = 80
+_Column = tuple[str, int, Callable[[Outcome], str]]
+"""Name, width (below 0 for what begins at the left), and what stands there."""
 _MOST_COLUMNS = 5
 """Pipeline ranks shown beside each other."""
 _SHORT = {
@@ -59,9 +61,11 @@ def shown_search(found: Found, seconds: float) -> Iterator[str]:
     if not found.ranked:
         return
     yield ""
-    yield ("   tp  pp    dp repl zero  mb schedule       checkpoint   GiB  tok/s/GPU    MFU")
+    columns = _columns(found.ranked)
+    yield "  " + "".join(_cell(name, width) for name, width, _ in columns)
     for number, outcome in enumerate(found.ranked, start=1):
-        yield _layout(number, outcome)
+        cells = "".join(_cell(show(outcome), width) for _, width, show in columns)
+        yield f"{number:>2}{cells}"
         if outcome.why:
             yield f"       {outcome.why}"
     yield ""
@@ -72,22 +76,41 @@ def shown_search(found: Found, seconds: float) -> Iterator[str]:
         yield f"  {parallel.tensor:>3} x {parallel.pipeline:<3} {why}"[:WIDTH]
 
 
-def _layout(number: int, outcome: Outcome) -> str:
-    setup, parallel = outcome.setup, outcome.setup.parallel
-    schedule = ""
-    if parallel.pipeline > 1:
-        name = parallel.pipeline_schedule
-        schedule = _SHORT.get(name, name)
-        if name.startswith("interleaved"):
-            schedule += f" {parallel.stages_per_rank}"
-    rate = outcome.tokens_per_second / setup.world_size
-    return (
-        f"{number:>2}{parallel.tensor:>3} {parallel.pipeline:>3} "
-        f"{setup.layout.data_parallel:>5} {parallel.replicate:>4} {parallel.zero_stage:>4} "
-        f"{setup.batch.micro_batch_size:>3} {schedule:<15}"
-        f"{parallel.activation_checkpointing:<11} {outcome.memory.total / GIB:>5.1f} "
-        f"{rate:>10,.0f} {outcome.mfu:>6.1%}"
-    )
+def _columns(ranked: Sequence[Outcome]) -> list[_Column]:
+    """Without degrees that are 1 in all of them."""
+    degrees: list[_Column] = [
+        ("ep", 4, lambda each: f"{each.setup.parallel.expert}"),
+        ("repl", 5, lambda each: f"{each.setup.parallel.replicate}"),
+    ]
+    columns: list[_Column] = [
+        ("tp", 3, lambda each: f"{each.setup.parallel.tensor}"),
+        ("pp", 4, lambda each: f"{each.setup.parallel.pipeline}"),
+        ("dp", 6, lambda each: f"{each.setup.layout.data_parallel}"),
+        *(each for each in degrees if any(each[2](outcome) != "1" for outcome in ranked)),
+    ]
+    return [
+        *columns,
+        ("zero", 5, lambda each: f"{each.setup.parallel.zero_stage}"),
+        ("mb", 4, lambda each: f"{each.setup.batch.micro_batch_size}"),
+        ("schedule", -14, _schedule),
+        ("checkpoint", -11, lambda each: each.setup.parallel.activation_checkpointing),
+        ("GiB", 6, lambda each: f"{each.memory.total / GIB:.1f}"),
+        ("tok/s/GPU", 10, lambda each: f"{each.tokens_per_second / each.setup.world_size:,.0f}"),
+        ("MFU", 6, lambda each: f"{each.mfu:.1%}"),
+    ]
+
+
+def _cell(text: str, width: int) -> str:
+    return f"{text:>{width}}" if width > 0 else f" {text:<{-width - 1}}"
+
+
+def _schedule(outcome: Outcome) -> str:
+    parallel = outcome.setup.parallel
+    if parallel.pipeline == 1:
+        return ""
+    name = parallel.pipeline_schedule
+    schedule = _SHORT.get(name, name)
+    return f"{schedule} {parallel.stages_per_rank}" if name.startswith("interl") else schedule
 
 
 def shown_forecast(forecast: Forecast) -> Iterator[str]:
@@ -140,13 +163,13 @@ def _time(forecast: Forecast) -> Iterator[str]:
 def _traffic(forecast: Forecast) -> Iterator[str]:
     if not forecast.traffic:
         return
-    yield f"{'messages of a process and step':<51}{'number':>8}{'GB':>9}{'seconds':>9}"
+    yield f"{'messages of a process and step':<50}{'number':>11}{'GB':>10}{'seconds':>9}"
     for each in forecast.traffic:
         message = each.message
         name = f"{message.axis}: {message.operation} {message.what}"
         yield (
-            f"  {name:<42}{each.link:<7}{message.num:>8,}"
-            f"{message.sent_bytes / 1e9:>9.2f}{each.seconds:>9.3f}"
+            f"  {name[:41]:<41} {each.link:<6}{message.num:>11,}"
+            f"{message.sent_bytes / 1e9:>10,.2f}{each.seconds:>9.3f}"
         )
 
 
@@ -166,10 +189,11 @@ def shown_length(forecast: Forecast, length: Length | None) -> Iterator[str]:
             f"{format_count(length.tokens)} tokens in {length.steps:,} steps: "
             f"{length.days:,.1f} days, {format_count(length.gpu_hours)} GPU hours{price}",
         )
+        active = " in use" if forecast.num_active < forecast.num_parameters else ""
         yield row(
             "compute",
             f"{length.tokens * forecast.flops_per_token:.2e} FLOPs, "
-            f"{length.tokens / forecast.num_parameters:,.0f} tokens a parameter",
+            f"{length.tokens / forecast.num_active:,.0f} tokens a parameter{active}",
         )
     checkpoint = forecast.checkpoint
     yield row(
@@ -230,6 +254,7 @@ def as_data(
     return {
         "machine": {"gpus": forecast.outcome.setup.world_size, "gpu": forecast.device.name},
         "parameters": forecast.num_parameters,
+        "active_parameters": forecast.num_active,
         "flops_per_token": forecast.flops_per_token,
         "best": _outcome_data(forecast.outcome),
         "ranked": [_outcome_data(each) for each in ranked],
@@ -262,6 +287,7 @@ def _outcome_data(outcome: Outcome) -> dict[str, Any]:
         "stages_per_rank": parallel.stages_per_rank,
         "zero_stage": parallel.zero_stage,
         "replicate": parallel.replicate,
+        "expert": parallel.expert,
         "data_parallel": setup.layout.data_parallel,
         "micro_batch_size": setup.batch.micro_batch_size,
         "activation_checkpointing": parallel.activation_checkpointing,

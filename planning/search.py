@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from triax.models.architecture import Experts
 from triax.models.config import ModelConfig
 from triax.models.description import describe
 from triax.parallel.config import ParallelConfig
@@ -31,6 +32,8 @@ from triax.planning.time import (
 
 MOST_STAGES = 0
 """Of a rank: as many as the layers allow."""
+_Family = tuple[int, int]
+"""Degrees of tensor and pipeline parallelism."""
 Judge = Callable[[Setup], str | None]
 """Why a run of this setup would be refused; None where it would start."""
 
@@ -49,6 +52,7 @@ class Space:
     precisions: Sequence[str]
     shards_within_node: Sequence[bool]
     """Whether replicas of a node each are tried (`parallel.replicate`)."""
+    expert: Sequence[int] = (1,)
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,7 @@ def default_space(setup: Setup, device: Device, precisions: Sequence[str] = ()) 
         checkpointing=("none", "selective", "full"),
         precisions=precisions or (setup.precision.compute,),
         shards_within_node=(False, True) if is_native else (False,),
+        expert=_divisors(num_experts(setup.model), setup.world_size),
     )
 
 
@@ -133,18 +138,25 @@ def search(
     """
     ruled_out: Counter[str] = Counter()
     outcomes: list[Outcome] = []
-    num_tried = 0
+    smallest: dict[_Family, tuple[Memory, Setup]] = {}
+    num_tried = num_too_large = 0
     for candidate in candidates(setup, device, space):
         num_tried += 1
         rule = ruled_out_by(candidate)
         if rule is not None:
             ruled_out[rule] += 1
             continue
-        outcomes.append(evaluate(candidate, device))
-    outcomes.sort(key=lambda each: (not each.fits, -each.tokens_per_second))
+        memory, family = fullest_memory(candidate), _family_of(candidate)
+        if memory.total <= device.usable_bytes:
+            outcomes.append(_timed(candidate, memory, device))
+            continue
+        num_too_large += 1
+        if family not in smallest or memory.total < smallest[family][0].total:
+            smallest[family] = memory, candidate
+    outcomes.sort(key=lambda each: -each.tokens_per_second)
     ranked: list[Outcome] = []
     for outcome in outcomes:
-        if len(ranked) == num_ranked or not outcome.fits:
+        if len(ranked) == num_ranked:
             break
         refusal = judge(outcome.setup)
         if refusal is None:
@@ -153,13 +165,8 @@ def search(
             ruled_out[refusal] += 1
     if ranked:
         ranked[1:] = [replace(each, why=why_slower(each, ranked[0])) for each in ranked[1:]]
-    return Found(
-        ranked,
-        _families(outcomes, ranked, device),
-        num_tried,
-        ruled_out,
-        sum(not each.fits for each in outcomes),
-    )
+    outcomes += [_timed(candidate, memory, device) for memory, candidate in smallest.values()]
+    return Found(ranked, _families(outcomes, ranked, device), num_tried, ruled_out, num_too_large)
 
 
 def candidates(setup: Setup, device: Device, space: Space) -> Iterator[Setup]:
@@ -174,9 +181,11 @@ def candidates(setup: Setup, device: Device, space: Space) -> Iterator[Setup]:
         per_node = max(1, device.card.gpus_per_node // tensor)
         replicas = ranks // per_node if ranks % per_node == 0 and ranks > per_node > 1 else 1
         degrees = sorted({replicas if within else 1 for within in space.shards_within_node})
-        for (schedule, stages), zero_stage, replicate, kind in itertools.product(
-            schedules, space.zero_stages, degrees, space.checkpointing
+        for (schedule, stages), zero_stage, replicate, expert, kind in itertools.product(
+            schedules, space.zero_stages, degrees, space.expert, space.checkpointing
         ):
+            if ranks // replicate % expert:
+                continue
             chosen = split.model_copy(
                 update={
                     "pipeline_schedule": schedule,
@@ -184,6 +193,7 @@ def candidates(setup: Setup, device: Device, space: Space) -> Iterator[Setup]:
                     "pipeline_split": None,
                     "zero_stage": zero_stage,
                     "replicate": replicate,
+                    "expert": expert,
                     "activation_checkpointing": kind,
                     "async_tensor": parallel.async_tensor and tensor > 1,
                 }
@@ -217,6 +227,11 @@ def ruled_out_by(setup: Setup) -> str | None:
         return "the batch isn't a multiple of micro-batch x data-parallel ranks"
     if not _tensor_divides(setup.model, parallel.tensor, setup.seq_len, setup.divides_tokens):
         return "tensor doesn't divide the model's widths, its vocabulary or the sequence"
+    if parallel.expert > 1:
+        if setup.model.hidden_size % setup.spread.expert_shard:
+            return "the model's width doesn't divide over the processes of the same experts"
+        if parallel.zero_stage == 3 and parallel.activation_checkpointing == "selective":
+            return "selective checkpointing doesn't go with ZeRO 3 and expert parallelism"
     if parallel.pipeline == 1:
         return None
     if num_stages(parallel) > setup.model.num_layers:
@@ -228,6 +243,12 @@ def ruled_out_by(setup: Setup) -> str | None:
     if schedule_problem(parallel, setup.num_micro_batches) is not None:
         return "the schedule needs other numbers of micro-batches"
     return None
+
+
+def num_experts(model: ModelConfig) -> int:
+    """Of each layer that has some; 1 where none has."""
+    mlps = (layer.feed_forward for layer in describe(model).architecture.layers)
+    return next((mlp.num_experts for mlp in mlps if isinstance(mlp, Experts)), 1)
 
 
 @lru_cache(maxsize=256)
@@ -247,7 +268,11 @@ def evaluate(setup: Setup, device: Device) -> Outcome:
     Raises:
         UserError: it is no layout of so many processes, or the device can't compute so.
     """
-    memory, time = fullest_memory(setup), step_time(setup, device)
+    return _timed(setup, fullest_memory(setup), device)
+
+
+def _timed(setup: Setup, memory: Memory, device: Device) -> Outcome:
+    time = step_time(setup, device)
     return Outcome(
         setup,
         memory,
@@ -288,17 +313,18 @@ def more_memory(outcome: Outcome, best: Outcome) -> bool:
     return outcome.memory.total > best.memory.total
 
 
+def _family_of(setup: Setup) -> _Family:
+    return setup.parallel.tensor, setup.parallel.pipeline
+
+
 def _families(
     outcomes: Sequence[Outcome], ranked: Sequence[Outcome], device: Device
 ) -> list[Outcome]:
-    """Of each pair of tensor and pipeline degrees the fastest that fits, or else the smallest."""
-    best: dict[tuple[int, int], Outcome] = {}
+    """Of each pair of tensor and pipeline degrees the first: the fastest that fits, or else the
+    smallest."""
+    best: dict[_Family, Outcome] = {}
     for outcome in outcomes:
-        parallel = outcome.setup.parallel
-        key = (parallel.tensor, parallel.pipeline)
-        known = best.get(key)
-        if known is None or (not known.fits and outcome.memory.total < known.memory.total):
-            best[key] = outcome
+        best.setdefault(_family_of(outcome.setup), outcome)
     families = []
     for key in sorted(best):
         outcome = best[key]

@@ -6,22 +6,14 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
-from triax.common.errors import UserError
-from triax.models.architecture import Experts, FeedForward, Layer
 from triax.models.config import ModelConfig
-from triax.models.description import describe
 from triax.parallel.config import ParallelConfig, PrecisionConfig
 from triax.parallel.layout import Layout
+from triax.planning.elements import Spread
 from triax.training.config import BatchConfig, OptimizerConfig
 
 COMPUTE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 2}
 """Of an activation and of a weight as products read it; fp8 casts its factors just before them."""
-
-
-def dense(layer: Layer) -> FeedForward:
-    """The feed-forward layer of one without experts; a `Setup` has no others."""
-    assert isinstance(layer.feed_forward, FeedForward)
-    return layer.feed_forward
 
 
 @dataclass(frozen=True)
@@ -42,19 +34,6 @@ class Setup:
     context: int = 1
     """Processes that divide each sequence."""
 
-    def __post_init__(self) -> None:
-        """Refuse what no formula here knows.
-
-        Raises:
-            UserError: the model has experts.
-        """
-        layers = describe(self.model).architecture.layers
-        if any(isinstance(layer.feed_forward, Experts) for layer in layers):
-            raise UserError(
-                "model.experts: neither the memory nor the speed of experts can be forecast yet; "
-                "`triax bench` measures them"
-            )
-
     @cached_property
     def layout(self) -> Layout:
         """The size of every axis.
@@ -63,7 +42,12 @@ class Setup:
             UserError: the degrees don't multiply to the number of processes.
         """
         layout = Layout.of(self.parallel, self.world_size // self.context)
-        return replace(layout, context=self.context)
+        return replace(layout, context=self.context * layout.context)
+
+    @cached_property
+    def spread(self) -> Spread:
+        """How a stage's weights are divided, on the first process of the shard axis."""
+        return Spread(self.parallel.tensor, self.layout.shard, self.parallel.expert)
 
     @cached_property
     def num_micro_batches(self) -> int:
@@ -98,6 +82,6 @@ class Setup:
 
         The rule is that of `parallel.zero.shard`.
         """
-        is_alone = self.layout.data_parallel == 1 and self.parallel.tensor == 1
+        is_alone = self.layout.num_parts * self.layout.replicate == self.layout.pipeline
         has_copies = self.precision.compute != "fp32" and self.parallel.zero_stage == 3
         return not is_alone or has_copies

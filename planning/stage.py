@@ -11,7 +11,7 @@ from triax.models.config import ModelConfig
 from triax.models.description import Parameter, describe
 from triax.parallel.config import ParallelConfig
 from triax.parallel.stages import num_stages, split_layers, stages_of_rank
-from triax.planning.elements import StageElements, depth_of, stage_elements
+from triax.planning.elements import Spread, StageElements, depth_of, stage_elements
 from triax.planning.setup import Setup
 
 
@@ -47,7 +47,7 @@ def _parameters(
 ) -> tuple[Sequence[Parameter], Sequence[Parameter]]:
     updated, followers = [], []
     num_layers = len(describe(model).architecture.layers)
-    for row in describe(model).table:
+    for row in (each for each in describe(model).table if each.is_trained):
         is_here = (
             row.layer in layers
             or (row.layer < 0 and is_first)
@@ -73,13 +73,12 @@ def parts_of(setup: Setup, pipeline_rank: int, shard_rank: int = 0) -> tuple[Sta
         parallel.pipeline,
         num_stages(parallel),
         parallel.pipeline_split,
-        parallel.tensor,
-        setup.layout.shard,
+        setup.spread._replace(shard_rank=shard_rank),
     )
     here = _stages_of(
         pipeline_rank, parallel.pipeline, parallel.pipeline_schedule, shape.num_stages
     )
-    return _parts(shape, here, shard_rank)
+    return _parts(shape, here)
 
 
 @lru_cache(maxsize=1 << 14)
@@ -132,13 +131,12 @@ class _Shape(NamedTuple):
     pipeline: int
     num_stages: int
     by_hand: tuple[int, ...] | None
-    tensor: int
-    shard: int
+    spread: Spread
 
 
 @lru_cache(maxsize=1 << 14)
-def _parts(shape: _Shape, here: tuple[int, ...], shard_rank: int) -> tuple[StagePart, ...]:
-    depth = depth_of(shape.model, shape.tensor, shape.shard, shard_rank)
+def _parts(shape: _Shape, here: tuple[int, ...]) -> tuple[StagePart, ...]:
+    depth = depth_of(shape.model, shape.spread)
     count = shape.num_stages
     splits = _kept_splits(shape.model, count, shape.by_hand, shape.seq_len)
     return tuple(

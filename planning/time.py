@@ -15,10 +15,11 @@ from functools import lru_cache
 from triax.models.config import ModelConfig
 from triax.models.counts import flops_per_token
 from triax.parallel.stages import SCHEDULES
-from triax.planning.devices import Device, group_bandwidth
+from triax.planning.devices import Device, exchange_bandwidth, group_bandwidth
 from triax.planning.layer_time import Seconds, Work, head_seconds, seconds_by_depth
 from triax.planning.messages import (
     Message,
+    expert_messages,
     pipeline_messages,
     tensor_messages,
     zero_messages,
@@ -72,7 +73,7 @@ class StepTime:
         attention: scores and mixed values.
         elementwise: norms, activation functions, rotary turns, casts, the loss.
         recomputation: what checkpointing computes again.
-        tensor_messages, zero_messages, pipeline_messages: what nothing hides.
+        tensor_messages, expert_messages, zero_messages, pipeline_messages: what nothing hides.
         bubble: the pipeline's idle time.
         optimizer: the update and what is between steps.
     """
@@ -82,6 +83,7 @@ class StepTime:
     elementwise: float
     recomputation: float
     tensor_messages: float
+    expert_messages: float
     zero_messages: float
     pipeline_messages: float
     bubble: float
@@ -110,14 +112,16 @@ class _RankTime:
     compute: Seconds
     again: float
     tensor_messages: float
+    expert_messages: float
 
     @property
     def forward(self) -> float:
-        return self.compute.forward + self.tensor_messages / 2
+        return self.compute.forward + (self.tensor_messages + self.expert_messages) / 2
 
     @property
     def backward(self) -> float:
-        return self.compute.backward + self.again + self.tensor_messages / 2
+        messages = (self.tensor_messages + self.expert_messages) / 2
+        return self.compute.backward + self.again + messages
 
     @property
     def total(self) -> float:
@@ -140,6 +144,7 @@ def step_time(setup: Setup, device: Device, software: Software = OURS) -> StepTi
         elementwise=count * 3 * time.compute.elementwise,
         recomputation=count * time.again,
         tensor_messages=count * time.tensor_messages,
+        expert_messages=count * time.expert_messages,
         zero_messages=_exposed_zero(setup, parts, time, device),
         pipeline_messages=_exposed_pipeline(setup, parts, device),
         bubble=bubble_seconds(setup, time.forward, time.backward),
@@ -188,17 +193,30 @@ def _rank_time(
     hidden = HIDDEN_BY_ASYNC if setup.parallel.async_tensor else 0.0
     if software.hides_tensor is not None:
         hidden = software.hides_tensor
-    return _RankTime(blocks.plus(head), again, seconds * (1 - hidden) / setup.num_micro_batches)
+    of_experts = sum(
+        message_seconds(setup, message, device)
+        for part in parts
+        for message in expert_messages(setup, part)
+    )
+    return _RankTime(
+        blocks.plus(head),
+        again,
+        seconds * (1 - hidden) / setup.num_micro_batches,
+        of_experts / setup.num_micro_batches,
+    )
 
 
 def message_seconds(setup: Setup, message: Message, device: Device) -> float:
-    """Of all messages of a kind, in rings over the link that the axis has."""
+    """Of all messages of a kind, in rings over the link that the axis has; rows of experts go each
+    its own way, those to other nodes through the process's own network card."""
     if not message.num or message.group == 1:
         return 0.0
     stride = stride_of(setup, message.axis)
     if message.operation == "send":
         # Neighbours on the axis: across nodes where the axis reaches beyond one.
         bandwidth = group_bandwidth(device, stride, 2)
+    elif message.operation == "all-to-all":
+        bandwidth = exchange_bandwidth(device, stride, message.group)
     else:
         bandwidth = group_bandwidth(device, stride, message.group)
     nodes = -(-stride * message.group // device.card.gpus_per_node)
@@ -210,6 +228,8 @@ def stride_of(setup: Setup, axis: str) -> int:
     """How far apart neighbours on an axis are, in processes."""
     layout = setup.layout
     inner = {"tensor": 1, "context": layout.tensor, "shard": layout.context * layout.tensor}
+    inner["expert"] = inner["shard"]
+    inner["expert shard"] = inner["shard"] * setup.parallel.expert
     inner["replicate"] = inner["shard"] * layout.shard
     inner["pipeline"] = inner["replicate"] * layout.replicate
     return inner[axis]

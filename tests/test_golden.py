@@ -35,7 +35,10 @@ def test_initial_weights() -> None:
     assert initial_checksum() == STORED["initial"]
 
 
-@pytest.mark.parametrize("num_processes", LAYOUTS)
+@pytest.mark.parametrize(
+    "num_processes",
+    [pytest.param(count, marks=pytest.mark.grid if count > 2 else ()) for count in LAYOUTS],
+)
 def test_losses_norms_and_state_of_layouts(num_processes: int) -> None:
     compare(layout_figures(num_processes))
 
@@ -51,6 +54,7 @@ def compare(found: dict[str, Any]) -> None:
             assert figures[kind] == pytest.approx(expected[name][kind], rel=tolerance), name
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("number", range(len(DEEPSPEED)))
 def test_losses_norms_and_state_of_the_deepspeed_engine(number: int) -> None:
     compare(deepspeed_figures(number))

@@ -6,7 +6,15 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, PositiveInt
 
-from triax.common.quantities import CountedOrZeroField, Duration, DurationField, Unit, parse_count
+from triax.common.paths import PathField
+from triax.common.quantities import (
+    CountedOrZeroField,
+    Duration,
+    DurationField,
+    ShareField,
+    Unit,
+    parse_count,
+)
 from triax.common.section import NonNegativeFp32, PositiveFp32, Section
 from triax.models.description import Role
 
@@ -78,12 +86,38 @@ class ScheduleConfig(Section):
     min_lr_ratio: float = Field(0.1, ge=0, le=1)
 
 
+MAIN_SET = "validation"
+"""What `data.validation` is called among validation sets."""
+BUILTIN_TASKS = ("continuation", "cloze")
+"""Those that are made from `data.validation`."""
+
+
+class ValidationSetConfig(Section):
+    """`[[eval.sets]]`: data of a source or a domain that has a loss of its own."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=40)]
+    path: PathField
+    """Prefix of its shards."""
+
+
 class EvalConfig(Section):
     """`[eval]`: validation loss on `data.validation`, at the start, at the end, and:"""
 
     every: DurationField | None = Duration(500, Unit.STEPS)
     batches: PositiveInt = 8
     """Global batches per evaluation: always the same sequences, from the start of the data."""
+    budget: ShareField | None = None
+    """The most of a session's time that evaluations may take, such as `"2%"`: one that would come
+    too early waits. The first and the last are made in any case. None sets no limit."""
+    sets: tuple[ValidationSetConfig, ...] = ()
+    """More validation data, each with its own loss beside that of `data.validation`."""
+    tasks: tuple[Annotated[str, Field(max_length=100)], ...] = ()
+    """Questions that the model is asked: `continuation` and `cloze`, made from `data.validation`,
+    or multiple-choice tasks of lm-eval by name (the `eval` extra)."""
+    questions: PositiveInt = 100
+    """Of each task; always the same ones."""
+    task_path: PathField | None = None
+    """A folder with task files for lm-eval of one's own."""
 
 
 class MetricsConfig(Section):

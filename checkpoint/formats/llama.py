@@ -50,12 +50,22 @@ _SAME = {
     "quantization_config": None,
 }
 """What must be so, if it is there, for our models to compute the same."""
-_LLAMA3_KEYS = (
-    "factor",
-    "low_freq_factor",
-    "high_freq_factor",
-    "original_max_position_embeddings",
-)
+_ROPE_KEYS = {
+    "llama3": {
+        "factor": "factor",
+        "low_freq_factor": "low_freq_factor",
+        "high_freq_factor": "high_freq_factor",
+        "original_max_position_embeddings": "original_seq_len",
+    },
+    "yarn": {
+        "factor": "factor",
+        "beta_fast": "beta_fast",
+        "beta_slow": "beta_slow",
+        "original_max_position_embeddings": "original_seq_len",
+    },
+}
+"""By kind of scaling: their keys, and the fields of `RopeScaling`."""
+_YARN_DEFAULTS = {"beta_fast": 32.0, "beta_slow": 1.0}
 
 
 def to_huggingface(
@@ -101,11 +111,8 @@ def common_keys(
         "rope_theta": model.rope_theta,
         "rope_scaling": scaling
         and {
-            "rope_type": "llama3",
-            "factor": scaling.factor,
-            "low_freq_factor": scaling.low_freq_factor,
-            "high_freq_factor": scaling.high_freq_factor,
-            "original_max_position_embeddings": scaling.original_seq_len,
+            "rope_type": scaling.kind,
+            **{key: getattr(scaling, name) for key, name in _ROPE_KEYS[scaling.kind].items()},
         },
         "tie_word_embeddings": model.tie_embeddings,
         "attention_bias": False,
@@ -320,15 +327,9 @@ def _rope(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     outside = config.get("original_max_position_embeddings")
     if outside not in (None, scaling.get("original_max_position_embeddings")):
         raise UserError(f"{where}: original_max_position_embeddings is given twice, differently")
-    return {
-        "rope_theta": theta,
-        "rope_scaling": {
-            "factor": scaling["factor"],
-            "low_freq_factor": scaling["low_freq_factor"],
-            "high_freq_factor": scaling["high_freq_factor"],
-            "original_seq_len": scaling["original_max_position_embeddings"],
-        },
-    }
+    kind = scaling["rope_type"]
+    fields = {name: scaling[key] for key, name in _ROPE_KEYS[kind].items()}
+    return {"rope_theta": theta, "rope_scaling": {"kind": kind, **fields}}
 
 
 def _rope_table(given: Any, where: str) -> dict[str, Any]:
@@ -339,13 +340,18 @@ def _rope_table(given: Any, where: str) -> dict[str, Any]:
     kind = table.pop("type", table.get("rope_type", "default"))
     if table.setdefault("rope_type", kind) != kind:
         raise UserError(f"{where}: type {kind!r} contradicts rope_type {table['rope_type']!r}")
-    if kind not in ("default", "llama3"):
+    if kind not in ("default", *_ROPE_KEYS):
         raise UserError(
-            f"{where}: RoPE scaling {kind!r} cannot be imported; expected none or 'llama3'"
+            f"{where}: RoPE scaling {kind!r} cannot be imported; expected none, "
+            f"{' or '.join(map(repr, _ROPE_KEYS))}"
         )
     if table.pop("partial_rotary_factor", 1) != 1:
         raise UserError(f"{where}: partial_rotary_factor: only 1 can be imported")
-    known = {"rope_type", "rope_theta", *(_LLAMA3_KEYS if kind == "llama3" else ())}
+    if kind == "yarn":
+        table = {**_YARN_DEFAULTS, **table}
+        if table.pop("truncate", True) is not True:
+            raise UserError(f"{where}: truncate: only true can be imported")
+    known = {"rope_type", "rope_theta", *_ROPE_KEYS.get(kind, ())}
     if unknown := sorted(map(str, table.keys() - known)):
         raise UserError(f"{where}: {unknown[0]} isn't understood with RoPE scaling {kind!r}")
     return table

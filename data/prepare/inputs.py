@@ -17,16 +17,14 @@ from pathlib import Path
 from triax.common.errors import UserError
 from triax.common.files import is_file, is_folder
 from triax.common.paths import expand
+from triax.data.prepare.saved import saved_files
 
 STDLIB = "python-stdlib"
-SAVED_DATASET = (
-    "what `datasets.save_to_disk` writes isn't read; write parquet from it: python -c "
-    '\'import datasets; datasets.load_from_disk("FOLDER").to_parquet("FILE.parquet")\' '
-    "(each split of a DatasetDict by itself)"
-)
 _NOT_STDLIB = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 _DATASET = re.compile(r"(?P<name>[\w.-]{1,96}(/[\w.-]{1,96})?)(:(?P<config>[\w.-]+))?", re.ASCII)
-_FILE_SUFFIX = re.compile(r"\.(txt|md|py|html?|jsonl?|ndjson|parquet|csv|gz|bz2|xz|zst)$", re.I)
+_FILE_SUFFIX = re.compile(
+    r"\.(txt|md|py|html?|jsonl?|ndjson|parquet|arrow|warc|tar|csv|gz|bz2|xz|zst)$", re.I
+)
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,8 @@ def resolve(text: str) -> Source:
     """Find what one INPUT names; the order of files is the same on every call.
 
     `~` and `$NAME` are put in (see `expand`). A folder is read with all its subfolders, linked
-    ones too, in the order of their paths and without hidden entries; a folder that is met again
+    ones too, in the order of their paths and without hidden entries; what `datasets.save_to_disk`
+    wrote by its own list of files; a folder that is met again
     over a link is not read again, nor is a file. `NAME` or `NAME:CONFIG` is looked for in
     `datasets` when there is no file of that name. Write `./python-stdlib` for a folder of
     that name.
@@ -160,8 +159,10 @@ def _walk(folder: Path, without: Collection[str] = ()) -> Iterator[Path]:
     """Regular files below a folder in a fixed order, hidden ones and folders `without` left out."""
     met: set[str] = set()
     for parent, folders, names in os.walk(folder, onerror=_unreadable, followlinks=True):
-        if "dataset_dict.json" in names or {"dataset_info.json", "state.json"} <= set(names):
-            raise UserError(f"{parent}: {SAVED_DATASET}")
+        if (saved := saved_files(Path(parent), names)) is not None:
+            folders.clear()
+            yield from saved
+            continue
         met.add(os.path.realpath(parent))
         visible = sorted(n for n in folders if not n.startswith(".") and n not in without)
         # A link to a folder further up would lead on for ever, one to a sibling give it twice.

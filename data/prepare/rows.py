@@ -37,7 +37,7 @@ def row_text(row: Mapping[str, Any], where: str, text_field: str) -> str:
         return ""
     if not isinstance(text, str):
         raise UserError(f'{where}: "{text_field}" holds {type(text).__name__}, expected a string')
-    return _valid_unicode(text)
+    return valid_unicode(text)
 
 
 def missing_field(where: str, text_field: str, fields: Sequence[str]) -> str:
@@ -49,7 +49,7 @@ def missing_field(where: str, text_field: str, fields: Sequence[str]) -> str:
     )
 
 
-def _valid_unicode(text: str) -> str:
+def valid_unicode(text: str) -> str:
     """Replace half surrogate pairs, which JSON escapes can spell and UTF-8 cannot."""
     try:
         text.encode()

@@ -1,9 +1,12 @@
-"""Documents from files: plain text, JSON lines or parquet, also compressed; or from `datasets`.
+"""Documents from files of many formats, also compressed; or from `datasets`.
 
 | suffix | a document is |
 |---|---|
 | `.jsonl` `.json` `.ndjson` | the text field of a line, each line one JSON object |
-| `.parquet` | the text field of a row |
+| `.parquet` `.arrow` | the text field of a row |
+| `.html` `.htm` | the page's main text |
+| `.warc` | the main text of a page of the crawl |
+| `.tar` | a WebDataset sample's `.txt`, or the text field of its `.json` |
 | any other | the whole file |
 
 Each may be compressed: `.gz`, `.bz2`, `.xz` or `.zst` is added to the name. A text of more than
@@ -26,8 +29,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from triax.common.errors import UserError
-from triax.data.prepare.inputs import SAVED_DATASET, DatasetName, Source, TextFile, resolve_all
+from triax.data.prepare.archives import read_arrow, read_tar
+from triax.data.prepare.inputs import DatasetName, Source, TextFile, resolve_all
 from triax.data.prepare.rows import Row, Wanted, missing_field, row_text
+from triax.data.prepare.web import read_html, read_warc
 
 _log = logging.getLogger(__name__)
 MAX_DOCUMENT = 1 << 24
@@ -265,10 +270,6 @@ def _seekable(stream: BinaryIO, path: Path) -> BinaryIO:
     return io.BytesIO(content)
 
 
-def _read_arrow(_stream: BinaryIO, file: TextFile, _wanted: Wanted) -> Iterator[Row]:
-    raise UserError(f"{file.path}: an Arrow file; {SAVED_DATASET}")
-
-
 def _dataset_rows(source: DatasetName, wanted: Wanted) -> Iterator[tuple[str, Row]]:
     # Takes seconds to import, and most runs read files.
     import datasets  # type: ignore[import-untyped]
@@ -295,10 +296,14 @@ _OPENERS: dict[str, Callable[[Path], BinaryIO]] = {
     ".zst": _open_zstd,
 }
 READERS: dict[str, Callable[[BinaryIO, TextFile, Wanted], Iterator[Row]]] = {
-    ".arrow": _read_arrow,
+    ".arrow": read_arrow,
+    ".htm": read_html,
+    ".html": read_html,
     ".jsonl": _read_json_lines,
     ".ndjson": _read_json_lines,
     ".json": _read_json_lines,
     ".parquet": _read_parquet,
+    ".tar": read_tar,
+    ".warc": read_warc,
 }
 """By suffix, how the texts of an open file are read; of any other the file is one text."""

@@ -8,19 +8,20 @@ name stays the key of what it stood for, since the order was drawn with it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
 from triax.common.errors import UserError
 from triax.common.paths import same_path
 from triax.data.read.identity import Identity
+from triax.data.read.plan import PlannedPhase
 from triax.data.read.sampler import Phase, source_names
 
 
 @dataclass(frozen=True)
 class Blend:
-    """All phases so far, the last of which reads the given sources."""
+    """All phases, those to come too, which read the given sources."""
 
     phases: tuple[Phase, ...]
     sources: Mapping[str, Identity]
@@ -33,20 +34,24 @@ class Blend:
     """What was matched with what, in lines for the user."""
 
     @staticmethod
-    def begin(given: Sequence[Identity], weights: Sequence[float]) -> Blend:
+    def begin(given: Sequence[Identity], plan: Sequence[PlannedPhase]) -> Blend:
         """The blend of a run that begins."""
         keys = _match(_Past((), {}, {}), given)
-        phase = Phase(0, tuple(zip(keys, weights, strict=True)))
-        return Blend((phase,), dict(zip(keys, given, strict=True)), keys)
+        phases = tuple(phase.keyed(keys) for phase in plan)
+        return Blend(phases, dict(zip(keys, given, strict=True)), keys)
 
     @staticmethod
     def resume(
-        record: Mapping[str, Any], cursor: int, given: Sequence[Identity], weights: Sequence[float]
+        record: Mapping[str, Any],
+        cursor: int,
+        given: Sequence[Identity],
+        plan: Sequence[PlannedPhase],
     ) -> Blend:
         """The blend of a run that goes on from a checkpoint's record at sample `cursor`.
 
-        Sources with the contents of recorded ones go on as these, wherever they lie. Other
-        sources or weights begin a new phase.
+        Sources with the contents of recorded ones go on as these, wherever they lie. What has been
+        read stays as it was; from here on it goes by the plan, and if that reads something else
+        here than the record does, a new phase begins.
 
         Raises:
             UserError: a source has some of a recorded one's shards, but not just these.
@@ -54,19 +59,27 @@ class Blend:
         past = _Past.of(record)
         keys = _match(past, given)
         notes = _notes(past, keys, given)
-        blend = tuple(zip(keys, weights, strict=True))
-        phases = past.phases
-        # Listed in another order they are the same blend, which keeps the order it began with.
-        is_new = dict(phases[-1].weights) != dict(blend)
+        planned = tuple(phase.keyed(keys) for phase in plan)
+        now = active(planned, cursor)
+        is_new = not active(past.phases, cursor).reads_like(now)
         if is_new:
             # Two phases can't begin at one sample: an unused one gives way.
-            kept = (phase for phase in phases if phase.start_sample < cursor)
-            phases = (*kept, Phase(cursor, blend))
+            begun = [phase for phase in past.phases if phase.start_sample < cursor]
+            begun.append(replace(now, start_sample=cursor))
             notes.append(f"a new phase of the blend begins at sample {cursor:,}")
+        else:
+            begun = [phase for phase in past.phases if phase.start_sample <= cursor]
+        to_come = (phase for phase in planned if phase.start_sample > cursor)
+        phases = (*begun, *(_as_recorded(phase, past.phases) for phase in to_come))
         known = {**past.known, **dict(zip(keys, given, strict=True))}
         used = {key for phase in phases for key, _ in phase.weights}
         sources = {key: source for key, source in known.items() if key in used}
         return Blend(phases, sources, keys, is_new, tuple(notes))
+
+    def differs_from(self, record: Mapping[str, Any], sample: int) -> bool:
+        """Whether a record's run reads a sample in another phase."""
+        recorded = tuple(Phase.from_json(phase) for phase in record["phases"])
+        return active(recorded, sample) != active(self.phases, sample)
 
     def num_windows(self) -> dict[str, int]:
         """Windows of each source that is known, by key."""
@@ -78,6 +91,20 @@ class Blend:
             "phases": [phase.to_json() for phase in self.phases],
             "sources": {key: source.to_json() for key, source in self.sources.items()},
         }
+
+
+def active(phases: Sequence[Phase], sample: int) -> Phase:
+    """The phase that reads a sample."""
+    return [phase for phase in phases if phase.start_sample <= sample][-1]
+
+
+def _as_recorded(phase: Phase, recorded: Sequence[Phase]) -> Phase:
+    """The recorded phase that this one is with its sources listed in another order, or itself.
+
+    The order decides the samples' order, and so it stays the one that the run began with.
+    """
+    same_start = (other for other in recorded if other.start_sample == phase.start_sample)
+    return next((other for other in same_start if other.reads_like(phase)), phase)
 
 
 @dataclass(frozen=True)

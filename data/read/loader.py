@@ -1,9 +1,10 @@
 """Sample numbers -> this rank's micro-batches of tensors.
 
 A global batch is `global_batch_size` consecutive samples. Data-parallel rank r takes the r-th
-of `dp_size` equal contiguous pieces, so every data-parallel size trains on the same samples.
+of `dp_size` equal contiguous pieces, so every data-parallel size trains on the same samples. In a
+phase of shorter sequences each sample is cut into several: the batch has as many tokens as ever.
 
-Shape legend: B = micro_batch_size, T = seq_len.
+Shape legend: B = micro_batch_size x pieces, T = seq_len / pieces.
 """
 
 from __future__ import annotations
@@ -35,9 +36,14 @@ def make_batch(
             targets that belong to another document than their position.
         pin_memory: put the tensors in page-locked memory, for asynchronous copies to the GPU.
         num_real: only the first so many rows carry targets; None means all.
+
+    Padding is no target, so it weighs nothing.
     """
     tokens = np.stack([window.tokens for window in windows])
     inputs, targets = tokens[:, :-1].copy(), tokens[:, 1:].copy()
+    for row, window in enumerate(windows):
+        if window.num_tokens is not None:
+            targets[row, window.num_tokens - 1 :] = IGNORE_INDEX
     targets[num_real if num_real is not None else len(windows) :] = IGNORE_INDEX
     document_ids_BT = None
     if mask_documents:
@@ -69,7 +75,7 @@ class Loader:
 
         Args:
             sources: by the names that the sampler uses.
-            global_batch_size, micro_batch_size: in sequences.
+            global_batch_size, micro_batch_size: in samples.
             prefetch: global batches that `iterate` reads ahead in a thread; 0 means no thread.
             before_batch: called before each global batch of `iterate`; what it raises ends the
                 reading, as data that can't be read does.
@@ -101,11 +107,21 @@ class Loader:
         Raises:
             UserError: the data holds a token outside the vocabulary.
         """
-        first = cursor + self._first_sample
+        first, num_pieces = cursor + self._first_sample, self.num_pieces(cursor)
         return [
-            self._micro_batch(range(start, start + self._micro_batch_size))
+            self._micro_batch(range(start, start + self._micro_batch_size), num_pieces)
             for start in range(first, first + self._samples_per_rank, self._micro_batch_size)
         ]
+
+    def num_pieces(self, cursor: int) -> int:
+        """Sequences that each sample is cut into, in the global batch that begins at `cursor`."""
+        return self._sampler.num_pieces(cursor)
+
+    def changes_at(self, cursor: int) -> bool:
+        """Whether the global batch that begins at `cursor` is the first of another blend or length
+        of sequences, the run's first one aside."""
+        before = max(cursor - self._global_batch_size, 0)
+        return self._sampler.changes_between(before, cursor)
 
     def iterate(self, cursor: int, stop_cursor: int) -> Generator[list[Batch], None, None]:
         """`batch_at` for each global batch from `cursor` to `stop_cursor`, read ahead.
@@ -121,9 +137,10 @@ class Loader:
         self._before_batch()
         return self.batch_at(cursor)
 
-    def _micro_batch(self, samples: range) -> Batch:
+    def _micro_batch(self, samples: range, num_pieces: int) -> Batch:
         locations = [self._sampler.locate(sample) for sample in samples]
-        windows = [self._sources[at.source].window(at.window) for at in locations]
+        samples_read = [self._sources[at.source].window(at.window) for at in locations]
+        windows = [piece for window in samples_read for piece in window.cut(num_pieces)]
         return make_batch(windows, mask_documents=self._mask_documents, pin_memory=self._pin_memory)
 
 

@@ -7,8 +7,9 @@ permutation each epoch: every window comes exactly once an epoch. So nothing is 
 sample number is found in the same short time.
 
 A run may change its blend: a phase begins at any sample number, with blocks of its own, and
-each source goes on from the samples that earlier phases took of it. The list of phases and one
-sample number are the whole state. Imports no torch.
+each source goes on from the samples that earlier phases took of it. A source that has been read as
+often as it may leaves its phase there, and the rest of it goes by the same rules. The list of
+phases and one sample number are the whole state. Imports no torch.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
+from itertools import count
 from pathlib import PurePath
 from typing import Any
 
@@ -39,16 +41,40 @@ class Phase:
     start_sample: int
     weights: tuple[tuple[str, float], ...]
     """Each source's name and its share, relative to the other weights."""
+    num_pieces: int = 1
+    """Sequences that each sample is cut into."""
+    max_epochs: tuple[tuple[str, float], ...] = ()
+    """How often a source may be read, over all phases; none that isn't named has a limit."""
+
+    def reads_like(self, other: Phase) -> bool:
+        """Whether both read the same, wherever they begin and however they list their sources."""
+        return self._unordered() == other._unordered()
+
+    def _unordered(self) -> tuple[object, ...]:
+        return dict(self.weights), self.num_pieces, dict(self.max_epochs)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values, for the checkpoint's record."""
-        return {"start_sample": self.start_sample, "weights": dict(self.weights)}
+        value: dict[str, Any] = {
+            "start_sample": self.start_sample,
+            "weights": dict(self.weights),
+        }
+        if self.num_pieces > 1:
+            value["num_pieces"] = self.num_pieces
+        if self.max_epochs:
+            value["max_epochs"] = dict(self.max_epochs)
+        return value
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> Phase:
         """The inverse of `to_json`; the order of the sources is kept, for it decides the order
         of the samples."""
-        return Phase(value["start_sample"], tuple(value["weights"].items()))
+        return Phase(
+            value["start_sample"],
+            tuple(value["weights"].items()),
+            value.get("num_pieces", 1),
+            tuple(value.get("max_epochs", {}).items()),
+        )
 
 
 @dataclass(frozen=True)
@@ -133,14 +159,21 @@ def _epoch_order(seed: int, source: str, epoch: int, num_windows: int) -> Permut
 
 @dataclass(frozen=True)
 class _Blend:
-    """A phase, ready for arithmetic."""
+    """A phase, or what is left of one without the sources that are used up, ready for
+    arithmetic."""
 
     start_sample: int
-    names: tuple[str, ...]
-    quotas: tuple[int, ...]
+    weights: tuple[tuple[str, float], ...]
+    num_pieces: int
     key_parts: tuple[int | str, ...]
     consumed: Counter[str]
-    """Samples of each source in all earlier phases."""
+    """Samples of each source before this."""
+    names: tuple[str, ...] = field(init=False)
+    quotas: tuple[int, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", tuple(name for name, _ in self.weights))
+        object.__setattr__(self, "quotas", block_quotas(self.weights))
 
     def locate(self, sample: int) -> tuple[str, int]:
         """The source of a sample of this phase, and that source's running number."""
@@ -161,6 +194,17 @@ class _Blend:
         }
         return self.consumed + Counter(own)
 
+    def first_with(self, name: str, num_samples: int) -> int:
+        """Before which sample so many of a source have been read, if this went on for ever."""
+        number = num_samples - self.consumed[name]
+        if number <= 0:
+            return self.start_sample
+        source = self.names.index(name)
+        block, rank = divmod(number - 1, self.quotas[source])
+        sources, ranks = self._order(block)
+        offset = int(np.flatnonzero((sources == source) & (ranks == rank))[0])
+        return self.start_sample + block * BLOCK_SIZE + offset + 1
+
     def _order(self, block: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         return _block_order(derive_key(*self.key_parts, block), self.quotas)
 
@@ -177,33 +221,65 @@ class Sampler:
             num_windows: windows in each source, by name.
 
         Raises:
-            UserError: a weight is too small, or the last phase names an unknown source.
+            UserError: a weight is too small, the last phase names an unknown source, or all
+                sources of a phase are used up in it, and another is to follow.
         """
         starts = [phase.start_sample for phase in phases]
         assert starts and starts[0] == 0 and starts == sorted(starts), starts
         self._seed = seed
         self._num_windows = dict(num_windows)
         self._blends: list[_Blend] = []
-        for number, phase in enumerate(phases):
-            names = tuple(name for name, _ in phase.weights)
-            assert len(set(names)) == len(names), names
-            blend = _Blend(
-                phase.start_sample,
-                names,
-                quotas=block_quotas(phase.weights),
-                key_parts=(seed, "block", number),
-                consumed=self.consumed(phase.start_sample) if number else Counter(),
-            )
-            self._blends.append(blend)
-        for name in self._blends[-1].names:
+        self.used_up: dict[str, int] = {}
+        """Before which sample a source has been read as often as it may, where that comes."""
+        self.end: int | None = None
+        """Before which sample all sources of the last phase are used up; None: never."""
+        for number, (phase, end) in enumerate(zip(phases, [*starts[1:], None], strict=True)):
+            self._add(number, phase, end)
+        for name, _ in phases[-1].weights:
             self._windows_of(name)
+
+    def _add(self, number: int, phase: Phase, end: int | None) -> None:
+        """Append a phase, a blend for each set of sources that are not used up yet."""
+        assert len(dict(phase.weights)) == len(phase.weights), phase
+        weights, start = phase.weights, phase.start_sample
+        limits = {name: int(most * self._windows_of(name)) for name, most in phase.max_epochs}
+        consumed = self.consumed(start) if self._blends else Counter[str]()
+        for part in count():
+            key_parts: tuple[int | str, ...] = (self._seed, "block", number)
+            key_parts += (part,) if part else ()
+            blend = _Blend(start, weights, phase.num_pieces, key_parts, consumed)
+            limited = [name for name, _ in weights if name in limits]
+            ends = {name: blend.first_with(name, limits[name]) for name in limited}
+            next_start = min(ends.values(), default=None)
+            if next_start is None or (end is not None and next_start >= end):
+                self._blends.append(blend)
+                return
+            if next_start > start:
+                self._blends.append(blend)
+                consumed = blend.consumed_before(next_start)
+            start = next_start
+            gone = {name for name, at in ends.items() if at == next_start}
+            self.used_up |= dict.fromkeys(gone, start)
+            weights = tuple((name, weight) for name, weight in weights if name not in gone)
+            if not weights:
+                self._end_at(start, end)
+                return
+
+    def _end_at(self, sample: int, phase_end: int | None) -> None:
+        """All sources of a phase are used up before this sample."""
+        if phase_end is not None or not self._blends:
+            raise _used_up(sample)
+        self.end = sample
 
     def locate(self, sample: int) -> Location:
         """Where a sample is read, in a time that depends on no number.
 
         Raises:
-            UserError: the sample is from an earlier phase's source that is no longer given.
+            UserError: the sample is from an earlier phase's source that is no longer given, or all
+                sources are used up before it.
         """
+        if self.end is not None and sample >= self.end:
+            raise _used_up(self.end)
         name, number = self._blend_at(sample).locate(sample)
         num_windows = self._windows_of(name)
         epoch, rank = divmod(number, num_windows)
@@ -211,11 +287,23 @@ class Sampler:
 
     def consumed(self, num_samples: int) -> Counter[str]:
         """How many of the first `num_samples` samples come from each source."""
+        num_samples = num_samples if self.end is None else min(num_samples, self.end)
         return self._blend_at(num_samples).consumed_before(num_samples)
 
+    def num_pieces(self, sample: int) -> int:
+        """Sequences that a sample is cut into."""
+        return self._blend_at(sample).num_pieces
+
+    def changes_between(self, sample: int, other: int) -> bool:
+        """Whether another blend, or another length of sequences, begins on the way."""
+        return self._number(sample) != self._number(other)
+
     def _blend_at(self, sample: int) -> _Blend:
+        return self._blends[self._number(sample)]
+
+    def _number(self, sample: int) -> int:
         assert sample >= 0, sample
-        return self._blends[bisect_right(self._blends, sample, key=lambda b: b.start_sample) - 1]
+        return bisect_right(self._blends, sample, key=lambda blend: blend.start_sample) - 1
 
     def _windows_of(self, name: str) -> int:
         if name not in self._num_windows:
@@ -225,3 +313,10 @@ class Sampler:
                 f"those given ({known}); add it again"
             )
         return self._num_windows[name]
+
+
+def _used_up(sample: int) -> UserError:
+    return UserError(
+        f"data.sources: before sample {sample:,} all sources have been read as often as their "
+        "max_epochs says; raise it, add data, or lower budget.tokens"
+    )

@@ -16,18 +16,13 @@ from triax.data.prepare.ensure import made_tokenizer, preparation_problems
 from triax.data.prepare.findings import findings
 from triax.data.prepare.inputs import resolve, resolve_all
 from triax.data.prepare.tokenizer import load_tokenizer, tokenizer_fingerprint, vocabulary_size
-from triax.data.read.identity import shard_digest
-from triax.data.read.sampler import block_quotas
+from triax.data.read.digest import shard_digest
 from triax.data.read.shards import find_shards
 from triax.data.read.source import Source
 from triax.data.record import RECORD, PreparedData, load_prepared
 from triax.launcher.config.problems import Problem
 from triax.models.config import ModelConfig
-from triax.training.config import BatchConfig, BudgetConfig
-from triax.training.step.budget import resolve_budget
-
-MAX_USEFUL_EPOCHS = 4
-"""Repeating data up to about four times is nearly as good as new data (Muennighoff et al. 2023)."""
+from triax.training.config import BatchConfig
 
 
 def tokens_per_step(batch: BatchConfig, data: DataConfig) -> int:
@@ -185,14 +180,6 @@ def sources_differ(data: DataConfig) -> Iterator[Problem]:
             )
 
 
-def weights_fill_blocks(data: DataConfig) -> Iterator[Problem]:
-    """Every source gets a sample of each block of the blend."""
-    try:
-        block_quotas([(source.path, source.weight) for source in data.sources])
-    except UserError as error:
-        yield Problem("data.sources", str(error).removeprefix("data.sources: "))
-
-
 def _datasets(data: DataConfig) -> Iterator[tuple[str, str, str]]:
     """Config path, prefix and what `data.prepare` calls it, of every dataset of the run."""
     for number, source in enumerate(data.sources):
@@ -273,27 +260,6 @@ def validation_is_as_wanted(data: DataConfig) -> Iterator[Problem]:
         return  # `made_with_this_tokenizer` says it
     for finding in [] if prepared is None else findings(prepared):
         yield Problem("data.validation", finding)
-
-
-def budget_repeats_data(
-    budget: BudgetConfig, model: ModelConfig, batch: BatchConfig, data: DataConfig
-) -> Iterator[Problem]:
-    """A source is read more often than repeating helps."""
-    total = resolve_budget(budget, model, tokens_per_step(batch, data)).num_tokens
-    weights = sum(source.weight for source in data.sources)
-    for number, source in enumerate(data.sources):
-        try:
-            opened = Source.open(source.path, data.seq_len, model.vocab_size)
-        except UserError:
-            continue
-        epochs = total * source.weight / weights / (opened.num_windows * data.seq_len)
-        if epochs > MAX_USEFUL_EPOCHS:
-            yield Problem(
-                f"data.sources.{number}",
-                f"the budget repeats {source.path} {epochs:,.1f} times; beyond about "
-                f"{MAX_USEFUL_EPOCHS} epochs repeated data is worth much less than new data "
-                "(Muennighoff et al. 2023)",
-            )
 
 
 def exists(path: Path) -> bool:

@@ -37,7 +37,7 @@ def experts_divide(
         yield Problem(
             "parallel.expert",
             f"{parallel.expert} doesn't divide the {num_shards} processes that share a replica's "
-            "samples (all / pipeline / tensor / replicate), over which experts are divided: use a "
+            "tokens (all / pipeline / tensor / replicate), over which experts are divided: use a "
             "divisor of it",
         )
     elif parallel.zero_stage > 0 and model.hidden_size % (num_shards // parallel.expert):
@@ -50,11 +50,12 @@ def experts_divide(
 
 
 def _num_shards(parallel: ParallelConfig, world_size: int | None) -> int | None:
-    """Over how many processes a replica's samples are divided; None where it isn't known."""
+    """Over how many processes a replica's tokens are divided; None where it isn't known."""
     data_parallel = Layout.data_parallel_of(parallel, world_size)
     if data_parallel is None or data_parallel % parallel.replicate:
         return None
-    return data_parallel if parallel.zero_stage == 0 else data_parallel // parallel.replicate
+    shares = data_parallel if parallel.zero_stage == 0 else data_parallel // parallel.replicate
+    return shares * parallel.context
 
 
 def experts_are_recomputed(parallel: ParallelConfig) -> Iterator[Problem]:

@@ -7,7 +7,7 @@ torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,15 @@ from triax.common.files import is_file
 from triax.models.config import ModelConfig
 from triax.models.description import describe
 from triax.models.families import recorded_model
+from triax.models.upcycling import dense_shapes, has_shared_experts, is_upcycled
 
-_WITHOUT_MEANING = {"preset", "z_loss", "init_std"}
+_WITHOUT_MEANING = {
+    *("preset", "z_loss", "init_std"),
+    *(f"experts.{name}" for name in ("sequence_loss", "batch_loss", "z_loss", "bias_rate")),
+}
 """Settings that act on training alone."""
+_OF_FEED_FORWARD = {"experts", "ffn_hidden_size"}
+"""Those that differ where a dense model's weights begin one with experts."""
 
 
 def find_initial(path: Path) -> Mapping[str, Any]:
@@ -52,44 +58,91 @@ def compare_settings(
 
     Raises:
         UserError: the shapes differ, or the weights would mean something else and
-            `checkpoint.init_from_other_settings` isn't set.
+            `checkpoint.init_from_other_settings` isn't set; or experts can't be made of them.
     """
-    config = record.get("config")
-    if not isinstance(config, Mapping) or config.get("model") is None:
+    recorded = _recorded_model(record)
+    if recorded is None:
         return []
-    recorded = _recorded_model(config["model"])
+    is_dense = is_upcycled(recorded, model)
+    if is_dense:
+        _refuse_shared_experts(model)
+    elif checkpoint.init_from_noise:
+        raise UserError(
+            "checkpoint.init_from_noise is for experts that begin as copies of a dense model's "
+            "layers, and here there are none: leave it out"
+        )
     old, new = recorded.model_dump(mode="json"), model.model_dump(mode="json")
+    ignored = _WITHOUT_MEANING | (_OF_FEED_FORWARD if is_dense else set())
     changes = [
-        f"model.{name}: {_shown(old[name])} there, {_shown(new[name])} here"
-        for name in new
-        if name in old and name not in _WITHOUT_MEANING and old[name] != new[name]
+        f"model.{name}: {_shown(there)} there, {_shown(here)} here"
+        for name, there, here in _differences(old, new)
+        if name not in ignored
     ]
-    if not changes:
-        return []
-    listed = "; ".join(changes)
-    if recorded.num_layers != model.num_layers or _tensors(recorded) != _tensors(model):
+    expected = dense_shapes(model) if is_dense else _shapes(model)
+    if recorded.num_layers != model.num_layers or _shapes(recorded) != expected:
+        listed = "; ".join(changes + (_widths(old, new) if is_dense else []))
         raise UserError(
             f"its weights are of another model: {listed}. Take over its settings, or begin "
             "without it"
         )
-    if not checkpoint.init_from_other_settings:
+    if changes and not checkpoint.init_from_other_settings:
         raise UserError(
-            f"its weights would mean something else: {listed}. Take over its settings, or set "
-            "checkpoint.init_from_other_settings = true if that is what you want"
+            f"its weights would mean something else: {'; '.join(changes)}. Take over its "
+            "settings, or set checkpoint.init_from_other_settings = true if that is what you want"
         )
     return changes
 
 
-def _recorded_model(fields: Any) -> ModelConfig:
+def _differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """Settings with other values, by name, as they are there and here."""
+    for name in new:
+        if name not in old or old[name] == new[name]:
+            continue
+        if isinstance(old[name], Mapping) and isinstance(new[name], Mapping):
+            yield from _differences(old[name], new[name], f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", old[name], new[name]
+
+
+def gets_experts(record: Mapping[str, Any], model: ModelConfig) -> bool:
+    """Whether a checkpoint's record tells of a dense model, and this one has experts."""
+    recorded = _recorded_model(record)
+    return recorded is not None and is_upcycled(recorded, model)
+
+
+def _refuse_shared_experts(model: ModelConfig) -> None:
+    if has_shared_experts(model):
+        raise UserError(
+            "a dense model, of whose layers experts can be copies, but model.experts."
+            "num_shared_experts needs one layer more than it has: use 0"
+        )
+
+
+def _widths(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The widths of feed-forward layers, which experts are copies of."""
+    here = new["experts"]["ffn_hidden_size"]
+    return [
+        f"model.ffn_hidden_size: {_shown(old.get('ffn_hidden_size'))} there, here {here} in "
+        f"experts and {new['ffn_hidden_size']} in layers without"
+    ]
+
+
+def _recorded_model(record: Mapping[str, Any]) -> ModelConfig | None:
+    """None where the record tells of no model."""
+    config = record.get("config")
+    if not isinstance(config, Mapping) or config.get("model") is None:
+        return None
     try:
-        return recorded_model(fields)
+        return recorded_model(config["model"])
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in ("model", *first["loc"]))
         raise UserError(f"its recorded {where} is not valid: {first['msg']}") from None
 
 
-def _tensors(model: ModelConfig) -> dict[str, tuple[int, ...]]:
+def _shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
     """The shapes of a model's tensors, by name."""
     return {name: row.shape for name, row in describe(model).parameters.items()}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from importlib.metadata import version
 
@@ -11,6 +12,7 @@ from triax.launcher.config.problems import Problem
 from triax.models.config import ModelConfig
 from triax.models.description import Width, describe
 from triax.parallel.config import ParallelConfig, PrecisionConfig
+from triax.parallel.context.methods import has_whole_shares
 from triax.parallel.layout import Layout
 from triax.parallel.stages import (
     SCHEDULES,
@@ -26,8 +28,9 @@ def world_fits(parallel: ParallelConfig, world_size: int | None) -> Iterator[Pro
     unit = Layout.unit_of(parallel)
     if world_size is None or world_size % unit == 0:
         return
-    axes = ("pipeline", "replicate", "tensor")
-    degrees = " x ".join(f"{axis} {getattr(parallel, axis)}" for axis in axes)
+    axes = ("pipeline", "replicate", "context", "tensor")
+    shown = [a for a in axes if a != "context" or parallel.context > 1]
+    degrees = " x ".join(f"{axis} {getattr(parallel, axis)}" for axis in shown)
     path = next(f"parallel.{axis}" for axis in axes if getattr(parallel, axis) > 1)
     yield Problem(
         path,
@@ -68,7 +71,8 @@ def gradients_are_summed_exactly(
     """Many micro-batches' gradients are not added up in bf16."""
     data_ranks = Layout.data_parallel_of(parallel, world_size) or 1
     count = batch.global_batch_size // (batch.micro_batch_size * data_ranks)
-    is_in_bf16 = parallel.zero_stage >= 2 or (data_ranks == 1 and parallel.tensor == 1)
+    is_alone = data_ranks * parallel.context * parallel.tensor == 1
+    is_in_bf16 = parallel.zero_stage >= 2 or is_alone
     if precision.gradients == "bf16" and is_in_bf16 and count > 1:
         where = f"at parallel.zero_stage = {parallel.zero_stage}" if data_ranks > 1 else "here"
         yield Problem(
@@ -124,9 +128,44 @@ def tensor_divides_model(
     divided["model.vocab_size"] = model.vocab_size
     if parallel.sequence_parallel:
         divided["data.seq_len"] = data.seq_len
+        divided |= {
+            f"data.phases.{number}.seq_len": data.seq_len_in(phase)
+            for number, phase in enumerate(data.phases)
+        }
     for path, value in divided.items():
         if value % parallel.tensor:
             yield Problem(path, _not_divided(path, value, parallel.tensor))
+
+
+def context_divides_sequences(
+    model: ModelConfig, data: DataConfig, parallel: ParallelConfig
+) -> Iterator[Problem]:
+    """Every process of the context axis gets two equal stretches of each sequence."""
+    context, method = parallel.context, parallel.context_method
+    if context == 1:
+        if method != "auto":
+            yield Problem("parallel.context_method", "needs parallel.context above 1")
+        return
+    unit, product = 2 * context, f"2 x parallel.context {context}"
+    if parallel.tensor > 1 and parallel.sequence_parallel:
+        unit = math.lcm(unit, context * parallel.tensor)
+        product = f"{product}, and of parallel.context x parallel.tensor {parallel.tensor}"
+    if data.seq_len % unit:
+        yield Problem(
+            "data.seq_len",
+            f"{data.seq_len} is not a multiple of {product}, by which each process has as early "
+            f"tokens of a sequence as late ones: use {_nearest_multiples(data.seq_len, unit)}",
+        )
+    layers = {layer.attention for layer in describe(model).architecture.layers}
+    if method == "ulysses" and not all(
+        has_whole_shares(layer, context, parallel.tensor) for layer in layers
+    ):
+        product = f"parallel.context {context} x parallel.tensor {parallel.tensor}"
+        yield Problem(
+            "parallel.context_method",
+            f"ulysses divides the heads, and model.num_heads {model.num_heads} is not a multiple "
+            f'of {product}: use "gather", "ring" or "auto"',
+        )
 
 
 def sequence_has_positions(model: ModelConfig, data: DataConfig) -> Iterator[Problem]:
@@ -165,7 +204,9 @@ def float8_fits_shapes(
     for width in _widths(model):
         product = " x ".join(f"model.{field}" for field in width.fields)
         sizes[f"{product}{share}"] = width.num_features // parallel.tensor
-    sizes["batch.micro_batch_size x data.seq_len"] = batch.micro_batch_size * data.seq_len
+    part = " / parallel.context" if parallel.context > 1 else ""
+    num_rows = batch.micro_batch_size * data.seq_len // parallel.context
+    sizes[f"batch.micro_batch_size x data.seq_len{part}"] = num_rows
     for product, size in sizes.items():
         if size % _FLOAT8_UNIT:
             yield Problem(
@@ -179,7 +220,7 @@ def _not_divided(path: str, value: int, tensor: int) -> str:
     text = f"{value} is not a multiple of parallel.tensor = {tensor}"
     if path == "model.vocab_size":
         return f"{text}; {-(-value // tensor) * tensor} is (rows beyond the tokenizer's are unused)"
-    if path == "data.seq_len":
+    if path.endswith("seq_len"):
         return f"{text}, which divides the tokens; or set parallel.sequence_parallel = false"
     return text
 

@@ -22,7 +22,6 @@ from triax.common.quantities import format_count
 from triax.common.section import Section
 from triax.data.config import DataConfig
 from triax.launcher.checks.data import (
-    budget_repeats_data,
     exists,
     inputs_are_there,
     made_with_this_tokenizer,
@@ -35,7 +34,6 @@ from triax.launcher.checks.data import (
     tokens_per_step,
     validation_is_as_wanted,
     vocabulary_holds_data,
-    weights_fill_blocks,
 )
 from triax.launcher.checks.deepspeed import (
     apex_is_nvidias,
@@ -48,6 +46,7 @@ from triax.launcher.checks.deepspeed import (
     deepspeed_splits_layers,
     offload_fits_engine,
 )
+from triax.launcher.checks.evaluation import evaluations_are_possible
 from triax.launcher.checks.experts import (
     deepspeed_has_no_experts,
     experts_are_multiplied,
@@ -58,6 +57,7 @@ from triax.launcher.checks.experts import (
 from triax.launcher.checks.initial_weights import compare_settings, find_initial
 from triax.launcher.checks.parallel import (
     batch_divides,
+    context_divides_sequences,
     float8_fits_shapes,
     gradients_are_summed_exactly,
     optimizer_takes_dtypes,
@@ -68,6 +68,12 @@ from triax.launcher.checks.parallel import (
     stages_fit_layers,
     tensor_divides_model,
     world_fits,
+)
+from triax.launcher.checks.reading import (
+    budget_repeats_data,
+    caps_leave_enough,
+    phases_are_reached,
+    weights_fill_blocks,
 )
 from triax.launcher.config.loading import load_config
 from triax.launcher.config.problems import Problem
@@ -211,6 +217,7 @@ def shown_path(path: Path) -> str:
 STEP_CHECKS: tuple[Check, ...] = (
     model_is_possible,
     tensor_divides_model,
+    context_divides_sequences,
     sequence_has_positions,
     stages_fit_layers,
     schedule_fits_batch,
@@ -244,7 +251,9 @@ CHECKS: tuple[Check, ...] = (
     vocabulary_holds_data,
     sources_differ,
     weights_fill_blocks,
+    caps_leave_enough,
     made_with_this_tokenizer,
+    evaluations_are_possible,
     initial_weights_fit,
     deepspeed_flips_together,
     wandb_is_installed,
@@ -254,6 +263,7 @@ WARNINGS: tuple[Check, ...] = (
     inputs_are_there,
     validation_is_as_wanted,
     budget_repeats_data,
+    phases_are_reached,
     gradients_are_summed_exactly,
     recipe_is_used,
 )

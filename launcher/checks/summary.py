@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import accumulate
+
+from triax.common.errors import UserError
 from triax.common.quantities import format_count
+from triax.data.config import DataConfig
+from triax.data.read.source import open_sources
 from triax.launcher.checks.data import tokens_per_step
+from triax.launcher.checks.reading import num_windows, readings
 from triax.launcher.config.run_config import RunConfig
 from triax.models.config import ModelConfig
 from triax.models.counts import (
@@ -36,7 +43,35 @@ def summary(config: RunConfig, world_size: int | None) -> list[str]:
         + _processes(world_size),
         "data": ", ".join(source.path for source in config.data.sources),
     }
-    return [_row(label, text) for label, text in rows.items()]
+    return [
+        *(_row(label, text) for label, text in rows.items()),
+        *(_row("phase", text) for text in _phases(config.data)),
+        *(_row("reads", text) for text in _readings(config, budget.num_tokens)),
+    ]
+
+
+def _phases(data: DataConfig) -> Iterator[str]:
+    """What is read from when on, if it changes on the way."""
+    starts = accumulate((phase.tokens or 0 for phase in data.phases[:-1]), initial=0)
+    for phase, start in zip(data.phases, starts, strict=False):
+        weights = data.weights_in(phase)
+        shares = " + ".join(f"{weight / sum(weights):.3g}" for weight in weights)
+        length = f"{data.seq_len_in(phase):,} a sequence"
+        yield f"from {format_count(start)} tokens on: {length}, sources {shares}"
+
+
+def _readings(config: RunConfig, num_tokens: int) -> list[str]:
+    """How often each source is read; nothing where the data isn't there yet."""
+    data = config.data
+    try:
+        windows = num_windows(data, config.model.vocab_size)
+        sources = open_sources(data, config.model.vocab_size)
+    except UserError:
+        return []
+    size, seed = config.batch.global_batch_size, config.run.seed
+    found = readings(data, size, seed, num_tokens, windows)
+    packed = [source.packed for source in sources if source.packed is not None]
+    return [each.describe() for each in found] + [f"packed, {each.describe()}" for each in packed]
 
 
 def active_parameters(model: ModelConfig) -> str:

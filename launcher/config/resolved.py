@@ -23,6 +23,7 @@ BREAKING = (
     "run.seed",
     "model",
     "data.seq_len",
+    "data.packing",
     "data.mask_documents",
     "batch.global_batch_size",
 )

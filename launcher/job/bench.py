@@ -126,7 +126,7 @@ def _work(config: RunConfig, layout: Layout, moved: int) -> Work:
         config.data.seq_len,
         config.precision.compute,
         layout.tensor,
-        layout.pipeline,
+        layout.pipeline * layout.context,
         moved,
     )
 
@@ -151,6 +151,7 @@ def _setup(config: RunConfig, layout: Layout, processes: Processes, start_second
             "ZeRO": parallel.zero_stage,
             "tensor": parallel.tensor,
             "pipeline": parallel.pipeline,
+            "context": parallel.context,
             "gradients": config.precision.gradients,
             "moments": config.optimizer.state_dtype,
             "compile": str(parallel.compile).lower(),

@@ -93,7 +93,7 @@ def build(job: Job, sources: Sources, start: Start, parts: ExitStack) -> Run:
         job.say(keeper.guard_news)
     on_first(partial(_write_down, job), job.processes.control_group)
     job.stop.listen()
-    log = parts.enter_context(opened_log(job, state))
+    log = parts.enter_context(opened_log(job, state, data.loader))
     saver = make_saver(job, start, engine, keeper, log)
     return Run(
         data=data,
@@ -131,4 +131,5 @@ def make_plan(job: Job) -> Plan:
         evaluate_every=config.eval.every,
         log_every=config.metrics.every,
         collect_garbage_every=config.run.collect_garbage_every,
+        evaluation_share=config.eval.budget,
     )

@@ -15,14 +15,16 @@ from triax.checkpoint.huggingface import parameter_shapes
 from triax.checkpoint.reading import check_weights
 from triax.checkpoint.run_folder import recorded_table
 from triax.checkpoint.store import CheckpointStore
+from triax.checkpoint.upcycling import read_upcycled
 from triax.common.errors import UserError
-from triax.launcher.checks.initial_weights import compare_settings
+from triax.launcher.checks.initial_weights import compare_settings, gets_experts
 from triax.launcher.config.resolved import diff_with_record, refuse_changes
 from triax.launcher.config.run_config import RunConfig
 from triax.launcher.job.data import Sources
 from triax.launcher.job.job import Job
 from triax.launcher.job.record import RecordKeeper
 from triax.launcher.job.resume import ResumePoint, refuse_other_tokenizer
+from triax.models.upcycling import dense_shapes
 from triax.parallel.agreement import agreed
 from triax.parallel.engine import Engine
 from triax.training.records.metrics_logger import MetricsLogger
@@ -113,7 +115,9 @@ def _check_initial(info: CheckpointInfo, config: RunConfig) -> list[str]:
         changes = compare_settings(info.manifest.record, config.model, config.checkpoint)
     except UserError as error:
         raise UserError(f"checkpoint.init_from: {info.path}: {error}") from None
-    shapes = {f"model.{name}": shape for name, shape in parameter_shapes(config.model).items()}
+    is_dense = gets_experts(info.manifest.record, config.model)
+    expected = dense_shapes(config.model) if is_dense else parameter_shapes(config.model)
+    shapes = {f"model.{name}": shape for name, shape in expected.items()}
     check_weights(info.path, shapes, prefix="model.")
     return changes
 
@@ -128,9 +132,22 @@ def load_weights(job: Job, start: Start, engine: Engine) -> None:
         start.store.load(start.checkpoint, engine.state())
         job.say(f"going on after step {start.resume_point.state.step} from {start.checkpoint.path}")
     elif start.initial is not None:
-        weights_only = {n: t for n, t in engine.state().items() if n.startswith("model.")}
-        start.store.load(start.initial, weights_only)
+        load_initial_weights(start.store, start.initial, engine, job.config)
         job.say(f"starting from the weights of {start.initial.path}")
+
+
+def load_initial_weights(
+    store: CheckpointStore, initial: CheckpointInfo, engine: Engine, config: RunConfig
+) -> None:
+    """Read another run's weights into a new engine, a dense model's into each of its experts.
+    Collective."""
+    assert initial.manifest is not None
+    weights = {name: t for name, t in engine.state().items() if name.startswith("model.")}
+    read = partial(store.load, initial)
+    if gets_experts(initial.manifest.record, config.model):
+        read_upcycled(read, weights, config.model, config.checkpoint.init_from_noise)
+    else:
+        read(weights)
 
 
 def make_saver(

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 
 from triax.data.prepare.ensure import ensure_prepared
-from triax.data.prepare.token_bytes import target_bytes, token_bytes
-from triax.data.prepare.tokenizer import load_tokenizer
 from triax.data.read.identity import Identity, identify, identify_sources
 from triax.data.read.integrity import Verification, files_of, verify
-from triax.data.read.loader import Loader, validation_batches
+from triax.data.read.loader import Loader
+from triax.data.read.plan import PlannedPhase, planned_phases
 from triax.data.read.sampler import Sampler
 from triax.data.read.source import Source, open_sources
 from triax.launcher.cluster.preflight import data_facts, refuse_differences
 from triax.launcher.cluster.process_group import Processes
+from triax.launcher.job.evaluation import make_evaluator
 from triax.launcher.job.job import Job
 from triax.launcher.job.resume import ResumePoint
-from triax.models.batch import Batch
 from triax.parallel.agreement import agreed_however_long, on_first_however_long
 from triax.parallel.collectives import gather_objects
 from triax.training.loop.loop import RunData
@@ -30,20 +29,24 @@ class Sources:
 
     sources: list[Source]
     identities: list[Identity]
-    weights: list[float]
+    plan: tuple[PlannedPhase, ...]
     validation: Source | None = None
     validation_identity: Identity | None = None
+    others: Mapping[str, Source] = field(default_factory=dict)
+    """More validation data, by name."""
+    other_identities: Sequence[Identity] = ()
 
     @property
-    def known_by(self) -> tuple[list[Identity], list[float], Identity | None]:
+    def known_by(self) -> tuple[list[Identity], tuple[PlannedPhase, ...], Identity | None]:
         """What a resume point compares them by."""
-        return self.identities, self.weights, self.validation_identity
+        return self.identities, self.plan, self.validation_identity
 
     @property
     def all_identities(self) -> list[Identity]:
         """Of all that is read."""
         validation = self.validation_identity
-        return [*self.identities, *([] if validation is None else [validation])]
+        own = [] if validation is None else [validation]
+        return [*self.identities, *own, *self.other_identities]
 
 
 def find_sources(job: Job) -> Sources:
@@ -67,17 +70,17 @@ def make_data(
         The data, and what verifies it beside the steps while it is entered.
 
     Raises:
-        UserError: a shard of the validation is missing, or a file is damaged.
+        UserError: a task can't be asked, or a file is damaged.
     """
     for note in resume_point.notes:
         job.say(f"data     {note}")
-    validation = job.together(partial(_validation, job, sources.validation))
+    for source, config in zip(sources.sources, job.config.data.sources, strict=True):
+        if source.packed is not None:
+            job.say(f"data     {config.path}: packed, {source.packed.describe()}")
+    evaluator = make_evaluator(job, sources.validation, sources.others)
     job.watchdog.beat("verifying the data", resume_point.state.step)
     verification = _verify(job)
-    loader = _loader(job, sources, resume_point, verification)
-    return RunData(
-        loader, validation, job.together(partial(_num_bytes, job, sources))
-    ), verification
+    return RunData(_loader(job, sources, resume_point, verification), evaluator), verification
 
 
 def _prepare(job: Job) -> None:
@@ -100,52 +103,21 @@ def _open(job: Job) -> Sources:
 
     def open_here() -> Sources:
         sources = open_sources(data, config.model.vocab_size)
-        weights = [source.weight for source in data.sources]
-        read = Sources(sources, identify_sources(data.sources, sources), weights)
+        plan = planned_phases(data, config.batch.global_batch_size)
+        read = Sources(sources, identify_sources(data.sources, sources), plan)
+        open_one = partial(Source.open, seq_len=data.seq_len, vocab_size=config.model.vocab_size)
+        others = {one.name: open_one(one.path) for one in config.eval.sets}
+        known = [identify(one.path, others[one.name]) for one in config.eval.sets]
+        read = replace(read, others=others, other_identities=known)
         if data.validation is None:
             return read
-        validation = Source.open(data.validation, data.seq_len, config.model.vocab_size)
+        validation = open_one(data.validation)
         identity = identify(data.validation, validation)
         return replace(read, validation=validation, validation_identity=identity)
 
     opened = job.together(open_here)
     refuse_differences(data_facts(opened.all_identities, data.tokenizer), job.processes, config)
     return opened
-
-
-def _validation(job: Job, source: Source | None) -> list[Batch]:
-    """This process's part of every validation; empty if there is no data for it."""
-    config = job.config
-    if source is None:
-        return []
-    batches = validation_batches(
-        source,
-        config.eval.batches * config.batch.global_batch_size,
-        micro_batch_size=config.batch.micro_batch_size,
-        dp_rank=job.layout.data_rank(job.processes.environment.rank),
-        dp_size=job.layout.data_parallel,
-        mask_documents=config.data.mask_documents,
-        pin_memory=job.processes.device.type == "cuda",
-    )
-    return list(batches)
-
-
-def _num_bytes(job: Job, sources: Sources) -> int | None:
-    """Of the text of all validation targets, on rank 0, which tells; None on the others, and where
-    the tokenizer isn't known."""
-    config, source = job.config, sources.validation
-    if source is None or config.data.tokenizer is None or not job.processes.is_main:
-        return None
-    batches = validation_batches(
-        source,
-        config.eval.batches * config.batch.global_batch_size,
-        micro_batch_size=config.batch.micro_batch_size,
-        dp_rank=0,
-        dp_size=1,
-        mask_documents=config.data.mask_documents,
-    )
-    sizes = token_bytes(load_tokenizer(Path(config.data.tokenizer)), config.model.vocab_size)
-    return sum(target_bytes(sizes, batch.targets_BT.numpy()) for batch in batches)
 
 
 def _verify(job: Job) -> Verification:
@@ -159,6 +131,7 @@ def _verify(job: Job) -> Verification:
     prefixes = [source.path for source in data.sources]
     if data.validation is not None:
         prefixes.append(data.validation)
+    prefixes += [one.path for one in job.config.eval.sets]
     # Each rank keeps its list to itself: at thousands of ranks all lists would fill the memory.
     found = job.together(partial(files_of, prefixes))
     for prefix in found.without:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 
+from triax.data.read.loader import Loader
 from triax.launcher.job.forecast import forecast_writers
 from triax.launcher.job.job import Job
 from triax.models.counts import flops_per_token
@@ -26,7 +27,7 @@ from triax.training.step.state import TrainState
 
 
 @contextmanager
-def opened_log(job: Job, state: TrainState) -> Iterator[MetricsLogger]:
+def opened_log(job: Job, state: TrainState, loader: Loader) -> Iterator[MetricsLogger]:
     """Log of a session that goes on from `state`, closed at the end; rank 0's alone shows it."""
     is_main, budget = job.processes.is_main, job.budget
     with (
@@ -34,7 +35,9 @@ def opened_log(job: Job, state: TrainState) -> Iterator[MetricsLogger]:
         # One that can't start must not leave the other ranks waiting for the first.
         job.together(partial(_make_writers, job, state.step + 1, console)) as writers,
     ):
-        metrics_logger = MetricsLogger(is_main, job.directory, writers, console, _row_maker(job))
+        metrics_logger = MetricsLogger(
+            is_main, job.directory, writers, console, _row_maker(job, loader)
+        )
         metrics_logger.started(state.step, asdict(job.layout))
         yield metrics_logger
 
@@ -54,16 +57,17 @@ def _make_writers(job: Job, next_step: int, console: Console) -> MetricsWriters:
     return MetricsWriters(writers)
 
 
-def _row_maker(job: Job) -> Callable[[StepFigures], Row]:
+def _row_maker(job: Job, loader: Loader) -> Callable[[StepFigures], Row]:
     """Turns a step's figures into a line of metrics.jsonl."""
     config, device = job.config, job.processes.device
     peak = peak_flops(device_name(device), config.precision.compute)
 
     def make_row(figures: StepFigures) -> Row:
+        seq_len = config.data.seq_len // loader.num_pieces(figures.first_sample)
         return metrics_row(
             figures,
             tokens_per_step=job.budget.tokens_per_step,
-            flops_per_token=flops_per_token(config.model, config.data.seq_len),
+            flops_per_token=flops_per_token(config.model, seq_len),
             peak_flops=None if peak is None else peak * job.processes.environment.world_size,
             memory_gib=peak_memory_gib(device),
             loss_scaled=config.precision.compute == "fp16",

@@ -86,5 +86,8 @@ class RecordKeeper:
 
     def _is_of_another_level(self, record: Mapping[str, Any]) -> bool:
         """Whether a record's losses were of other data, or of a config that moves them."""
-        phase = self._resume_point.blend.to_json()["phases"][-1]
-        return record["phases"][-1] != phase or moves_the_level(record["config"], self._config)
+        resumed = self._resume_point
+        sample = max(record["cursor"], resumed.state.cursor)
+        return resumed.blend.differs_from(record, sample) or moves_the_level(
+            record["config"], self._config
+        )

@@ -13,6 +13,7 @@ from triax.data.config import DataConfig
 from triax.data.prepare.tokenizer import tokenizer_fingerprint
 from triax.data.read.blend import Blend
 from triax.data.read.identity import Identity, recorded_validation
+from triax.data.read.plan import PlannedPhase
 from triax.training.stability.escalation import Escalation, Trouble
 from triax.training.stability_config import StabilityConfig
 from triax.training.step.state import TrainState
@@ -45,17 +46,19 @@ class ResumePoint:
 
     @staticmethod
     def new(
-        sources: Sequence[Identity], weights: Sequence[float], validation: Identity | None = None
+        sources: Sequence[Identity],
+        plan: Sequence[PlannedPhase],
+        validation: Identity | None = None,
     ) -> ResumePoint:
         """The beginning of a run."""
-        return ResumePoint(TrainState(), Blend.begin(sources, weights), None, validation)
+        return ResumePoint(TrainState(), Blend.begin(sources, plan), None, validation)
 
     @staticmethod
     @record_errors()
     def of(
         record: Mapping[str, Any],
         sources: Sequence[Identity],
-        weights: Sequence[float],
+        plan: Sequence[PlannedPhase],
         validation: Identity | None = None,
     ) -> ResumePoint:
         """The point that a checkpoint was made at.
@@ -64,7 +67,7 @@ class ResumePoint:
             UserError: as `Blend.resume`.
         """
         state = _state_of(record)
-        blend = Blend.resume(record, state.cursor, sources, weights)
+        blend = Blend.resume(record, state.cursor, sources, plan)
         notes = (*blend.notes, *_swapped(recorded_validation(record), validation))
         return ResumePoint(state, blend, record, validation, notes)
 

@@ -15,6 +15,7 @@ from triax.common.showing import printable
 from triax.data.prepare.tokenizer import decode, load_tokenizer
 from triax.data.read.blend import Blend
 from triax.data.read.identity import Identity, identify_sources
+from triax.data.read.plan import planned_phases
 from triax.data.read.sampler import Sampler
 from triax.data.read.source import Source, open_sources
 from triax.launcher.config.loading import load_config
@@ -113,12 +114,12 @@ class RunSamples:
 
 def _blend(config: RunConfig, directory: RunDirectory, sources: list[Identity]) -> Blend:
     """The phases so far, by the newest checkpoint; else the config's from the beginning."""
-    weights = [source.weight for source in config.data.sources]
+    plan = planned_phases(config.data, config.batch.global_batch_size)
     records = [
         info.manifest.record
         for info in list_checkpoints(directory.checkpoints)
         if info.manifest is not None
     ]
     if not records:
-        return Blend.begin(sources, weights)
-    return Blend.resume(records[-1], records[-1]["cursor"], sources, weights)
+        return Blend.begin(sources, plan)
+    return Blend.resume(records[-1], records[-1]["cursor"], sources, plan)

@@ -24,6 +24,7 @@ from triax.models.counts import num_parameters
 from triax.parallel.layout import Layout
 from triax.parallel.picture import draw_mesh, tensor_crosses_nodes
 from triax.training.loop.loop import Outcome
+from triax.training.records.expert_load import describe_load, plot_loads, read_loads
 from triax.training.records.hardware import device_name
 from triax.training.records.plot import plot_losses, read_curves
 from triax.training.records.run_directory import RunDirectory
@@ -40,12 +41,13 @@ def tell_opening(job: Job) -> None:
     job.say(opening_summary(job.config, job.budget, job.layout, job.processes.device))
     environment = job.processes.environment
     if environment.world_size > 1:
-        job.say("\n".join(mesh_summary(job.layout, environment.local_world_size)))
+        expert = job.config.parallel.expert
+        job.say("\n".join(mesh_summary(job.layout, environment.local_world_size, expert)))
 
 
-def mesh_summary(layout: Layout, processes_per_node: int) -> list[str]:
+def mesh_summary(layout: Layout, processes_per_node: int, expert: int = 1) -> list[str]:
     """Who is where, and a warning if a tensor-parallel group crosses nodes; for several axes."""
-    lines = [f"  {line}" for line in draw_mesh(layout, processes_per_node).splitlines()]
+    lines = [f"  {line}" for line in draw_mesh(layout, processes_per_node, expert).splitlines()]
     if tensor_crosses_nodes(layout, processes_per_node):
         lines.append(
             f"warning: tensor parallelism over {layout.tensor} processes crosses nodes of "
@@ -64,6 +66,7 @@ def opening_summary(config: RunConfig, budget: Budget, layout: Layout, device: t
             ("pipeline", layout.pipeline),
             ("replicate", layout.replicate),
             ("shard", layout.shard),
+            ("context", layout.context),
             ("tensor", layout.tensor),
         )
         if size > 1
@@ -104,7 +107,8 @@ def closing_summary(
     """
     lines = ["", f"ended after step {outcome.state.step}: {outcome.reason}"]
     if outcome.evaluation is not None:
-        lines.append(f"validation {outcome.evaluation.describe()}")
+        main, *others = outcome.evaluation.describe()
+        lines += [f"validation {main}".rstrip(), *others]
     lines += _refused(outcome)
     if outcome.code is ExitCode.DONE:
         lines += _or_why_not(
@@ -112,6 +116,7 @@ def closing_summary(
         )
         lines.append(_chinchilla(config, outcome.tokens_per_second))
     lines += _or_why_not("loss plot", partial(_plot, config, directory))
+    lines += _or_why_not("experts", partial(_experts, config, directory))
     lines += _or_why_not("checkpoint", lambda: [f"checkpoint   {_newest_checkpoint(directory)}"])
     lines.append(f"to resume    {_resume_command(directory, outcome, environment)}")
     return "\n".join(lines)
@@ -136,6 +141,17 @@ def _plot(config: RunConfig, directory: RunDirectory) -> list[str]:
         plot_losses(directory.plot, curves, config.run.name)
         lines.append(f"loss plot    {directory.plot}")
     return lines
+
+
+def _experts(config: RunConfig, directory: RunDirectory) -> list[str]:
+    """How evenly the last step's tokens went to experts, and a picture of all steps."""
+    rows = directory.rows(directory.metrics)
+    load = describe_load(rows)
+    if load is None:
+        return []
+    plot_loads(directory.load_plot, read_loads(rows), config.run.name)
+    lines = textwrap.wrap(f"experts      {load}", 79, subsequent_indent=" " * 13)
+    return [*lines, f"             {directory.load_plot}"]
 
 
 def _refused(outcome: Outcome) -> list[str]:
@@ -163,9 +179,10 @@ def _newest_checkpoint(directory: RunDirectory) -> Path:
 
 def _chinchilla(config: RunConfig, tokens_per_second: float) -> str:
     tokens = chinchilla_tokens(config.budget, config.model)
+    active = "active " if active_parameters(config.model) else ""
     text = (
         f"chinchilla   {format_count(tokens)} tokens would be compute-optimal "
-        f"({config.budget.tokens_per_parameter:g} per parameter, "
+        f"({config.budget.tokens_per_parameter:g} per {active}parameter, "
         f"{config.budget.parameters.replace('-', ' ')})"
     )
     if tokens_per_second > 0:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from triax.common.errors import UserError
+from triax.common.paths import short_path
 from triax.common.quantities import format_count
 from triax.launcher.checks.sections import find_problems, find_step_problems
 from triax.launcher.config.loading import load_config
@@ -23,7 +24,7 @@ from triax.launcher.plan.planned import (
     write_layout,
 )
 from triax.launcher.terminal.messages import print_warning
-from triax.models.counts import num_parameters
+from triax.models.counts import num_active_parameters, num_parameters
 from triax.planning import report
 from triax.planning.advice import REFIT, hyperparameters, optima, over_training
 from triax.planning.devices import Device, find_device
@@ -211,8 +212,10 @@ def _report(
     length: Length,
 ) -> Iterator[str]:
     setup, device = forecast.outcome.setup, forecast.device
-    count = num_parameters(setup.model)
-    yield f"{planned.source}: {format_count(count)} parameters, in {setup.precision.compute}"
+    count, active = num_parameters(setup.model), num_active_parameters(setup.model)
+    in_use = "" if active == count else f" ({format_count(active)} in use)"
+    about = f": {format_count(count)} parameters{in_use}, in {setup.precision.compute}"
+    yield short_path(planned.source, report.WIDTH - len(about)) + about
     yield from report.shown_machine(setup, device)
     if found is not None:
         yield from report.shown_search(found, seconds)
@@ -222,16 +225,17 @@ def _report(
     yield from report.shown_length(forecast, length)
     if not forecast.outcome.fits:
         yield report.row("memory", why_too_large(forecast.outcome, device))
-    yield from report.shown_hyperparameters(hyperparameters(count, length.tokens))
+    yield from report.shown_hyperparameters(hyperparameters(active, length.tokens))
     yield ""
-    flops = 6.0 * count * length.tokens
+    flops = 6.0 * active * length.tokens
     yield from report.shown_advice(flops, optima(flops))
     if args.explain:
         yield ""
         yield from report.shown_figures(explained(forecast))
     if args.output is not None:
         yield ""
-        yield f"{args.output}: written; triax check {args.output} --world-size {args.gpus}"
+        yield f"{short_path(str(args.output), report.WIDTH - 10)}: written"
+        yield f"triax check {args.output} --world-size {args.gpus}"  # to be copied, however long
 
 
 def _remark(args: argparse.Namespace, device: Device, forecast: Forecast) -> str:

@@ -19,7 +19,7 @@ from triax.launcher.config.loading import parse_config, read_config
 from triax.launcher.config.overrides import apply_overrides
 from triax.launcher.config.run_config import RunConfig
 from triax.models.config import ModelConfig
-from triax.models.counts import num_parameters
+from triax.models.counts import num_active_parameters
 from triax.models.description import describe
 from triax.models.families import model_config
 from triax.models.presets import PRESETS
@@ -36,6 +36,7 @@ _LAYOUT = (
     "stages_per_rank",
     "zero_stage",
     "replicate",
+    "expert",
     "activation_checkpointing",
     "compile",
 )
@@ -122,7 +123,7 @@ def planned_from_preset(
 def _tables(
     name: str, model: ModelConfig, seq_len: int, global_batch_size: int | None, tokens: int | None
 ) -> dict[str, Any]:
-    count = num_parameters(model)
+    count = num_active_parameters(model)
     if global_batch_size is None:
         advised = hyperparameters(count, tokens or 20 * count)[0].batch_tokens
         sequences = min(advised, _MOST_BATCH_TOKENS) / seq_len

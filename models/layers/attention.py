@@ -15,16 +15,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from triax.models import architecture
+from triax.models.layers.attention_op import attend_rows
+from triax.models.layers.masks import Mask, Reach
 from triax.models.layers.norm import make_norm
 from triax.models.layers.rotary import rotate
 
 _WITHOUT_CUDNN = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
-def attend(
-    q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, mask: Tensor | BlockMask | None
-) -> Tensor:
+def attend(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, mask: Mask) -> Tensor:
     """Mix the values by softmax(q k^T / sqrt(K)); (B, H, T, K). Heads share G keys and values."""
+    if isinstance(mask, Reach):
+        return attend_rows(q_BHTK, k_BGTK, v_BGTK, mask.firsts_BT, mask.window, "")
     has_groups = q_BHTK.shape[1] != k_BGTK.shape[1]
     if isinstance(mask, BlockMask):
         mixed: Tensor = flex_attention(
@@ -72,14 +74,12 @@ class Attention(nn.Module):
             for size in (num_queries, num_keys)
         )
 
-    def forward(
-        self, x_BTD: Tensor, rotary: Tensor | None, mask: Tensor | BlockMask | None
-    ) -> Tensor:
+    def forward(self, x_BTD: Tensor, rotary: Tensor | None, mask: Mask) -> Tensor:
         """Attend over x (B, T, D).
 
         Args:
             rotary: from `rotary_table`; None where positions come otherwise.
-            mask: from `attention_mask` or `block_mask`.
+            mask: from `attention_mask`, `block_mask` or `reach`.
         """
         heads = (*x_BTD.shape[:2], -1, self.layer.head_dim)
         q_BTD, k_BTD, v_BTD = self.project(x_BTD, (self.query, self.key, self.value))

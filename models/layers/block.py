@@ -6,12 +6,12 @@ Shape letters: B batch, T tokens, D hidden size.
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask
 
 from triax.models.architecture import Experts, Layer
 from triax.models.layers.attention import Attention
 from triax.models.layers.experts import MixtureOfExperts
 from triax.models.layers.feed_forward import make_feed_forward
+from triax.models.layers.masks import Mask
 from triax.models.layers.norm import make_norm
 from triax.models.layers.output import LayerOutput, Shape, declared_sums
 
@@ -42,7 +42,7 @@ class Block(nn.Module):
         self,
         x_BTD: Tensor,
         rotary: Tensor | None,
-        mask: Tensor | BlockMask | None,
+        mask: Mask,
         counted_BT: Tensor | None = None,
     ) -> Tensor | LayerOutput:
         """The layer's output, with what its feed-forward layer hands up, if anything.

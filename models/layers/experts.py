@@ -23,6 +23,9 @@ from triax.models.layers.router import Choice, Router
 
 Work = Callable[[Tensor, Tensor], Tensor]
 """What experts make of rows (R, D) by expert, given how many each has (E,)."""
+Visit = Callable[[Work, Tensor, Tensor, Tensor], Tensor]
+"""Brings rows to their experts and back: from the work, tokens (N, D), the token that each row is
+of (R,), by expert, and how many rows each expert has (E,), to what is made of the rows (R, D)."""
 
 
 def grouped_product(x_RD: Tensor, weight_EFD: Tensor, ends_E: Tensor) -> Tensor:
@@ -35,9 +38,9 @@ def grouped_product(x_RD: Tensor, weight_EFD: Tensor, ends_E: Tensor) -> Tensor:
     return y_RF
 
 
-def work_here(work: Work, rows_RD: Tensor, counts_E: Tensor) -> Tensor:
+def work_here(work: Work, x_ND: Tensor, tokens_R: Tensor, counts_E: Tensor) -> Tensor:
     """All experts are here."""
-    return work(rows_RD, counts_E)
+    return work(x_ND.index_select(0, tokens_R), counts_E)
 
 
 class Experts(nn.Module):
@@ -45,7 +48,7 @@ class Experts(nn.Module):
 
     multiply: Callable[[Tensor, Tensor, Tensor], Tensor] = staticmethod(grouped_product)
     """How rows are multiplied: by `grouped_product`, or with parts of the weights."""
-    visit: Callable[[Work, Tensor, Tensor], Tensor] = staticmethod(work_here)
+    visit: Visit = staticmethod(work_here)
     """How rows come to their experts: `work_here`, or sent to the processes that have them."""
 
     def __init__(self, layer: architecture.Experts, width: int) -> None:
@@ -64,8 +67,7 @@ class Experts(nn.Module):
         experts_R, order_R = experts_NK.flatten().sort(stable=True)
         counts_E = experts_R.new_zeros(self.num_experts)
         counts_E.scatter_add_(0, experts_R, torch.ones_like(experts_R))
-        rows_RD = x_ND.index_select(0, order_R // top_k)
-        rows_RD = self.visit(self._swiglu, rows_RD, counts_E)
+        rows_RD = self.visit(self._swiglu, x_ND, order_R // top_k, counts_E)
         made_NKD = rows_RD.index_select(0, order_R.argsort()).unflatten(0, (-1, top_k))
         y_ND: Tensor = (made_NKD * weights_NK[..., None]).sum(1)
         return y_ND.to(x_ND.dtype)

@@ -2,12 +2,15 @@
 
 A dense mask is T x T numbers to read for every head, and rules out the fast kernels. In blocks the
 mask is a function of two positions, and per block of positions whether it is to be looked at: what
-nobody sees is never read.
+nobody sees is never read. Shortest is how far each token sees, which `models/layers/blockwise.py`
+makes masks of, tile by tile.
 
 Shape letters: B batch, T tokens, Q blocks of queries, S blocks of keys.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +18,46 @@ from torch.nn.attention.flex_attention import BlockMask
 
 BLOCK_TOKENS = 128
 """Tokens of a block; FlexAttention's own size."""
+DENSE_TOKENS = {"cpu": 8192, "cuda": 32768}
+"""Of the longest sequence whose dense mask isn't too large, by device; a GPU has kernels that are
+fast with it, and 1 GiB for it."""
+
+
+class Reach(NamedTuple):
+    """How far each token sees: to no token after itself, none before its document, and none beyond
+    the window. So many numbers as tokens."""
+
+    firsts_BT: Tensor | None
+    """Integers: the place in the row where each token's document begins; None where a row is one.
+    """
+    window: int | None
+
+
+Mask = Tensor | BlockMask | Reach | None
+"""What attention is told of who sees whom; None for plain causal."""
+
+
+def reach(
+    document_ids_BT: Tensor | None,
+    num_tokens: int,
+    sliding_window: int | None,
+    _device: torch.device,
+) -> Reach | None:
+    """The mask of `attention_mask`, for documents that lie one behind the other, in T numbers; None
+    for plain causal."""
+    window = sliding_window if sliding_window is not None and sliding_window < num_tokens else None
+    if document_ids_BT is None and window is None:
+        return None
+    return Reach(None if document_ids_BT is None else document_starts(document_ids_BT), window)
+
+
+def document_starts(document_ids_BT: Tensor) -> Tensor:
+    """The place in the row where each token's document begins, int64 (B, T): ids too, by which a
+    token tells what it sees without the others' ids."""
+    places = torch.arange(document_ids_BT.shape[1], device=document_ids_BT.device)
+    begins_BT = torch.ones_like(document_ids_BT, dtype=torch.bool)
+    begins_BT[:, 1:] = document_ids_BT[:, 1:] != document_ids_BT[:, :-1]
+    return places.where(begins_BT, 0).cummax(-1).values
 
 
 def attention_mask(

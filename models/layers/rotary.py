@@ -32,14 +32,16 @@ def rotary_table(
     exponents = torch.arange(0, layer.head_dim, 2, dtype=torch.float32, device=device)
     frequencies = layer.rotary.theta ** (-exponents / layer.head_dim)
     if layer.rotary.scaling is not None:
-        frequencies = _stretch_low_frequencies(frequencies, layer.rotary.scaling)
+        frequencies = _stretch_low_frequencies(
+            frequencies, layer.rotary.scaling, layer.rotary.theta
+        )
     if positions_BT is None:
         positions = torch.arange(num_positions, dtype=torch.float32, device=device)
     else:
         positions = positions_BT.float()
     half = positions[..., None] * frequencies
     angles = torch.cat((half, half), dim=-1)
-    return torch.stack((angles.cos(), angles.sin()))
+    return torch.stack((angles.cos(), angles.sin())) * _amplitude(layer.rotary.scaling)
 
 
 def rotate(x_BTHK: Tensor, rotary: Tensor) -> Tensor:
@@ -50,10 +52,29 @@ def rotate(x_BTHK: Tensor, rotary: Tensor) -> Tensor:
     return (x_BTHK.float() * cos_T1K + turned * sin_T1K).to(x_BTHK.dtype)
 
 
-def _stretch_low_frequencies(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
-    """Llama 3.1's scaling: low frequencies are divided by `factor`, high ones are kept, and those
-    between are interpolated by how often they turn within the original context."""
-    turns = scaling.original_seq_len * frequencies / (2 * math.pi)
-    low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    kept_share = ((turns - low) / (high - low)).clamp(0, 1)
+def _stretch_low_frequencies(frequencies: Tensor, scaling: RopeScaling, theta: float) -> Tensor:
+    """Low frequencies are divided by `factor`, high ones are kept, and those between are
+    interpolated: by how often they turn within the original context (Llama 3.1), or by their number
+    between those that turn so often (YaRN, section 3.2)."""
+    original = scaling.original_seq_len
+    if scaling.kind == "llama3":
+        turns = original * frequencies / (2 * math.pi)
+        low, high = scaling.low_freq_factor, scaling.high_freq_factor
+        kept_share = ((turns - low) / (high - low)).clamp(0, 1)
+    else:
+        count = frequencies.numel()
+        fast, slow = (
+            count * math.log(original / (turns * 2 * math.pi)) / math.log(theta)
+            for turns in (scaling.beta_fast, scaling.beta_slow)
+        )
+        first, last = max(math.floor(fast), 0), min(math.ceil(slow), 2 * count - 1)
+        numbers = torch.arange(count, dtype=torch.float32, device=frequencies.device)
+        kept_share = 1 - ((numbers - first) / max(last - first, 1e-3)).clamp(0, 1)
     return frequencies * (kept_share + (1 - kept_share) / scaling.factor)
+
+
+def _amplitude(scaling: RopeScaling | None) -> float:
+    """What queries and keys are multiplied by: YaRN's temperature (section 3.4)."""
+    if scaling is None or scaling.kind != "yarn":
+        return 1.0
+    return 0.1 * math.log(scaling.factor) + 1

@@ -64,6 +64,8 @@ class Router(nn.Module):
 
     multiply: Callable[[Tensor, Tensor], Tensor] = staticmethod(F.linear)
     """How logits come about."""
+    over_sequence: Callable[[Tensor], Tensor] = staticmethod(torch.clone)
+    """A sum over a sequence's tokens that are here, over all of them: those may be divided."""
     loss_share = 1.0
     bias: Tensor | None
     load: Tensor | None
@@ -87,7 +89,8 @@ class Router(nn.Module):
         """Choose experts.
 
         Args:
-            x_BTD: whole sequences, or the loss of each wouldn't be one of a sequence.
+            x_BTD: whole sequences, or parts that `over_sequence` knows the others of: the loss of
+                each wouldn't be one of a sequence.
             counted_BT: how much each token counts in losses and sums; None for neither.
         """
         logits_BTE = self.multiply(x_BTD.float(), self.weight.float())
@@ -130,8 +133,12 @@ class Router(nn.Module):
         counts_BE = (chosen_BTE * counted_BT1).sum(1)
         shares_BE = (shares_BTE * counted_BT1).sum(1)
         num_B = counted_BT1.sum((1, 2))
-        even_B = layer.top_k / self.num_experts * num_B
-        sequence_loss = ((counts_BE * shares_BE).sum(-1) / even_B.where(num_B > 0, 1)).sum()
+        # The loss of a sequence is a sum over its tokens once what they are counted by is known.
+        whole_BE, whole_B1 = self.over_sequence(
+            torch.cat((counts_BE, num_B[:, None]), dim=1)
+        ).split((self.num_experts, 1), dim=1)
+        even_B = layer.top_k / self.num_experts * whole_B1[:, 0]
+        sequence_loss = ((whole_BE * shares_BE).sum(-1) / even_B.where(even_B > 0, 1)).sum()
         z_loss = (logits_BTE.logsumexp(-1, keepdim=True).square() * counted_BT1).sum()
         loss = layer.sequence_loss * sequence_loss + layer.z_loss * z_loss
         if self.load is not None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask
 
 from triax.models.architecture import Attention
 from triax.models.batch import Batch
@@ -17,7 +16,7 @@ from triax.models.description import describe
 from triax.models.layers.block import Block
 from triax.models.layers.head import Head
 from triax.models.layers.loss import LossSums
-from triax.models.layers.masks import attention_mask
+from triax.models.layers.masks import Mask, attention_mask
 from triax.models.layers.norm import make_norm
 from triax.models.layers.output import (
     Collected,
@@ -45,8 +44,9 @@ class Transformer(nn.Module):
     head: Head | None
     sum_shapes: dict[str, Shape]
     """All sums of `Output`, those of other pipeline stages too, in the same order everywhere."""
-    make_mask: Callable[..., Tensor | BlockMask | None] = staticmethod(attention_mask)
-    """`attention_mask`, or `block_mask`, which compiled blocks on a GPU are fast with."""
+    make_mask: Callable[..., Mask] = staticmethod(attention_mask)
+    """`attention_mask`; or `block_mask`, which compiled blocks on a GPU are fast with; or `reach`,
+    where a dense mask would be too large; or what is needed where others have tokens of the row."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class Transformer(nn.Module):
         )
         self.norm = make_norm(model.norm, width)
         self.head = Head(model)
-        self.sum_shapes = {"cross_entropy": ()}
+        self.sum_shapes = {"cross_entropy": (), "objective": ()}
         self.sum_shapes |= declared_sums(self.head) | shapes_by_layer(self.blocks.values())
         self.tie()
 
@@ -146,11 +146,14 @@ class Transformer(nn.Module):
         h_BTD = self.hidden_states(
             x, num_tokens, batch.document_ids_BT, batch.positions_BT, collected, batch.counted_BT
         )
+        terms = {}
         if collected.objective is not None:
-            h_BTD = with_term(h_BTD, weight * collected.objective)
+            term = weight * collected.objective
+            h_BTD, terms = with_term(h_BTD, term), {"objective": term.detach()}
         if self.norm is None or self.head is None:
-            return Output(h_BTD, collected.sums, None)
+            return Output(h_BTD, collected.sums | terms, None)
         loss: LossSums = self.head(self.norm(h_BTD), batch, weight)
-        sums = {"cross_entropy": loss.cross_entropy, "z_loss": loss.z_loss} | collected.sums
+        terms = {"objective": loss.objective.detach() + terms.get("objective", 0.0)}
+        sums = {"cross_entropy": loss.cross_entropy, "z_loss": loss.z_loss} | collected.sums | terms
         known = {name: value for name, value in sums.items() if name in self.sum_shapes}
         return Output(loss.objective, known, loss.log_probs_N.view(batch.targets_BT.shape))

@@ -29,7 +29,6 @@ from triax.models.description import describe
 from triax.models.init import initialise
 from triax.models.layers.transformer import Transformer
 from triax.parallel.config import ParallelConfig, PrecisionConfig
-from triax.parallel.dtypes import DTYPES
 from triax.parallel.engine import (
     Counts,
     EvaluationSums,
@@ -48,6 +47,7 @@ from triax.parallel.engines.deepspeed_schedule import (
 from triax.parallel.engines.deepspeed_settings import deepspeed_settings
 from triax.parallel.engines.zero_shares import shares_of
 from triax.parallel.flat_shards import Block, FlatShard
+from triax.parallel.mesh import build_weight_mesh
 from triax.parallel.nonfinite import NonFiniteFinder, first_non_finite
 from triax.parallel.norms import squared_norms
 from triax.parallel.reading import ReadingCounter
@@ -78,16 +78,16 @@ class DeepSpeedEngine:
         rms_norm: RMSNorm | None = None,
     ) -> None:
         self.device = torch.device(mesh.device_type)
-        self._mesh = mesh
-        self._tensor_group = mesh["tensor"].get_group()
         self._reading = ReadingCounter(mesh)
+        compute = precision.compute
+        self._part, self._blocks = local_model(model, mesh, config, compute, seq_len, rms_norm)
+        part = self._part
+        # To DeepSpeed processes that divide a sequence are data-parallel: gradients are summed.
+        self._mesh = mesh = build_weight_mesh(mesh, config.zero_stage)
+        self._tensor_group = mesh["tensor"].get_group()
         self._attention = config.attention
         _join(mesh)
-        self._part, self._blocks = local_model(model, mesh, config, seq_len, rms_norm)
-        part = self._part
-        # ZeRO-3 would silently compute in the dtype in which it is given the weights.
-        part.to(dtype=DTYPES[precision.compute])
-        settings, self._swapped_to = deepspeed_settings(config, precision.compute, self.device)
+        settings, self._swapped_to = deepspeed_settings(config, compute, self.device)
         with silence():
             _materialise(part, self.device, config, settings, mesh)
             self._tied = tied_head(model, mesh, config, [Part(0, part)])
@@ -126,7 +126,7 @@ class DeepSpeedEngine:
 
     def forward_backward(self, micro_batches: Sequence[Batch], weight: Tensor) -> StepSums:
         self._publish()
-        inputs = [batch.to(self.device) for batch in micro_batches]
+        inputs = self._own(micro_batches)
         with attention_kernels(self._attention):
             sums = self._schedule.forward_backward(inputs, weight)
         return step_sums(sums, self._squared_norm(), weight, self._tensor_group.size())
@@ -140,15 +140,19 @@ class DeepSpeedEngine:
             self._zero.drop_gradients()
 
     def evaluate(self, micro_batches: Sequence[Batch]) -> EvaluationSums:
-        evaluated = self._forward([batch.to(self.device) for batch in micro_batches])
+        evaluated = self._forward(self._own(micro_batches))
         tensor_size = self._tensor_group.size()
         return evaluation_sums(evaluated, micro_batches, tensor_size, self._reading.num_readers)
 
     def log_probs(self, batches: Sequence[Batch]) -> list[Tensor]:
-        inputs = [batch.to(self.device) for batch in batches]
+        inputs = self._own(batches)
         pipeline = self._mesh["pipeline"]
         last = pipeline.size() - 1
-        return shared_log_probs(self._forward(inputs), inputs, pipeline.get_group(), last)
+        parts = shared_log_probs(self._forward(inputs), inputs, pipeline.get_group(), last)
+        return [self._reading.sequences.join(part) for part in parts]
+
+    def _own(self, batches: Sequence[Batch]) -> list[Batch]:
+        return [self._reading.sequences.cut(batch.to(self.device)) for batch in batches]
 
     def _forward(self, inputs: Sequence[Batch]) -> Evaluated:
         self._publish()

@@ -110,7 +110,7 @@ class NativeEngine:
         self._publish()
         if self._main_params is not None and self._writes_copies and self._config.pipeline == 1:
             self._main_params.expect(len(micro_batches))
-        inputs = [batch.to(self.device) for batch in micro_batches]
+        inputs = self._own(micro_batches)
         with attention_kernels(self._config.attention):
             sums = self._schedule.forward_backward(inputs, weight)
         if self._tied is not None:
@@ -138,14 +138,19 @@ class NativeEngine:
         self._is_published = self._is_published and self._writes_copies
 
     def evaluate(self, micro_batches: Sequence[Batch]) -> EvaluationSums:
-        evaluated = self._forward([batch.to(self.device) for batch in micro_batches])
+        evaluated = self._forward(self._own(micro_batches))
         num_readers = self._reading.num_readers
         return evaluation_sums(evaluated, micro_batches, self._tensor_size, num_readers)
 
     def log_probs(self, batches: Sequence[Batch]) -> list[Tensor]:
-        inputs = [batch.to(self.device) for batch in batches]
+        inputs = self._own(batches)
         last = rank_of_stage(num_stages(self._config) - 1, self._config)
-        return shared_log_probs(self._forward(inputs), inputs, self._pipeline_group, last)
+        parts = shared_log_probs(self._forward(inputs), inputs, self._pipeline_group, last)
+        return [self._reading.sequences.join(part) for part in parts]
+
+    def _own(self, batches: Sequence[Batch]) -> list[Batch]:
+        """This process's part of each sequence, on the device; cut here, when all is counted."""
+        return [self._reading.sequences.cut(batch.to(self.device)) for batch in batches]
 
     def _forward(self, inputs: Sequence[Batch]) -> Evaluated:
         self._publish()

@@ -25,6 +25,7 @@ from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from triax.parallel import experts
 from triax.parallel.config import ParallelConfig
 from triax.parallel.dtypes import DTYPES
 
@@ -52,6 +53,7 @@ def fake_world(rank: int, world_size: int) -> Iterator[None]:
         with (
             mock.patch.object(dist, "new_group", _new_fake_group),
             mock.patch.object(torch.utils, "swap_tensors", _swap_unless_same),
+            mock.patch.object(experts, "rows_by_process", _even_rows),
             _peers_agree(),
         ):
             yield
@@ -94,6 +96,15 @@ def _peers_agree() -> Iterator[None]:
 def _new_fake_group(ranks: Sequence[int] | None = None, *_args: Any, **_options: Any) -> Any:
     """Whatever backend a library asks for."""
     return dist.distributed_c10d.new_group(ranks, backend="fake")
+
+
+def _even_rows(
+    counts_PL: Tensor, _arriving_PL: Tensor, num_rows: int
+) -> tuple[list[int], list[int]]:
+    """Which experts tokens choose isn't known without a model: all equally often."""
+    size = len(counts_PL)
+    rows = [num_rows // size + (place < num_rows % size) for place in range(size)]
+    return rows, rows
 
 
 def _swap_unless_same(parameter: Tensor, other: Tensor) -> None:

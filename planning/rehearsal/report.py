@@ -146,7 +146,8 @@ def _message_as_json(layout: Layout, message: Message) -> dict[str, Any]:
 
 def as_text(rehearsal: Rehearsal) -> str:
     """All that a person wants to see first."""
-    lines = draw_mesh(rehearsal.layout, rehearsal.processes_per_node).splitlines()
+    expert = rehearsal.parallel.expert
+    lines = draw_mesh(rehearsal.layout, rehearsal.processes_per_node, expert).splitlines()
     lines += ["", *_memory_table(rehearsal), "", *_traffic_table(rehearsal), ""]
     for note in rehearsal.notes:
         lines += textwrap.wrap(f"note: {note}", _COLUMNS, subsequent_indent="      ")

@@ -84,6 +84,7 @@ def test_exports_load_there_with_the_same_logits_and_come_back(kind: str, tmp_pa
 
 
 def test_an_expert_that_is_missing_or_too_many_is_refused(tmp_path: Path) -> None:
+    """Megatron-LM #5844: a conversion dropped experts, and nothing said so."""
     model = random_model(*KINDS["qwen3-moe"][1:])
     export_huggingface(tensors_of(model), model.config, tmp_path / "a", seq_len=16)
     path = tmp_path / "a" / "model.safetensors"

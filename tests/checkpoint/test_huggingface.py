@@ -39,12 +39,19 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_seq_len": 16,
 }
+YARN = {"kind": "yarn", "factor": 4.0, "original_seq_len": 16}
+YARN_TABLE = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 SHAPES: dict[str, dict[str, Any]] = {
     "grouped queries": {},
     "multi-head": {"num_kv_heads": 4},
     "tied": {"tie_embeddings": True},
     "theta and eps": {"rope_theta": 500_000.0, "norm_eps": 1e-3},
     "llama3 rope": {"rope_scaling": LLAMA3_ROPE, "rope_theta": 500_000.0},
+    "yarn rope": {"rope_scaling": YARN, "head_dim": 32},
+    "yarn rope at a high theta": {
+        "rope_scaling": YARN | {"beta_fast": 2.0, "beta_slow": 0.5},
+        "rope_theta": 500_000.0,
+    },
     "qk-norm": {"qk_norm": True, "norm_eps": 1e-3},
     "qk-norm, tied, llama3 rope": {
         "qk_norm": True,
@@ -97,6 +104,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "no theta": ("grouped queries", {"rope_theta": None, "rope_scaling": None}),
     "layer types of no window": ("qk-norm", {"sliding_window": 4}),
     "layer types of a window": ("window, qk-norm", {"layer_types": ["sliding_attention"] * 2}),
+    "yarn with its defaults": ("yarn rope", {"rope_scaling": YARN_TABLE | {"truncate": True}}),
     "window by index": ("window, qk-norm", {"layer_types": None}),
     "default window": ("window", {"sliding_window": None}),
 }
@@ -324,7 +332,10 @@ def exported(tmp_path: Path) -> Path:
         ({"mlp_bias": True}, "mlp_bias"),
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "'yarn'"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "'dynamic'"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "original_max_position"),
+        ({"rope_scaling": YARN_TABLE | {"truncate": False}}, "only true"),
+        ({"rope_scaling": YARN_TABLE | {"attention_factor": 2.0}}, "isn't understood"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "low_freq_factor"),
         ({"rope_scaling": 3}, "wrong type"),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, "is given as 5"),

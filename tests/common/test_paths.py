@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from triax.common.errors import UserError
-from triax.common.paths import expand
+from triax.common.paths import expand, short_path
 
 
 @pytest.mark.parametrize(
@@ -53,3 +53,15 @@ def test_an_unset_or_empty_variable_is_refused(
 def test_an_unknown_user_is_refused() -> None:
     with pytest.raises(UserError, match=r"no home of ~no-such-user on this machine"):
         expand("~no-such-user/x")
+
+
+def test_a_path_is_shown_from_the_working_folder_or_by_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert short_path(str(tmp_path / "a" / "run.toml"), 40) == "a/run.toml"
+    assert short_path("preset llama3-8b", 40) == "preset llama3-8b"
+    shown = short_path("/" + 20 * "folder/" + "run.toml", 40)
+    assert len(shown) == 40
+    assert shown.startswith("\N{HORIZONTAL ELLIPSIS}")
+    assert shown.endswith("folder/run.toml")

@@ -188,19 +188,6 @@ def test_what_unfolds_to_much_takes_little_memory(
         tracemalloc.stop()
 
 
-def test_a_saved_dataset_says_what_to_do(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
-    data = datasets.Dataset.from_dict({"text": TEXTS})
-    data.save_to_disk(tmp_path / "one")
-    datasets.DatasetDict({"train": data}).save_to_disk(tmp_path / "several")
-    for name in ("one", "several"):
-        with pytest.raises(UserError, match=rf"{name}: what `datasets\.save_to_disk`.*to_parquet"):
-            read(tmp_path / name)
-    arrow = next((tmp_path / "one").glob("*.arrow"))
-    with pytest.raises(UserError, match=r"an Arrow file; .*to_parquet"):
-        read(arrow)
-
-
 def test_text_field(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text('{"body": "a"}\n')
     parquet.write_table(pyarrow.table({"body": ["b"]}), tmp_path / "y.parquet")

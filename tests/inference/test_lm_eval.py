@@ -11,11 +11,13 @@ import torch
 
 from triax.checkpoint.huggingface import export_huggingface
 from triax.checkpoint.huggingface_tokenizer import TokenizerExport
-from triax.common.errors import ExitCode
+from triax.common.errors import ExitCode, UserError
 from triax.data.prepare.tokenizer import train_tokenizer
 from triax.inference import lm_eval as harness
 from triax.inference.lm_eval import TaskOptions, run_tasks, task_table
+from triax.inference.lm_eval_questions import read_questions
 from triax.inference.load import ModelFolder, find_model
+from triax.inference.scoring import score
 from triax.launcher.cli import main
 from triax.models.families import model_config
 from triax.models.layers.transformer import Transformer
@@ -159,6 +161,34 @@ def test_the_command_shows_a_table_and_names_unknown_tasks(
     assert "acc_norm" in capsys.readouterr().out
     assert main([*command, "--tasks", "choose,nothing"]) == ExitCode.BAD_INPUT
     assert "nothing: no such task" in capsys.readouterr().err
+
+
+def test_a_run_asks_the_questions_that_lm_eval_asks(
+    folder: Path, loaded: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same log-likelihoods for the same choices, so the same accuracies."""
+    monkeypatch.setattr(harness, "find_model", lambda _: loaded)
+    own = str(folder / "own")
+    options = TaskOptions(["choose"], include_path=folder / "own", log_samples=True)
+    results = run_tasks("unused", options)
+    tokenizer = str(folder / "tokenizer")
+    asked = read_questions("choose", tokenizer, loaded.document_tokens(), 100, own)
+    hits = normalised_hits = 0
+    for question, sample in zip(asked, results["samples"]["choose"], strict=True):
+        pairs = [(question.context, choice) for choice in question.choices]
+        scored = score(loaded.load(), pairs, max_length=CONTEXT, batch_size=4)
+        found = [one.log_prob for one in scored]
+        assert found == pytest.approx([reply[0][0] for reply in sample["resps"]], rel=1e-6)
+        hits += found.index(max(found)) == question.answer
+        divided = [x / size for x, size in zip(found, question.lengths, strict=True)]
+        normalised_hits += divided.index(max(divided)) == question.answer
+    figures = results["results"]["choose"]
+    assert (figures["acc,none"], figures["acc_norm,none"]) == pytest.approx(
+        (hits / len(asked), normalised_hits / len(asked))
+    )
+    for name, words in (("write", "choosing among answers"), ("nothing", "no such task")):
+        with pytest.raises(UserError, match=words):
+            read_questions(name, tokenizer, loaded.document_tokens(), 100, own)
 
 
 def compare(own: Any, other: Any) -> None:

@@ -22,11 +22,10 @@ SIZES: dict[str, Any] = {
     "bos_token_id": None, "eos_token_id": None, "pad_token_id": None,
 }  # fmt: skip
 CONFIGS = {
-    "tied": transformers.LlamaConfig(**SIZES, num_key_value_heads=2, tie_word_embeddings=True),
-    "window": transformers.Qwen3Config(
-        **SIZES, num_key_value_heads=4, head_dim=16, sliding_window=6, use_sliding_window=True,
-        max_window_layers=1,
+    "tied": transformers.Qwen3Config(
+        **SIZES, num_key_value_heads=2, head_dim=16, tie_word_embeddings=True
     ),
+    "window": transformers.MistralConfig(**SIZES, num_key_value_heads=4, sliding_window=6),
     "gpt2": transformers.GPT2Config(
         vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=128, initializer_range=0.5,
         bos_token_id=None, eos_token_id=None,

@@ -149,6 +149,64 @@ def test_check_refuses_what_is_no_checkpoint(tmp_path: Path, damage: Any, words:
     assert words in problem
 
 
+EXPERTS = {"num_experts": 4, "top_k": 2, "ffn_hidden_size": 24}
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "noise", "words"),
+    [
+        ({}, {"experts": EXPERTS | {"ffn_hidden_size": 32}}, 0.0, "24 there, here 32 in experts"),
+        (
+            {},
+            {"experts": EXPERTS | {"first_dense_layers": 1}, "ffn_hidden_size": 48},
+            0.0,
+            "and 48",
+        ),
+        ({}, {"experts": EXPERTS | {"num_shared_experts": 1}}, 0.0, "num_shared_experts"),
+        ({"qk_norm": True}, {"experts": EXPERTS}, 0.0, "qk_norm: True there, False here"),
+        ({"rope_theta": 5e5}, {"experts": EXPERTS}, 0.0, "rope_theta: 500000.0 there"),
+        ({"experts": EXPERTS}, {}, 0.0, "another model"),
+        ({}, {}, 0.1, "init_from_noise is for experts"),
+    ],
+)
+def test_what_experts_cannot_be_made_of(
+    tmp_path: Path, there: dict[str, Any], here: dict[str, Any], noise: float, words: str
+) -> None:
+    path = str(write(tmp_path / "old", MODEL | there, {"config": {"model": MODEL | there}}))
+    config = config_of(tmp_path, MODEL | here, {"init_from": path, "init_from_noise": noise})
+    [problem] = checked(config)
+    assert words in problem
+    with pytest.raises(UserError, match=words):
+        started(config, tmp_path)
+
+
+def test_how_load_is_balanced_may_differ(tmp_path: Path) -> None:
+    old: dict[str, Any] = MODEL | {"experts": EXPERTS | {"z_loss": 0.0}}
+    new: dict[str, Any] = MODEL | {"experts": EXPERTS | {"z_loss": 0.1}}
+    path = str(write(tmp_path / "old", old, {"config": {"model": old}}))
+    assert checked(config_of(tmp_path, new, {"init_from": path})) == []
+    new["experts"]["top_k"] = 1
+    [problem] = checked(config_of(tmp_path, new, {"init_from": path}))
+    assert "would mean something else: model.experts.top_k: 2 there, 1 here" in problem
+
+
+def test_a_run_with_experts_begins_from_a_dense_one(job: Path) -> None:
+    """Its first loss is near where the other ended, and not where a new model begins."""
+    assert train(job, "--run.name=dense", "--optimizer.lr=1e-2").code == 0
+    experts = [f"--model.experts.{n}={v}" for n, v in (EXPERTS | {"ffn_hidden_size": 64}).items()]
+    started = train(
+        job, "--run.name=sparse", "--checkpoint.init_from=runs/dense", *experts,
+        "--checkpoint.init_from_noise=0.01", "--budget.tokens=512", "--optimizer.lr=1e-5",
+    )  # fmt: skip
+    assert started.code == 0, started.text
+    assert "starting from the weights of runs/dense" in started.out
+    assert "experts      busiest " in started.out and ", 0 dropped" in started.out
+    assert (job / "runs/sparse/expert-load.png").read_bytes().startswith(b"\x89PNG")
+    dense, sparse = (curve(job / "runs" / name) for name in ("dense", "sparse"))
+    (_, new, _), (_, trained, _), (_, begun, _) = dense[0], dense[-1], sparse[0]
+    assert begun < (new + trained) / 2 and begun == pytest.approx(trained, abs=0.3)
+
+
 @pytest.mark.parametrize("model", [7, "x", {}, {"num_layers": 10**30}, MODEL | {"rope_theta": "x"}])
 def test_a_record_of_wrong_types_is_refused(tmp_path: Path, model: Any) -> None:
     folder = write(tmp_path / "old", MODEL, {"config": {"model": model}})

@@ -27,6 +27,7 @@ from ports import free_port
 from triax.data.read.blend import Blend
 from triax.data.read.identity import identify_sources
 from triax.data.read.loader import Loader
+from triax.data.read.plan import whole_run
 from triax.data.read.sampler import Sampler
 from triax.data.read.source import Source
 from triax.inference.load import find_model
@@ -240,7 +241,7 @@ def test_a_run_is_a_plain_pytorch_loop(
     monkeypatch.chdir(finished[0])
     config = load_config("run.toml")
     source = Source.open("data/train", 32, config.model.vocab_size)
-    blend = Blend.begin(identify_sources(config.data.sources, [source]), [1.0])
+    blend = Blend.begin(identify_sources(config.data.sources, [source]), whole_run(1.0))
     loader = Loader(
         {blend.keys[0]: source},
         Sampler(config.run.seed, blend.phases, blend.num_windows()),

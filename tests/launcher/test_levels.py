@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from triax.data.read.identity import Identity
+from triax.data.read.plan import whole_run
 from triax.launcher.config.loading import load_config
 from triax.launcher.config.run_config import RunConfig
 from triax.launcher.job.levels import describe_rates
@@ -37,8 +38,8 @@ kind = "wsd"
 [budget]
 tokens = 51200
 """
-SOURCES = ([Identity("a", 100, ("1",))], [1.0])
-OTHERS = ([Identity("b", 100, ("2",))], [1.0])
+SOURCES = ([Identity("a", 100, ("1",))], whole_run(1.0))
+OTHERS = ([Identity("b", 100, ("2",))], whole_run(1.0))
 
 
 def load(folder: Path, *overrides: str) -> RunConfig:

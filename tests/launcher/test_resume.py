@@ -64,6 +64,26 @@ def test_two_processes_of_which_one_or_both_are_killed_give_the_same_figures(job
     assert curve(job / "runs/job") == curve(job / "runs/straight")
 
 
+def test_a_killed_job_with_experts_gives_the_same_figures(job: Path) -> None:
+    """Routers' bias and load are state like weights: without them other experts are chosen."""
+    sparse = [
+        *(f"--model.experts.{name}={value}" for name, value in (
+            ("num_experts", 4), ("top_k", 2), ("ffn_hidden_size", 32), ("bias_rate", 0.01),
+        )),
+        "--parallel.expert=2", "--parallel.zero_stage=2", "--checkpoint.every=3 steps",
+        "--budget.tokens=3072",
+    ]  # fmt: skip
+    done(train(job, ONE, *sparse, num_processes=2))
+    plan = [("before-update", 5, 1), ("save-before-rename", 9, 0)]
+    assert train_until_done(job, *sparse, kills(*plan), num_processes=2) >= 1
+    figures = ("loss", "grad_norm", "expert_load/0", "expert_load/1", "router_entropy")
+    straight, killed = (
+        [[row[name] for name in figures] for row in read_rows(job / "runs" / name)]
+        for name in ("straight", "job")
+    )
+    assert straight == killed and len(straight) == 12
+
+
 def test_a_job_killed_at_any_moment_gives_the_same_figures(job: Path) -> None:
     often = ("--checkpoint.every=2 steps", "--budget.tokens=24576")
     done(train(job, ONE, *often))

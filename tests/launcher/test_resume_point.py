@@ -16,6 +16,7 @@ from triax.common.errors import UserError
 from triax.data.config import DataConfig, SourceConfig
 from triax.data.prepare.tokenizer import tokenizer_fingerprint
 from triax.data.read.identity import Identity
+from triax.data.read.plan import whole_run
 from triax.data.read.shards import ShardWriter
 from triax.launcher.cluster.preflight import Facts
 from triax.launcher.config.loading import load_config
@@ -29,7 +30,7 @@ def identity(path: str, *shards: str) -> Identity:
 
 
 def record_at(cursor: int, **more: Any) -> dict[str, Any]:
-    resume_point = ResumePoint.new([identity("a/train", "1", "2")], [1.0])
+    resume_point = ResumePoint.new([identity("a/train", "1", "2")], whole_run(1.0))
     blend = resume_point.blend.to_json()
     return {"step": cursor // 8, "tokens": cursor * 32, "cursor": cursor, **blend, **more}
 
@@ -44,9 +45,9 @@ def record_at(cursor: int, **more: Any) -> dict[str, Any]:
     ],
 )
 def test_the_guard_is_told_of_other_data_and_of_nothing_else(given: Identity, is_new: bool) -> None:
-    resume_point = ResumePoint.of(record_at(96), [given], [1.0])
+    resume_point = ResumePoint.of(record_at(96), [given], whole_run(1.0))
     assert resume_point.has_new_blend == is_new
-    again = ResumePoint.of(resume_point.record_of(resume_point.state), [given], [1.0])
+    again = ResumePoint.of(resume_point.record_of(resume_point.state), [given], whole_run(1.0))
     assert not again.has_new_blend
     assert again.blend.phases == resume_point.blend.phases
 

@@ -16,6 +16,7 @@ from triax.data.config import SourceConfig
 from triax.data.read.blend import Blend
 from triax.data.read.identity import identify_sources
 from triax.data.read.loader import Loader
+from triax.data.read.plan import whole_run
 from triax.data.read.sampler import Phase, Sampler
 from triax.data.read.source import Source
 from triax.launcher.cli import main
@@ -25,7 +26,9 @@ from triax.launcher.job.samples import RunSamples
 def test_a_sample_is_the_row_that_training_reads(tmp_path: Path) -> None:
     config = write_config(tmp_path)
     source = Source.open(tmp_path / "train", SEQ_LEN, VOCAB_SIZE)
-    blend = Blend.begin(identify_sources([SourceConfig(path=f"{tmp_path}/train")], [source]), [1.0])
+    blend = Blend.begin(
+        identify_sources([SourceConfig(path=f"{tmp_path}/train")], [source]), whole_run(1.0)
+    )
     [key] = blend.keys
     sampler = Sampler(0, blend.phases, blend.num_windows())
     loader = Loader(

@@ -134,6 +134,39 @@ def test_groups_and_bias_choose_but_do_not_weigh() -> None:
     torch.testing.assert_close(choice.weights_BTK, 2 * scores / scores.sum(-1, keepdim=True))
 
 
+@torch.no_grad()
+def test_the_router_is_deepseeks() -> None:
+    """Sigmoid scores, groups, bias, norm and scale: transformers' DeepseekV3TopkRouter chooses the
+    same experts with the same weights."""
+    pytest.importorskip("transformers")
+    from transformers import DeepseekV3Config
+    from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3TopkRouter
+
+    theirs = DeepseekV3TopkRouter(
+        DeepseekV3Config(
+            hidden_size=WIDTH, n_routed_experts=16, num_experts_per_tok=3, n_group=4, topk_group=2,
+            norm_topk_prob=True, routed_scaling_factor=2.5,
+        )
+    )  # fmt: skip
+    router = Router(
+        ScoreKind.SIGMOID, 3, is_normalised=True, scale=2.5, num_groups=4, num_chosen_groups=2,
+        bias_rate=0.001,
+    )  # fmt: skip
+    ours = MixtureOfExperts(Experts(16, 8, router), WIDTH).router
+    assert ours.bias is not None
+    theirs.weight.copy_(ours.weight)
+    theirs.e_score_correction_bias.copy_(ours.bias.uniform_(-0.3, 0.3))
+    x_BTD = torch.randn(2, 50, WIDTH)
+    choice = ours(x_BTD, None)
+    _, their_weights, their_experts = theirs(x_BTD)
+    places_NK, their_places = choice.experts_BTK.flatten(0, 1).sort(-1), their_experts.sort(-1)
+    assert torch.equal(places_NK.values, their_places.values)
+    torch.testing.assert_close(
+        choice.weights_BTK.flatten(0, 1).gather(-1, places_NK.indices),
+        their_weights.gather(-1, their_places.indices),
+    )
+
+
 def test_what_was_chosen_stays_when_activations_are_computed_again() -> None:
     """Even if other scores come out."""
     layer, x_BTD = make_layer(), torch.randn(1, 8, WIDTH, requires_grad=True)

@@ -10,6 +10,7 @@ from worlds import Case, compiled_run, difference, merged
 LAYOUTS = [
     (2, {"zero_stage": 3}),
     (2, {"tensor": 2, "activation_checkpointing": "selective"}),
+    (2, {"context": 2, "context_method": "ring", "activation_checkpointing": "selective"}),
     (2, {"tensor": 2, "sequence_parallel": False, "activation_checkpointing": "full"}),
     (4, {"tensor": 2, "pipeline": 2, "pipeline_schedule": "interleaved-1f1b", "zero_stage": 2}),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,15 @@ from expert_worlds import DEEPSEEK, EXPERTS, plain_expert_run, sparse_model
 from fleet import run_fleet
 from parity import CAN_SPLIT_BACKWARD, TOLERANCE
 from relay import check_relay
-from worlds import Case, Difference, difference, engine_runs, merged
+from worlds import (
+    Case,
+    Difference,
+    compiled_runs,
+    difference,
+    engine_runs,
+    furthest,
+    merged,
+)
 
 ZBV = "zbv-zero-bubble" if CAN_SPLIT_BACKWARD else "interleaved-1f1b"
 """A schedule with split backward passes, where there are such."""
@@ -54,6 +63,19 @@ def test_layouts_agree_with_one_process(job: str) -> None:
     found = measure(num_processes, model, layouts, num_steps=5)
     for layout, each in zip(layouts, found, strict=True):
         assert each.worst <= TOLERANCE, (layout, each)
+
+
+def test_compiled_and_in_bf16() -> None:
+    """bf16 to a percent, for it keeps eight bits, and a rounded score may choose another expert."""
+    layout = {"expert": 2, "zero_stage": 2, "activation_checkpointing": "full"}
+    model = sparse_model(EXPERTS, num_layers=2)
+    compiled = Case(model=model, parallel=layout | {"compile": True}, num_steps=3)
+    halved = replace(compiled, parallel=layout, precision={"compute": "bf16"})
+    [expected] = run_fleet(1, plain_expert_run, replace(compiled, parallel={}))
+    runs = run_fleet(2, compiled_runs, [compiled, halved], timeout=400)
+    found, rounded = (merged([run[n] for run in runs]) for n in range(2))
+    assert difference(found, expected).worst <= TOLERANCE
+    assert 1e-6 < furthest(rounded.losses, expected.losses) < 1e-2
 
 
 def test_a_run_goes_on_with_other_degrees_of_expert_parallelism(tmp_path: Path) -> None:

@@ -16,20 +16,24 @@ from triax.parallel.picture import draw_mesh, tensor_crosses_nodes
 
 
 @given(
-    st.integers(1, 4), st.integers(1, 4), st.integers(1, 4), st.integers(1, 4), st.integers(0, 3)
-)
+    st.integers(1, 4), st.integers(1, 4), st.integers(1, 4), st.integers(1, 4), st.integers(0, 3),
+    st.integers(1, 4),
+)  # fmt: skip
 def test_every_sample_share_is_read_by_whole_model_replicas(
-    pipeline: int, tensor: int, replicate: int, shard: int, zero_stage: int
+    pipeline: int, tensor: int, replicate: int, shard: int, zero_stage: int, context: int
 ) -> None:
-    world_size = pipeline * tensor * replicate * shard
+    world_size = pipeline * tensor * replicate * shard * context
     config = ParallelConfig.model_validate(
-        {"pipeline": pipeline, "tensor": tensor, "replicate": replicate, "zero_stage": zero_stage}
-    )
+        {"pipeline": pipeline, "tensor": tensor, "replicate": replicate, "zero_stage": zero_stage,
+         "context": context}
+    )  # fmt: skip
     layout = Layout.of(config, world_size)
     assert layout.data_parallel == replicate * shard
     assert (layout.shard == 1) if zero_stage == 0 else (layout.shard == shard)
     readers = [layout.data_rank(rank) for rank in range(world_size)]
-    assert {readers.count(share) for share in range(layout.data_parallel)} == {pipeline * tensor}
+    num_readers = pipeline * context * tensor
+    assert {readers.count(share) for share in range(layout.data_parallel)} == {num_readers}
+    assert layout.num_parts == pipeline * layout.shard * context * tensor
     # Neighbours on the tensor axis are neighbouring processes.
     assert all(readers[rank] == readers[rank - rank % tensor] for rank in range(world_size))
 
@@ -64,7 +68,7 @@ def test_processes_that_make_no_whole_copies_of_the_model() -> None:
 @pytest.mark.parametrize(
     ("parallel", "world_size", "named"),
     [({"tensor": 3}, 4, "parallel.tensor"), ({"pipeline": 8}, 4, "parallel.pipeline"),
-     ({"replicate": 3}, 4, "parallel.replicate")],
+     ({"replicate": 3}, 4, "parallel.replicate"), ({"context": 3}, 4, "parallel.context 3")],
 )  # fmt: skip
 def test_a_layout_that_does_not_fit(parallel: dict[str, int], world_size: int, named: str) -> None:
     with pytest.raises(UserError, match=named):
@@ -77,6 +81,17 @@ def test_the_picture() -> None:
         "pipeline 0   [0 1]n0 [2 3]n0",
         "pipeline 1   [4 5]n1 [6 7]n1",
         "2 data-parallel ranks a row; [ranks of a tensor group]n<node>",
+    ]
+    assert draw_mesh(layout, processes_per_node=4, expert=2).splitlines()[-1] == (
+        "expert: each 2 neighbours with other tokens divide a layer's experts"
+    )
+
+
+def test_the_picture_of_sequences_that_are_shared() -> None:
+    layout = Layout(pipeline=1, replicate=1, shard=2, context=2, tensor=2)
+    assert draw_mesh(layout, processes_per_node=4).splitlines() == [
+        "pipeline 0   [0 1 2 3]n0 [4 5 6 7]n1",
+        "2 data-parallel ranks a row; [ranks that share sequences]n<node>",
     ]
 
 

@@ -34,4 +34,5 @@ def test_a_random_layout_is_one_process(seed: int) -> None:
 def test_a_random_layout_goes_on_from_another(tmp_path: Path, seed: int) -> None:
     random = Random(1_000_000 + seed)
     model = random_model(random)
-    check_relay(tmp_path, [random_case(random, model, global_batch_size=8) for _ in range(3)])
+    given = {"global_batch_size": 8, "documents": "random"}
+    check_relay(tmp_path, [random_case(random, model, **given) for _ in range(3)])

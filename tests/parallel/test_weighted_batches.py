@@ -32,10 +32,12 @@ NATIVE: dict[int, list[dict[str, Any]]] = {
         {"tensor": 2, "sequence_parallel": False, "activation_checkpointing": "selective"},
         {"pipeline": 2, "activation_checkpointing": "full"},
         {"pipeline": 2, "pipeline_schedule": "interleaved-1f1b", "zero_stage": 2},
+        {"context": 2, "context_method": "ring"},
     ],
     4: [
         {"zero_stage": 2, "replicate": 2},
         {"tensor": 2, "pipeline": 2},
+        {"context": 2, "pipeline": 2, "context_method": "ulysses"},
         {"pipeline": 2, "pipeline_schedule": "zbv-zero-bubble", "zero_stage": 3},
     ],
 }

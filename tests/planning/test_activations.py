@@ -12,7 +12,7 @@ from triax.models.architecture import Attention, FeedForward, FeedForwardKind, L
 from triax.models.families import model_config
 from triax.models.layers.block import Block
 from triax.models.layers.rotary import rotary_table
-from triax.parallel.parallelize import checkpoint_activations
+from triax.parallel.recompute import checkpoint_activations
 from triax.planning.activations import Kind, Rules, bytes_per_token
 
 NUM_TOKENS = 64
@@ -21,11 +21,18 @@ MODELS: dict[str, dict[str, Any]] = {
     "llama": {**SHAPE, "num_kv_heads": 2, "ffn_hidden_size": 192},
     "qwen3": {**SHAPE, "num_kv_heads": 2, "ffn_hidden_size": 192, "qk_norm": True},
     "gpt2": {**SHAPE, "family": "gpt2"},
+    "experts": {
+        **SHAPE,
+        "num_kv_heads": 2,
+        "ffn_hidden_size": 192,
+        "experts": {"num_experts": 8, "top_k": 2, "ffn_hidden_size": 32, "num_shared_experts": 1},
+    },
 }
 
 
 def saved_bytes(model: dict[str, Any], kind: str, dtype: torch.dtype) -> float:
-    """What a block's forward pass gives to autograd for each token, weights and angles apart."""
+    """What a block's forward pass gives to autograd for each token, weights (and a router's in
+    fp32) and angles apart."""
     config = model_config(**model)
     layer = config.architecture().layers[0]
     block = Block(layer, config.hidden_size).to(dtype)
@@ -38,12 +45,13 @@ def saved_bytes(model: dict[str, Any], kind: str, dtype: torch.dtype) -> float:
     kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        if tensor.untyped_storage()._cdata not in others:
+        is_weight = tensor.shape[-2:] in ((8, 64), (64, 8))
+        if tensor.untyped_storage()._cdata not in others and not is_weight:
             kept[tensor.untyped_storage()._cdata] = tensor
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        block(x, rotary, None)
+        block(x, rotary, None, torch.ones(1, NUM_TOKENS))
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) / NUM_TOKENS
 
 
@@ -57,7 +65,8 @@ def test_a_block_keeps_what_is_forecast(name: str, kind: Kind, dtype: torch.dtyp
     forecast = bytes_per_token(layer, config.hidden_size, NUM_TOKENS, kind, rules)
     counted = saved_bytes(MODELS[name], kind, dtype)
     if kind == "full":
-        assert forecast == config.hidden_size * dtype.itemsize
+        choice = 8 * 2 if name == "experts" else 0
+        assert forecast == config.hidden_size * dtype.itemsize + choice
         return
     assert forecast == pytest.approx(counted, rel=0.05)
 

@@ -54,6 +54,21 @@ def test_the_shards_of_all_ranks_are_the_model(zero_stage: int) -> None:
     assert max(of_ranks, key=lambda each: each.main_params) == of_ranks[0]
 
 
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+@pytest.mark.parametrize("expert", [1, 2, 4])
+def test_experts_are_held_once_however_they_are_divided(zero_stage: int, expert: int) -> None:
+    """32 columns over 2 or 4 processes, and 8 experts over the others."""
+    experts = {"num_experts": 8, "top_k": 2, "ffn_hidden_size": 16, "bias_rate": 0.01}
+    model = {**TINY, "ffn_hidden_size": 80, "experts": experts}
+    setup = make_setup(8, model=model, zero_stage=zero_stage, expert=expert)
+    total = sum(memory_of_rank(setup, rank).main_params for rank in range(8))
+    assert total == 4 * num_parameters(setup.model)
+    gathered = memory_of_rank(setup, 0).gathered_weights
+    alone = memory_of_rank(make_setup(8, model=model, zero_stage=zero_stage), 0).gathered_weights
+    of_experts = 3 * 8 * 16 * 32 * (4 if zero_stage < 3 else 2)  # layers, or those at once
+    assert alone - gathered == 2 * (of_experts - of_experts // expert)
+
+
 def test_a_pipeline_and_split_layers_hold_each_weight_once_and_norms_on_every_rank() -> None:
     setup = make_setup(8, tensor=2, pipeline=4, zero_stage=1)
     total = sum(memory_of_rank(setup, rank).main_params for rank in range(8))

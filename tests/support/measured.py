@@ -42,6 +42,12 @@ def case(parallel: dict[str, Any], **changes: Any) -> Case:
 GPT2 = {"family": "gpt2", "num_layers": 2, "hidden_size": 32, "num_heads": 4, "vocab_size": 96}
 TIED = {"tie_embeddings": True}
 DEEP = {"num_layers": 4}
+EXPERTS = {
+    "num_experts": 4, "top_k": 2, "ffn_hidden_size": 32, "first_dense_layers": 1,
+    "num_shared_experts": 1, "sequence_loss": 0.05,
+}  # fmt: skip
+EVEN = EXPERTS | {"top_k": 4, "scores": "sigmoid", "bias_rate": 0.01, "num_shared_experts": 0}
+"""Every token goes to all experts, so that the load is even."""
 
 
 def grid() -> dict[str, tuple[int, list[Case]]]:
@@ -89,7 +95,33 @@ def grid() -> dict[str, tuple[int, list[Case]]]:
         "flat": (2, flat),
         "deepspeed": (4, of_engine),
         "deep": (8, deep),
+        "experts": (2, list(_experts())),
+        "spread experts": (4, list(_spread_experts())),
     }
+
+
+def _experts() -> Iterator[Case]:
+    for kind in ("none", "selective", "full"):
+        shown = {"activation_checkpointing": kind}
+        yield case({"zero_stage": 3} | shown, model={"experts": EXPERTS})
+        yield case({"tensor": 2} | shown, model={"experts": EXPERTS})
+        yield case({"expert": 2, "zero_stage": 2} | shown, model={"experts": EVEN})
+    yield case({"tensor": 2, "sequence_parallel": False}, model={"experts": EXPERTS})
+    yield case({"zero_stage": 0, "expert": 2}, model={"experts": EVEN})
+    yield case(
+        {"zero_stage": 3, "expert": 2, "activation_checkpointing": "full"},
+        model={"experts": EVEN},
+    )
+
+
+def _spread_experts() -> Iterator[Case]:
+    for stage in (1, 2, 3):
+        yield case({"zero_stage": stage, "expert": 2}, model={"experts": EVEN})
+        yield case({"zero_stage": stage, "expert": 2, "tensor": 2}, model={"experts": EVEN})
+    yield case({"zero_stage": 3, "expert": 4}, model={"experts": EVEN})
+    yield case({"zero_stage": 0, "expert": 2}, model={"experts": EVEN})
+    yield case({"zero_stage": 2, "expert": 2, "replicate": 2}, model={"experts": EVEN})
+    yield case({"zero_stage": 3, "pipeline": 2, "expert": 2}, model={"experts": EVEN} | DEEP)
 
 
 def _pipelines() -> Iterator[Case]:
@@ -113,8 +145,10 @@ def forecast_states(setup: Setup, rank: int) -> States:
 def forecast_messages(setup: Setup, rank: int) -> Totals:
     """What the planner says that a process sends."""
     totals: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
+    data_axis = "shard" if setup.layout.shard > 1 else "replicate"
+    named = {"expert": data_axis, "expert shard": data_axis}
     for message in messages_of_place(setup, setup.layout.coordinates(rank)["pipeline"]):
-        total = totals[message.axis, message.operation]
+        total = totals[named.get(message.axis, message.axis), message.operation]
         total[0] += message.num
         total[1] += message.num_bytes
     return {key: (num, size) for key, (num, size) in totals.items()}
@@ -126,7 +160,7 @@ def counted_messages(layout: Layout, messages: list[Message]) -> Totals:
     totals: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
     for message in messages:
         axis = axis_of(layout, message.group.ranks)
-        is_figure = message.dtype in ("int32", "int64", "float64")
+        is_figure = message.dtype in ("int32", "int64", "float64") and message.kind != "all-to-all"
         if message.phase == "build" or axis == "alone" or is_figure or message.kind == "receive":
             continue
         total = totals[axis, message.kind]

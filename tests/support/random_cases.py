@@ -5,6 +5,7 @@ from __future__ import annotations
 from random import Random
 from typing import Any
 
+from documents import PATTERNS
 from grid import MAX_PROCESSES
 from parity import CAN_SPLIT_BACKWARD
 from worlds import SEQ_LEN, Case
@@ -51,6 +52,8 @@ def random_case(random: Random, model: dict[str, Any], **given: Any) -> tuple[in
             "pipeline": random.choice((1, 2, 3, 4)),
             "pipeline_schedule": random.choice(tuple(SCHEDULES)),
             "stages_per_rank": random.choice((2, 3)),
+            "context": random.choice((1, 2, 4)),
+            "context_method": random.choice(("auto", "gather", "ring", "ulysses")),
             "replicate": random.choice((1, 1, 2)),
             "zero_stage": random.choice((0, 1, 2, 3)),
             "activation_checkpointing": random.choice(("none", "selective", "full")),
@@ -60,7 +63,9 @@ def random_case(random: Random, model: dict[str, Any], **given: Any) -> tuple[in
             "micro_batch_size": random.choice((1, 2)),
         }
         if not problems(num_processes, model, parallel, batch):
-            return num_processes, Case(model=model, parallel=parallel, **given | batch)
+            documents = given.get("documents", random.choice(PATTERNS))
+            changes = {**given, **batch, "documents": documents}
+            return num_processes, Case(model=model, parallel=parallel, **changes)
 
 
 def problems(

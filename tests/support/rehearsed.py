@@ -113,6 +113,8 @@ def _weigh(engine: Any) -> States:
     main_params: list[Tensor] = []
     moments: list[Tensor] = []
     for name, tensor in engine.state().items():
+        if name.endswith((".router.bias", ".router.load")):
+            continue  # state that isn't trained
         if name.startswith("model."):
             main_params += local_parts(tensor)
         elif "exp_avg" in name:

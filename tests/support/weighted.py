@@ -116,7 +116,7 @@ def engines_told(cases: list[Case]) -> list[Told]:
 def validation_rows(case: Case) -> Batch:
     """The sequences of the whole validation batch."""
     first, vocab_size = VALIDATION_STEP * case.global_batch_size, case.model["vocab_size"]
-    return sequences(first, case.global_batch_size, vocab_size, case.seq_len)
+    return sequences(first, case.global_batch_size, vocab_size, case.seq_len, case.documents)
 
 
 def sequence_number(case: Case, tokens_T: Tensor) -> int:

@@ -9,7 +9,7 @@ import functools
 import gc
 import importlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
+from documents import document_ids
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -63,6 +64,8 @@ class Case:
     precision: dict[str, Any] = field(default_factory=dict)
     device: str = "cpu"
     seq_len: int = SEQ_LEN
+    documents: str = "random"
+    """A pattern of `documents.document_ids`."""
     # Adam's first steps divide a gradient by its own size: with the usual eps, rounding decides
     # the sign of the update where the gradient is all but zero.
     optimizer: dict[str, Any] = field(default_factory=lambda: {"lr": 2e-3, "eps": 1e-5})
@@ -80,19 +83,26 @@ class Run:
     """After the last step."""
 
 
-def sequences(first: int, count: int, vocab_size: int, seq_len: int = SEQ_LEN) -> Batch:
+def sequences(
+    first: int,
+    count: int,
+    vocab_size: int,
+    seq_len: int = SEQ_LEN,
+    pattern: str = "random",
+) -> Batch:
     """Sequences by number: rising tokens, packed documents, unequal numbers of targets."""
     tokens, targets, documents = [], [], []
     for number in range(first, first + count):
         generator = torch.Generator().manual_seed(1000 + number)
         steps = torch.randint(0, 4, (seq_len + 1,), generator=generator)
         row = (steps.cumsum(0) + number) % vocab_size
-        starts = torch.rand(seq_len, generator=generator) < 0.2
+        ids = document_ids(pattern, seq_len, generator)
         ignored = torch.rand(seq_len, generator=generator) < torch.rand((), generator=generator)
         tokens.append(row[:-1])
         targets.append(row[1:].masked_fill(ignored, IGNORE_INDEX))
-        documents.append(starts.cumsum(0).int())
-    return Batch(torch.stack(tokens), torch.stack(targets), torch.stack(documents))
+        documents += [] if ids is None else [ids]
+    ids_BT = torch.stack(documents) if documents else None
+    return Batch(torch.stack(tokens), torch.stack(targets), ids_BT)
 
 
 def plain_run(case: Case) -> Run:
@@ -112,7 +122,9 @@ def plain_run(case: Case) -> Run:
     run = Run([], [], {}, {})
     for step in range(case.num_steps):
         first = step * case.global_batch_size
-        rows = sequences(first, case.global_batch_size, config.vocab_size, case.seq_len)
+        rows = sequences(
+            first, case.global_batch_size, config.vocab_size, case.seq_len, case.documents
+        )
         logits = model.logits(rows.tokens_BT, rows.document_ids_BT)
         targets = rows.targets_BT
         loss = torch.nn.functional.cross_entropy(
@@ -282,7 +294,7 @@ def micro_batches(case: Case, step: int) -> list[Batch]:
     first = step * case.global_batch_size + layout.data_rank(dist.get_rank()) * share
     vocab_size = model_config(**case.model).vocab_size
     return [
-        sequences(start, case.micro_batch_size, vocab_size, case.seq_len)
+        sequences(start, case.micro_batch_size, vocab_size, case.seq_len, case.documents)
         for start in range(first, first + share, case.micro_batch_size)
     ]
 
@@ -295,9 +307,15 @@ def make_context(case: Case, engine: Any) -> StepContext:
     )
 
 
-def engine_run(case: Case) -> Run:
+Begin = Callable[[Mapping[str, Tensor]], object]
+"""Changes a new engine's state, by the names of a checkpoint, before the first step."""
+
+
+def engine_run(case: Case, begin: Begin | None = None) -> Run:
     """The case on this process among its peers; every rank returns the whole result."""
     engine = make_engine(case, recording(engine_class(case)))
+    if begin is not None:
+        begin(engine.state())
     context = make_context(case, engine)
     run = Run([], [], {}, {})
     for step in range(case.num_steps):
@@ -447,6 +465,11 @@ def compiled_run(case: Case) -> Run:
     """`engine_run` with a backend that traces like the usual one and needs no C++ compiler."""
     with mock.patch("torch.compile", functools.partial(torch.compile, backend="aot_eager")):
         return engine_run(case)
+
+
+def compiled_runs(cases: Sequence[Case]) -> list[Run]:
+    """Several of them one after the other in the same processes."""
+    return [compiled_run(case) for case in cases]
 
 
 def run_leg(case: Case, folder: str, first_step: int, num_steps: int) -> Leg:

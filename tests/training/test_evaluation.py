@@ -11,6 +11,7 @@ import torch
 from triax.parallel.config import PrecisionConfig
 from triax.parallel.engine import Counts, StepSums
 from triax.parallel.evaluation import mean_loss
+from triax.training.evaluation.evaluator import Findings
 from triax.training.records import console, metrics
 from triax.training.records.console import Console
 from triax.training.records.metrics import MetricsWriters, Shown, metrics_row
@@ -64,7 +65,7 @@ def test_a_validation_without_targets_has_no_perplexity(tmp_path: Path) -> None:
     metrics_logger = MetricsLogger(
         True, RunDirectory(tmp_path), MetricsWriters([]), silent, lambda _: {}
     )
-    metrics_logger.evaluation(3, evaluation)
+    metrics_logger.evaluation(3, Findings({"validation": evaluation}), 0.5)
     (event,) = RunDirectory(tmp_path).rows(tmp_path / "events.jsonl")
     assert (event["loss"], event["perplexity"], event["num_targets"]) == (None, None, 0)
 

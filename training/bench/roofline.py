@@ -45,7 +45,7 @@ class Work:
         num_micro_batches, micro_batch_size, seq_len: of this process's part of the batch.
         compute: `precision.compute`.
         tensor: processes that divide every layer.
-        pipeline: processes that divide the layers, evenly in the limit.
+        pipeline: processes that divide the layers or each sequence, evenly in the limit.
         optimizer_bytes: what the update reads and writes here.
     """
 

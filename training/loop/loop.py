@@ -11,7 +11,8 @@ from triax.common.errors import ExitCode
 from triax.common.quantities import Duration
 from triax.data.read.loader import Loader
 from triax.models.batch import Batch
-from triax.parallel.evaluation import Evaluation, evaluate
+from triax.training.evaluation.evaluator import Evaluator, Findings
+from triax.training.evaluation.time_share import TimeShare
 from triax.training.loop.garbage import GarbageControl
 from triax.training.loop.lookahead import Lookahead
 from triax.training.records.metrics_logger import MetricsLogger
@@ -37,6 +38,8 @@ class Plan:
     evaluate_every: Duration | None
     log_every: int
     collect_garbage_every: int | None = None
+    evaluation_share: float | None = None
+    """The most of the session's time that evaluations take; None for as much as they need."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +48,8 @@ class RunData:
 
     loader: Loader
     """Gives micro-batches by sample number."""
-    validation: Sequence[Batch]
-    """The micro-batches of every validation; empty for none."""
-    validation_bytes: int | None = None
-    """Of all processes' validation targets' text; None where it isn't known."""
+    evaluator: Evaluator
+    """What is evaluated now and then; false for nothing."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,8 @@ class Outcome:
     code: ExitCode
     reason: str
     state: TrainState
-    evaluation: Evaluation | None
-    """The last validation."""
+    evaluation: Findings | None
+    """The last one's."""
     tokens_per_second: float
     """Median over the steps of this session."""
     num_judged: int = 0
@@ -103,9 +104,11 @@ class TrainLoop:
         self.garbage = GarbageControl(plan.collect_garbage_every)
         self.save_timer = Timer(plan.save_every)
         self.evaluate_timer = Timer(plan.evaluate_every)
+        self.evaluating = TimeShare(plan.evaluation_share)
         self._seconds: list[float] = []
-        self._evaluation: Evaluation | None = None
+        self._evaluation: Findings | None = None
         self._evaluated_step: int | None = None
+        self._evaluation_is_postponed = False
         self._save_is_postponed = False
         self._data_error: Exception | None = None
 
@@ -151,7 +154,19 @@ class TrainLoop:
                 self.monitor.between_steps(state.step + 1)
         return state, None
 
+    def _begin_phase(self, state: TrainState) -> None:
+        """Other data, or sequences of another length, begins, and moves the loss by design."""
+        self._log(self.readback.drain())
+        self.context.guard.forget()
+        self.escalation.accepted_new_level()
+        self.metrics_logger.event("phase", step=state.step, cursor=state.cursor)
+        self.metrics_logger.say(
+            f"after step {state.step} another phase of the data begins, and the guard anew"
+        )
+
     def _step(self, state: TrainState, micro_batches: Sequence[Batch]) -> TrainState:
+        if self.data.loader.changes_at(state.cursor):
+            self._begin_phase(state)
         after = state.after(self.plan.global_batch_size, self.plan.seq_len)
         self.monitor.before_step(after, self.plan.global_batch_size)
         lr = self.plan.learning_rate(after.tokens) * self.escalation.lr_factor(after.step)
@@ -171,16 +186,24 @@ class TrainLoop:
             give_up=self.saver.has_given_up,
             retry=self.saver.wants_retry(),
             hold=self.saver.waits_to_retry(),
+            overspent=self.evaluating.is_overspent,
         )
         agreed = self.control.exchange(wishes)
         is_save_due = (
             agreed.save or self._save_is_postponed or crossed(self.plan.save_every, before, after)
         )
+        is_evaluation_due = (
+            agreed.evaluate
+            or self._evaluation_is_postponed
+            or crossed(self.plan.evaluate_every, before, after)
+        )
+        self._evaluation_is_postponed = is_evaluation_due and agreed.overspent
         return agreed._replace(
             save=agreed.retry or (is_save_due and not agreed.hold),
-            evaluate=agreed.evaluate or crossed(self.plan.evaluate_every, before, after),
+            evaluate=is_evaluation_due and not agreed.overspent,
             retry=False,
             hold=False,
+            overspent=False,
         )
 
     def _tend(self, requests: Requests, state: TrainState) -> Ending | None:
@@ -214,14 +237,15 @@ class TrainLoop:
 
     def _evaluate(self, state: TrainState) -> None:
         self.evaluate_timer.restart()
-        if not self.data.validation:
+        self._evaluation_is_postponed = False
+        if not self.data.evaluator:
             return
         began = time.perf_counter()
         self.monitor.beat("evaluating", state.step)
-        evaluation = evaluate(self.context.engine, self.data.validation)
-        self._evaluation = evaluation._replace(num_bytes=self.data.validation_bytes)
+        with self.evaluating:
+            self._evaluation = self.data.evaluator.evaluate(self.context.engine)
         self._evaluated_step = state.step
-        self.metrics_logger.evaluation(state.step, self._evaluation)
+        self.metrics_logger.evaluation(state.step, self._evaluation, self.evaluating.seconds)
         self._leave_out_since(began)
 
     def _save(self, state: TrainState) -> None:

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from triax.parallel.evaluation import Evaluation
 from triax.training.step.readback import StepFigures
 from triax.training.step.step import StepResult
 
@@ -33,15 +32,32 @@ class Shown(NamedTuple):
     """Shows it on the console, as "balance {:.3f}"; None leaves it out."""
 
 
+class ShownByLayer(NamedTuple):
+    """A number of each layer that an extra has a row of, as `NAME/LAYER` in metrics.jsonl and for
+    the writers."""
+
+    name: str
+    of: str
+    values: Callable[[Tensor], list[float | None]]
+    """A number a layer, from the extra on the host; None where the layer has none."""
+
+
 def _by_token(value_L: Tensor, step: StepResult[float]) -> float:
     """The mean over target tokens and the layers that have told something; L layers."""
     num_layers = int((value_L != 0).sum())
     return float(value_L.sum()) / (max(num_layers, 1) * (step.total_weight or 1.0))
 
 
+def _loads(tokens_LE: Tensor) -> list[float | None]:
+    """The tokens of each layer's busiest expert over the mean of its experts; None where no token
+    has chosen; L layers, E experts."""
+    loads_L = tokens_LE.amax(1) / tokens_LE.mean(1)
+    return [None if load != load else load for load in loads_L.tolist()]
+
+
 def _highest_load(tokens_LE: Tensor, _step: StepResult[float]) -> float:
-    """The load of an expert over its layer's mean, where it is highest; L layers, E experts."""
-    return float((tokens_LE.amax(1) / tokens_LE.mean(1).clamp(min=1e-9)).amax())
+    """The highest of the layers' loads."""
+    return max((load for load in _loads(tokens_LE) if load is not None), default=0.0)
 
 
 def _num_dead(tokens_LE: Tensor, _step: StepResult[float]) -> float:
@@ -58,6 +74,7 @@ SHOWN = (
     Shown("router_entropy", "router_entropy", _by_token),
     Shown("dropped_tokens", "expert_dropped", lambda value, _step: float(value.sum())),
 )
+SHOWN_BY_LAYER = (ShownByLayer("expert_load", "expert_tokens", _loads),)
 """Extras are shown where a line here says so, and nowhere else."""
 
 
@@ -98,10 +115,17 @@ def metrics_row(
     }
     if loss_scaled:
         row["loss_scale"] = result.loss_scale
-    return row | {
+    row |= {
         shown.name: shown.value(result.extra[shown.of], result)
         for shown in SHOWN
         if shown.of in result.extra
+    }
+    return row | {
+        f"{by_layer.name}/{number}": value
+        for by_layer in SHOWN_BY_LAYER
+        if by_layer.of in result.extra
+        for number, value in enumerate(by_layer.values(result.extra[by_layer.of]))
+        if value is not None
     }
 
 
@@ -187,16 +211,8 @@ class MetricsWriters:
         }
         self._log(int(row["step"] or 0), scalars)
 
-    def log_evaluation(self, step: int, evaluation: Evaluation) -> None:
-        """Show a validation."""
-        if evaluation.num_targets == 0:
-            return
-        scalars = {
-            "validation/loss": evaluation.loss,
-            "validation/perplexity": evaluation.perplexity,
-        }
-        if evaluation.bits_per_byte is not None:
-            scalars["validation/bits_per_byte"] = evaluation.bits_per_byte
+    def log_evaluation(self, step: int, scalars: dict[str, float]) -> None:
+        """Show what an evaluation found."""
         self._log(step, scalars)
 
     def rewind(self, next_step: int) -> None:

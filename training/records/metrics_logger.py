@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from triax.common.files import replace_text
-from triax.parallel.evaluation import Evaluation
+from triax.training.evaluation.evaluator import Findings
 from triax.training.records.console import Console
 from triax.training.records.metrics import MetricsWriters, Row
 from triax.training.records.run_directory import Cut, RunDirectory
@@ -45,18 +45,18 @@ class MetricsLogger:
                 self.writers.log_row(row)
             self.console.show(row)
 
-    def evaluation(self, step: int, evaluation: Evaluation) -> None:
-        """Log one validation."""
-        has_targets = evaluation.num_targets > 0
-        self.event(
-            "evaluation", step=step, loss=evaluation.loss if has_targets else None,
-            perplexity=evaluation.perplexity if has_targets else None,
-            bits_per_byte=evaluation.bits_per_byte, num_targets=evaluation.num_targets,
-        )  # fmt: skip
+    def evaluation(self, step: int, findings: Findings, seconds: float) -> None:
+        """Log one evaluation.
+
+        Args:
+            seconds: what the session's evaluations took so far.
+        """
+        self.event("evaluation", step=step, seconds=round(seconds, 3), **findings.record())
         if self.is_main:
             with self._losing_at_most_a_line():
-                self.writers.log_evaluation(step, evaluation)
-        self.console.say(f"validation after step {step}: {evaluation.describe()}")
+                self.writers.log_evaluation(step, findings.scalars())
+        main, *others = findings.describe()
+        self.console.say("\n".join((f"validation after step {step}: {main}".rstrip(), *others)))
 
     def event(self, name: str, **fields: Any) -> None:
         """Add a line to events.jsonl."""

@@ -6,11 +6,14 @@ import io
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from triax.common.files import replace_bytes
 from triax.common.quantities import MAX_COUNT
 from triax.training.records.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Curves(NamedTuple):
@@ -62,6 +65,15 @@ def plot_losses(path: Path, curves: Curves, title: str) -> None:
     axes.set_title(title, parse_math=False)
     axes.grid(alpha=0.3)
     axes.legend()
+    write_figure(path, figure)
+
+
+def write_figure(path: Path, figure: Figure) -> None:
+    """Write a picture as PNG, whole or not at all.
+
+    Raises:
+        OSError: it can't be written.
+    """
     image = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the font lacks a letter of the title
@@ -69,12 +81,13 @@ def plot_losses(path: Path, curves: Curves, title: str) -> None:
     replace_bytes(path, image.getvalue())
 
 
-def _drawn(row: Mapping[str, Any], x: str) -> bool:
-    return _is_number(row.get(x)) and _is_number(row.get("loss"))
-
-
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Whether a value of a row can be drawn."""
     return isinstance(value, int | float) and abs(value) < MAX_COUNT
+
+
+def _drawn(row: Mapping[str, Any], x: str) -> bool:
+    return is_number(row.get(x)) and is_number(row.get("loss"))
 
 
 def _smoothed(values: list[float], weight: float = 0.9) -> list[float]:

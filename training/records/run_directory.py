@@ -42,6 +42,7 @@ class RunDirectory:
         self.events = path / "events.jsonl"
         self.exit = path / "exit.json"
         self.plot = path / "loss.png"
+        self.load_plot = path / "expert-load.png"
         self.tensorboard = path / "tensorboard"
         self.checkpoints = path / "checkpoints"
         self.logs = path / "logs"

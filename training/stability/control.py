@@ -29,6 +29,8 @@ class Requests(NamedTuple):
     """Save, because it is time to try again after a failure."""
     hold: bool = False
     """Don't save for another reason: a save has failed, and it isn't time yet to try again."""
+    overspent: bool = False
+    """Don't evaluate: evaluations have taken their share of the time."""
 
 
 STEPS_TO_AGREE = 1

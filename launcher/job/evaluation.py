@@ -1,0 +1,101 @@
+"""What a run evaluates now and then: validation sets, and tasks. Alike on every rank."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from triax.data.prepare.document_tokens import document_tokens
+from triax.data.prepare.token_bytes import target_bytes, token_bytes
+from triax.data.prepare.tokenizer import load_tokenizer
+from triax.data.read.loader import validation_batches
+from triax.data.read.source import Source
+from triax.inference.lm_eval_questions import read_questions
+from triax.launcher.job.job import Job
+from triax.parallel.agreement import on_first, on_first_however_long
+from triax.training.config import MAIN_SET
+from triax.training.evaluation.builtin import cloze, continuation
+from triax.training.evaluation.choices import Choices, Question, Task
+from triax.training.evaluation.evaluator import Evaluator, ValidationSet
+
+
+def make_evaluator(job: Job, validation: Source | None, others: Mapping[str, Source]) -> Evaluator:
+    """This process's part of every evaluation. Collective.
+
+    Args:
+        validation: of `data.validation`.
+        others: of `eval.sets`, by name.
+
+    Raises:
+        UserError: a task isn't there, or finds nothing to ask.
+    """
+    sources = ({} if validation is None else {MAIN_SET: validation}) | dict(others)
+    sets = job.together(
+        lambda: {name: _validation_set(job, source) for name, source in sources.items()}
+    )
+    if not job.config.eval.tasks:
+        return Evaluator(sets)
+    tasks = _tasks(job, validation)
+    environment, layout = job.processes.environment, job.layout
+    choices = Choices(
+        tasks,
+        seq_len=job.config.data.seq_len,
+        micro_batch_size=job.config.batch.micro_batch_size,
+        dp_rank=layout.data_rank(environment.rank),
+        dp_size=layout.data_parallel,
+        num_readers=environment.world_size // layout.data_parallel,
+        group=job.processes.control_group,
+    )
+    return Evaluator(sets, choices)
+
+
+def _validation_set(job: Job, source: Source) -> ValidationSet:
+    """The set's batches on this rank; on rank 0, which tells, the bytes of all its targets."""
+    config = job.config
+    batches = partial(
+        validation_batches,
+        source,
+        config.eval.batches * config.batch.global_batch_size,
+        micro_batch_size=config.batch.micro_batch_size,
+        mask_documents=config.data.mask_documents,
+    )
+    own = batches(
+        dp_rank=job.layout.data_rank(job.processes.environment.rank),
+        dp_size=job.layout.data_parallel,
+        pin_memory=job.processes.device.type == "cuda",
+    )
+    if config.data.tokenizer is None or not job.processes.is_main:
+        return ValidationSet(list(own))
+    sizes = token_bytes(load_tokenizer(Path(config.data.tokenizer)), config.model.vocab_size)
+    num_bytes = sum(
+        target_bytes(sizes, batch.targets_BT.numpy()) for batch in batches(dp_rank=0, dp_size=1)
+    )
+    return ValidationSet(list(own), num_bytes)
+
+
+def _tasks(job: Job, validation: Source | None) -> Sequence[Task]:
+    """Read and cut into tokens on rank 0 alone, however long lm-eval takes."""
+    made: list[Task] = []
+    group = job.processes.control_group
+    on_first_however_long(lambda: made.extend(_read(job, validation)), group)
+    return on_first(lambda: made, group)
+
+
+def _read(job: Job, validation: Source | None) -> list[Task]:
+    data, asked = job.config.data, job.config.eval
+    assert data.tokenizer is not None and validation is not None, "the checks ask for both"
+    documents = document_tokens(data.tokenizer, data.end_of_text, data.begin_of_text)
+    tasks = []
+    for name in asked.tasks:
+        if name == "continuation":
+            tasks.append(continuation(validation, asked.questions))
+        elif name == "cloze":
+            tokenizer = load_tokenizer(Path(data.tokenizer))
+            tasks.append(cloze(validation, tokenizer, asked.questions))
+        else:
+            found = read_questions(
+                name, data.tokenizer, documents, asked.questions, asked.task_path
+            )
+            tasks.append(Task(name, tuple(Question(*question) for question in found)))
+    return tasks

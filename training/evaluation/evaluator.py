@@ -1,0 +1,104 @@
+"""What a run's evaluation is made of, and what one finds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from triax.models.batch import Batch
+from triax.parallel.engine import Engine
+from triax.parallel.evaluation import Evaluation, evaluate
+from triax.training.config import MAIN_SET
+from triax.training.evaluation.choices import Choices, Score, scalars
+
+
+@dataclass(frozen=True)
+class ValidationSet:
+    """Sequences whose loss is told."""
+
+    batches: Sequence[Batch]
+    """This process's."""
+    num_bytes: int | None = None
+    """Of all processes' targets' text; None where it isn't known."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What an evaluation found; the same on every process, but for bytes."""
+
+    sets: Mapping[str, Evaluation] = field(default_factory=dict)
+    tasks: Mapping[str, Score] = field(default_factory=dict)
+
+    @property
+    def main(self) -> Evaluation | None:
+        """That of `data.validation`."""
+        return self.sets.get(MAIN_SET)
+
+    def describe(self) -> Iterator[str]:
+        """The main loss, then a line for each other set and each task."""
+        yield "" if self.main is None else self.main.describe()
+        for name, evaluation in self.sets.items():
+            if name != MAIN_SET:
+                yield f"  {name:<13} {evaluation.describe()}"
+        for name, score in self.tasks.items():
+            yield f"  {name:<13} {score.describe()}"
+
+    def record(self) -> dict[str, Any]:
+        """For events.jsonl: the main set's figures, the others' under `sets`, `tasks`."""
+        found = {} if self.main is None else _record(self.main)
+        others = {name: _record(each) for name, each in self.sets.items() if name != MAIN_SET}
+        if others:
+            found["sets"] = others
+        if self.tasks:
+            found["tasks"] = {
+                name: {figure: _finite(value) for figure, value in score._asdict().items()}
+                for name, score in self.tasks.items()
+            }
+        return found
+
+    def scalars(self) -> dict[str, float]:
+        """For boards, by name."""
+        found = {}
+        for name, evaluation in self.sets.items():
+            prefix = MAIN_SET if name == MAIN_SET else f"{MAIN_SET}/{name}"
+            for figure, value in _record(evaluation).items():
+                if figure != "num_targets" and value is not None:
+                    found[f"{prefix}/{figure}"] = value
+        return found | scalars(self.tasks)
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Finds the losses of validation sets, and scores in tasks."""
+
+    sets: Mapping[str, ValidationSet] = field(default_factory=dict)
+    choices: Choices | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.sets) or self.choices is not None
+
+    def evaluate(self, engine: Engine) -> Findings:
+        """Run the model over all of it. Collective."""
+        return Findings(
+            {
+                name: evaluate(engine, each.batches)._replace(num_bytes=each.num_bytes)
+                for name, each in self.sets.items()
+            },
+            {} if self.choices is None else self.choices.score(engine),
+        )
+
+
+def _record(evaluation: Evaluation) -> dict[str, Any]:
+    has_targets = evaluation.num_targets > 0
+    return {
+        "loss": evaluation.loss if has_targets else None,
+        "perplexity": evaluation.perplexity if has_targets else None,
+        "bits_per_byte": evaluation.bits_per_byte,
+        "num_targets": evaluation.num_targets,
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
