@@ -48,6 +48,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _chat(args: argparse.Namespace, team: Team) -> int:
+    if team.num_shares > 1:
+        raise UserError(
+            "a conversation is one text, which whole copies of a model can't share: give --shard, "
+            "or for --tensor as many as there are processes"
+        )
     if not team.is_main:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # all do what the main process says
     writer, folder = writer_of(args, team)

@@ -69,6 +69,22 @@ def test_greedy_texts_are_those_of_transformers(pair: Any) -> None:
     )
 
 
+@pytest.mark.grid
+def test_greedy_texts_of_200_random_prompts_are_those_of_transformers(pair: Any) -> None:
+    theirs, ours = pair
+    chance = torch.Generator().manual_seed(7)
+    lengths = torch.randint(1, 60, (200,), generator=chance).tolist()
+    prompts = [torch.randint(64, (size,), generator=chance).tolist() for size in lengths]
+    for start in range(0, len(prompts), 20):
+        together = prompts[start : start + 20]
+        texts = rows(ours, together, seeds=range(20))
+        for prompt, text in zip(together, texts, strict=True):
+            expected = theirs.generate(
+                torch.tensor([prompt]), do_sample=False, max_new_tokens=20, pad_token_id=0
+            )
+            assert text == expected[0, len(prompt) :].tolist(), prompt
+
+
 def test_log_probabilities_are_those_of_the_whole_text(pair: Any) -> None:
     _, ours = pair
     steps = list(
