@@ -1,4 +1,4 @@
-"""Packaging: the folders at the repository's root are installed as one namespace, `triax`.
+"""Packaging: the folders at the repository's root are installed as one package, `triax`.
 
 All else stands in pyproject.toml; this layout is what it can't say.
 """
@@ -22,12 +22,16 @@ packages = [
     for folder in FOLDERS
     for package in (folder, *(f"{folder}.{sub}" for sub in find_packages(folder)))
 ]
+packages.append("triax")
 
 setup(
     packages=packages,
     package_data={
+        "triax": ["py.typed"],
         **{f"triax.{folder}": ["py.typed"] for folder in FOLDERS},
+        "triax.launcher.report": ["assets/*"],
         "triax.launcher.slurm": ["job.sh"],
     },
-    package_dir={f"triax.{folder}": folder for folder in FOLDERS},
+    # What `import triax` itself offers: `api/` stands for the package that holds the others.
+    package_dir={"triax": "api", **{f"triax.{folder}": folder for folder in FOLDERS}},
 )

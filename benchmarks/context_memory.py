@@ -127,10 +127,11 @@ def draw(results: dict[str, dict[int, dict[str, int]]], path: Path) -> None:
     for axes, key, title in zip(
         figure.subplots(1, 2), ("peak", "sent"), ("peak memory, MiB", "sent, MiB"), strict=True
     ):
-        for label, by_length in results.items():
+        for number, (label, by_length) in enumerate(results.items()):
             values = [told[key] / 2**20 for told in by_length.values()]
             if any(values):
-                axes.loglog(list(by_length), values, marker="o", markersize=3, label=label)
+                style = {"marker": "o", "markersize": 3, "color": f"C{number}", "label": label}
+                axes.loglog(list(by_length), values, **style)
         axes.set_xlabel("tokens of a sequence")
         axes.set_title(f"{title}, by process", fontsize=10)
         axes.grid(alpha=0.3)

@@ -15,6 +15,9 @@ SMALLEST_VOCABULARY = 257
 """The 256 bytes and the end-of-text token."""
 
 
+TooLong = Literal["drop", "truncate"]
+
+
 class SourceConfig(Section):
     """One source of samples in the blend."""
 
@@ -75,6 +78,9 @@ class DataConfig(Section):
     whole documents together, cuts only those that are longer than a sample, and pads the rest."""
     mask_documents: bool = True
     """Tokens attend only within their own document, and no loss is taken across documents."""
+    too_long: TooLong = "drop"
+    """What is done to a conversation of more than `seq_len + 1` tokens: it is left out, or its end
+    is (of a pair each answer may take half of that then)."""
     prepare: PrepareConfig | None = None
     verify: Literal["start", "background", "never"] = "background"
     """When the shards' bytes are compared with the checksums in `data.json`: before the first step,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -18,6 +18,15 @@ PROGRESS = "progress.json"
 TOKENIZER_ORIGIN = "made-from.json"
 _MOST_BYTES = 1 << 28
 _NUM_SHOWN = 3
+
+
+class ChatSettings(Section):
+    """How conversations were written and what of them is learned."""
+
+    kind: Literal["conversations", "pairs"]
+    loss_on: Literal["answers", "contents"]
+    template_fingerprint: str
+    """Of the chat template's text."""
 
 
 class Settings(Section):
@@ -35,6 +44,8 @@ class Settings(Section):
     """None: made by an earlier version, which noted it only when it had finished."""
     begin_of_text_id: int | None = None
     """None: nothing stands at a document's beginning."""
+    chat: ChatSettings | None = None
+    """None: documents are text."""
 
 
 class SplitCounts(Section):
@@ -85,6 +96,8 @@ class PreparedData(Section):
     """Documents of validation that stand in the training split too; None where nobody counted."""
     checksums: dict[str, str] = Field(default_factory=dict)
     """As in `Progress`."""
+    num_left_out: int = 0
+    """Conversations without anything to learn from."""
 
 
 class TokenizerOrigin(Section):

@@ -34,7 +34,7 @@ def empty_model(config: ModelConfig, dtype: torch.dtype, team: Team) -> Transfor
             register_fsdp_forward_method(model, "hidden_states")
     model.to_empty(device=team.device)
     model.tie()
-    return model.eval().requires_grad_(requires_grad=False)
+    return model.eval()
 
 
 def copy_part(target: torch.Tensor, whole: torch.Tensor) -> None:

@@ -14,6 +14,7 @@ from triax.common.paths import same_path
 from triax.data.prepare.token_bytes import target_bytes, token_bytes
 from triax.data.read.identity import identify, recorded_validation
 from triax.data.read.loader import validation_batches
+from triax.data.read.opening import open_source
 from triax.data.read.source import Source
 from triax.inference.engine import evaluation_engine, recorded_precision
 from triax.inference.load import ModelFolder, find_model
@@ -143,7 +144,7 @@ def read(folder: ModelFolder, sequences: Sequences) -> Reading:
     if seq_len is None:
         raise UserError(f"{folder.path}: doesn't say how it was trained: give --seq-len N")
     folder.refuse_longer(seq_len)
-    source = Source.open(sequences.prefix, seq_len, folder.config.vocab_size)
+    source = open_source(sequences.prefix, seq_len, folder.config.vocab_size)
     mask = sequences.mask_documents
     return Reading(
         source,

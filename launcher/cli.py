@@ -31,6 +31,14 @@ COMMANDS = {
         "triax.launcher.commands.rehearse",
         "Take a step of a large job's processes here, without a GPU.",
     ),
+    "report": (
+        "triax.launcher.commands.report",
+        "Draw runs' curves, events and configs as one HTML file.",
+    ),
+    "watch": (
+        "triax.launcher.commands.watch",
+        "Show runs while they go on: as a page, or on the terminal.",
+    ),
     "submit": ("triax.launcher.commands.submit", "Submit a run to SLURM as a batch job."),
     "tokenizer": ("triax.launcher.commands.tokenizer", "Train a tokenizer on text."),
     "data": ("triax.launcher.commands.data", "Turn text into token shards, or look into them."),

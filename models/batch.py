@@ -32,6 +32,10 @@ class Batch:
     weights_BT: Tensor | None = None
     """fp32: how much each target counts; None counts each once. Read at targets only."""
 
+    reference_BT: Tensor | None = None
+    """fp32: at each document's first token what the log-probabilities of its targets, each times
+    its own weight, sum to under a reference model; 0 elsewhere. The model doesn't read it."""
+
     def tensors(self) -> dict[str, Tensor]:
         """The tensors that are there, by field."""
         found = {field.name: getattr(self, field.name) for field in fields(self)}

@@ -139,6 +139,14 @@ class Engine(Protocol):
             the batches that they share.
         """
 
+    def sum_over_data(self, values: Tensor) -> Tensor:
+        """Add up what each process has made of the samples that it reads; those who read the same
+        ones count together once.
+
+        Args:
+            values: fp64 on the device, alike on all who read the same.
+        """
+
     def locate_non_finite(self, micro_batches: Sequence[Batch]) -> str | None:
         """Where this process's forward pass first has a value that is not finite.
 

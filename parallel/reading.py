@@ -52,6 +52,12 @@ class ReadingCounter:
         num_targets, total_weight = (sums[:2] / self.num_readers).float()
         return Counts(num_targets, total_weight, (sums[2] != 0).float(), own_fingerprint[0].float())
 
+    def total(self, values: Tensor) -> Tensor:
+        """See `Engine.sum_over_data`."""
+        total = values.clone()
+        dist.all_reduce(total)
+        return total / self.num_readers
+
 
 def own_counts(micro_batches: Sequence[Batch], device: torch.device) -> Tensor:
     """This process's target tokens and their summed weight; fp64 (2,) on the device."""

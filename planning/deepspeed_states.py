@@ -53,7 +53,7 @@ def flat_states(
     kept = setup.compute_bytes * follower
     if setup.parallel.zero_stage == 3:
         return _each_parameter(setup, updated, kept)
-    ranks = setup.layout.shard
+    ranks = setup.weight_shards
     padded = 0
     for group in groups_of(setup, updated):
         count = sum(elements_of(each, split).whole for each in group)
@@ -89,7 +89,7 @@ def groups_of(setup: Setup, parameters: Sequence[Parameter]) -> list[list[Parame
 
 
 def _each_parameter(setup: Setup, updated: Sequence[Parameter], kept: int) -> FlatStates:
-    ranks, split = setup.layout.shard, Spread(setup.parallel.tensor)
+    ranks, split = setup.weight_shards, Spread(setup.parallel.tensor)
     sizes = [elements_of(each, split).whole for each in updated]
     part = sum(-(-size // ranks) for size in sizes)
     whole = sum(size for size in sizes if size <= _SMALL)

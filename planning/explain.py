@@ -40,7 +40,7 @@ def _states(forecast: Forecast, parts: tuple[StagePart, ...], rank: int) -> Iter
     setup, memory = forecast.outcome.setup, forecast.ranks[rank].memory
     updated = sum(part.elements.updated.whole for part in parts)
     here = sum(part.elements.updated.shard for part in parts) if setup.shards else updated
-    share = f"{here:,} of the stage's {updated:,} weights (ZeRO over {setup.layout.shard})"
+    share = f"{here:,} of the stage's {updated:,} weights (ZeRO over {setup.weight_shards})"
     zero = "Rajbhandari et al. 2020, figure 1; parallel/zero.py"
     yield Figure("main params", _gib(memory.main_params), f"4 bytes (fp32) x {share}", zero)
     bits = "2 bytes (bf16)" if setup.optimizer.state_dtype == "bf16" else "4 bytes (fp32)"
@@ -160,6 +160,11 @@ _TIMES = {
     "expert_messages": (
         "(n - 1) / n of the rows / (0.8 x link, or the share of the fabric across nodes)",
         "parallel/experts.py; even loads; planning/time.py: exchange_bandwidth",
+    ),
+    "context_messages": (
+        "the bytes of docs/parallelism.md's table / (0.8 x link); of a ring what attention "
+        "doesn't hide",
+        "parallel/context/methods.py",
     ),
     "zero_messages": (
         "what gathers and reductions take longer than the passes beside them",

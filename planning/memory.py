@@ -16,6 +16,7 @@ from functools import lru_cache
 from triax.models.architecture import Experts
 from triax.models.config import ModelConfig
 from triax.models.description import describe
+from triax.parallel.context.methods import method_of
 from triax.planning.activations import Rules, bytes_per_token, norm_terms
 from triax.planning.deepspeed_states import is_bf16_optimizer
 from triax.planning.in_flight import micro_batches_in_flight
@@ -78,7 +79,14 @@ def memory_of_rank(setup: Setup, rank: int) -> Memory:
         UserError: the degrees don't multiply to the processes, or the layers can't be divided.
     """
     place = setup.layout.coordinates(rank)
-    return memory_of_place(setup, place["pipeline"], place["shard"])
+    return memory_of_place(setup, place["pipeline"], shard_rank_of(setup, rank))
+
+
+def shard_rank_of(setup: Setup, rank: int) -> int:
+    """Which of ZeRO's shards a process of the run holds."""
+    place = setup.layout.coordinates(rank)
+    at = place["shard"] * setup.layout.context + place["context"]
+    return at if setup.parallel.zero_stage else 0
 
 
 def memory_of_place(setup: Setup, pipeline_rank: int, shard_rank: int = 0) -> Memory:
@@ -150,7 +158,7 @@ def _gradient_buffers(setup: Setup, part: StagePart) -> int:
         before = FP32 * stage.all.whole - gradient_bytes(setup) * updated.shard
         return max(before, 0) + block
     of_replicas = 0
-    if setup.layout.replicate > 1 and setup.num_micro_batches > 1:
+    if setup.weight_replicas > 1 and setup.num_micro_batches > 1:
         of_replicas = FP32 * updated.shard - gradient_bytes(setup) * updated.shard
     return waiting + block + of_replicas
 
@@ -223,6 +231,15 @@ def _stage_messages(setup: Setup, parts: Sequence[StagePart]) -> int:
     return round(ends * hidden * setup.num_micro_batches)
 
 
+def _attends_in_tiles(setup: Setup) -> bool:
+    """Whether attention itself knows which tokens see which, without a mask of all."""
+    size, tensor = setup.layout.context, setup.parallel.tensor
+    if size == 1:
+        return False
+    model = describe(setup.model).architecture
+    return method_of(setup.parallel.context_method, model, size, tensor) != "ulysses"
+
+
 def _inner_gradients(setup: Setup) -> int:
     """Of the widest feed-forward layer: three times what its products make; of experts those of
     each token, with the rows that go to them and, weighted in fp32, come from them."""
@@ -250,12 +267,13 @@ def buffer_terms(setup: Setup, parts: Sequence[StagePart]) -> Iterator[tuple[str
     layer = model.layers[0]
     # Tokens, targets and document ids in 8 bytes each, of three steps: this and two ahead.
     yield "batches", 3 * 8 * 3 * tokens * setup.num_micro_batches
-    yield "rotary table", 2 * FP32 * setup.seq_len * layer.attention.head_dim
-    if setup.has_documents and not setup.parallel.compile:
+    own_tokens = setup.seq_len // setup.layout.context
+    yield "rotary table", 2 * FP32 * own_tokens * layer.attention.head_dim
+    if setup.has_documents and not setup.parallel.compile and not _attends_in_tiles(setup):
         yield "mask", setup.batch.micro_batch_size * setup.seq_len**2
     hidden = round(size * model.hidden_size * tokens * share)
     yield "a block's gradients of activations", 2 * hidden + _inner_gradients(setup)
-    if setup.shards and setup.layout.shard > 1:
+    if setup.shards and setup.weight_shards > 1:
         largest = max(part.elements.largest_block.whole for part in parts)
         yield "messages of ZeRO", 2 * size * largest
     yield "optimizer's step counts", FP32 * sum(p.elements.updated.num_parameters for p in parts)

@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 from triax.models.architecture import Experts
 from triax.models.config import ModelConfig
 from triax.models.description import Role, describe
+from triax.parallel.context.methods import SUM_BYTES, method_of, sent_bytes
 from triax.parallel.stages import num_stages, rank_of_stage
 from triax.planning.activations import Rules
 from triax.planning.elements import elements_of
@@ -21,7 +22,7 @@ from triax.planning.stage import StagePart, parts_of
 from triax.planning.states import gradient_bytes
 
 Operation = Literal["all-gather", "reduce-scatter", "all-reduce", "all-to-all", "send"]
-Axis = Literal["tensor", "expert", "shard", "expert shard", "replicate", "pipeline"]
+Axis = Literal["tensor", "context", "expert", "shard", "expert shard", "replicate", "pipeline"]
 """Of the mesh; the experts' weights have their own (`parallel.mesh.build_expert_mesh`)."""
 _FP32, _INT64 = 4, 8
 CHUNK_TOKENS = 1024
@@ -59,6 +60,7 @@ def messages_of_place(setup: Setup, pipeline_rank: int) -> list[Message]:
     for part in parts_of(setup, pipeline_rank):
         messages += list(zero_messages(setup, part))
         messages += list(tensor_messages(setup, part))
+        messages += list(context_messages(setup, part))
         messages += list(expert_messages(setup, part))
         messages += list(pipeline_messages(setup, part))
     return [message for message in messages if message.group > 1 and message.num]
@@ -69,7 +71,7 @@ def zero_messages(setup: Setup, part: StagePart) -> Iterator[Message]:
     table of `parallel.zero`."""
     if not setup.shards:
         return
-    layout, stage = setup.layout, setup.parallel.zero_stage
+    shards, stage = setup.weight_shards, setup.parallel.zero_stage
     blocks, rest = part.elements.blocks.message, part.elements.rest.message
     rest += part.elements.follower.message
     num_blocks, num_rest = len(part.layers), int(rest > 0)
@@ -80,8 +82,8 @@ def zero_messages(setup: Setup, part: StagePart) -> Iterator[Message]:
         "all-gather",
         "weights",
         of_blocks * num_blocks + gathers * num_rest,
-        setup.compute_bytes * layout.shard * (of_blocks * blocks + gathers * rest),
-        layout.shard,
+        setup.compute_bytes * shards * (of_blocks * blocks + gathers * rest),
+        shards,
     )
     reductions = setup.num_micro_batches if stage >= 2 else 1
     count = num_blocks + num_rest
@@ -91,10 +93,10 @@ def zero_messages(setup: Setup, part: StagePart) -> Iterator[Message]:
         "reduce-scatter",
         "gradients",
         reductions * count,
-        reductions * layout.shard * whole,
-        layout.shard,
+        reductions * shards * whole,
+        shards,
     )
-    yield Message("replicate", "all-reduce", "gradients", count, whole, layout.replicate)
+    yield Message("replicate", "all-reduce", "gradients", count, whole, setup.weight_replicas)
     if setup.parallel.expert > 1:
         yield from _zero_messages_of_experts(setup, part, of_blocks, reductions)
 
@@ -121,9 +123,43 @@ def _zero_messages_of_experts(
         reductions * group * _FP32 * share,
         group,
     )
-    layout = setup.layout
-    replicas = layout.replicate if layout.shard > 1 else layout.replicate // setup.parallel.expert
+    replicas = setup.weight_replicas
+    if setup.weight_shards == 1:
+        replicas //= setup.parallel.expert
     yield Message("replicate", "all-reduce", "experts", num_layers, _FP32 * share, replicas)
+
+
+def context_messages(setup: Setup, part: StagePart) -> Iterator[Message]:
+    """Keys and values, or heads, of every layer's attention: the table of
+    `parallel.context.methods.sent_bytes`. Full checkpointing sends once more forward."""
+    size, item = setup.layout.context, setup.compute_bytes
+    if size == 1:
+        return
+    model, tensor = describe(setup.model).architecture, setup.parallel.tensor
+    method = method_of(setup.parallel.context_method, model, size, tensor)
+    again = 1 if setup.parallel.activation_checkpointing == "full" else 0
+    tokens, count = setup.micro_batch_tokens, setup.num_micro_batches
+    layers = [model.layers[number].attention for number in part.layers]
+    keys = sum(2 * each.num_query_groups // tensor * each.head_dim for each in layers)
+    num = count * len(layers)
+
+    def message(operation: Operation, what: str, each: int, total: int) -> Message:
+        return Message("context", operation, what, num * each, count * total, size)
+
+    if method == "gather":
+        whole = size * tokens * keys
+        gathers = 2 + again
+        yield message("all-gather", "keys and values", gathers, gathers * whole * item)
+        yield message("reduce-scatter", "gradients of keys", 1, whole * SUM_BYTES)
+    elif method == "ring":
+        passes = (2 + again) * (size - 1)
+        yield message("send", "keys and values", passes, passes * tokens * keys * item)
+        yield message("send", "gradients of keys", size, size * tokens * keys * SUM_BYTES)
+    else:
+        # What a process sends is that of all but itself.
+        sent = sum(sent_bytes("ulysses", each, size, tensor, item).forward for each in layers)
+        whole = round((2 + again) * sent * tokens * size / (size - 1))
+        yield message("all-to-all", "heads", 2 * (2 + again), whole)
 
 
 def expert_messages(setup: Setup, part: StagePart) -> Iterator[Message]:

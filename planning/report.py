@@ -79,6 +79,7 @@ def shown_search(found: Found, seconds: float) -> Iterator[str]:
 def _columns(ranked: Sequence[Outcome]) -> list[_Column]:
     """Without degrees that are 1 in all of them."""
     degrees: list[_Column] = [
+        ("cp", 4, lambda each: f"{each.setup.parallel.context}"),
         ("ep", 4, lambda each: f"{each.setup.parallel.expert}"),
         ("repl", 5, lambda each: f"{each.setup.parallel.replicate}"),
     ]
@@ -288,6 +289,7 @@ def _outcome_data(outcome: Outcome) -> dict[str, Any]:
         "zero_stage": parallel.zero_stage,
         "replicate": parallel.replicate,
         "expert": parallel.expert,
+        "context": parallel.context,
         "data_parallel": setup.layout.data_parallel,
         "micro_batch_size": setup.batch.micro_batch_size,
         "activation_checkpointing": parallel.activation_checkpointing,

@@ -30,6 +30,8 @@ from triax.planning.time import (
     tokens_per_second,
 )
 
+LEAST_PART = 8192
+"""Tokens of a sequence that a process has at the least where the context axis is tried."""
 MOST_STAGES = 0
 """Of a rank: as many as the layers allow."""
 _Family = tuple[int, int]
@@ -53,6 +55,7 @@ class Space:
     shards_within_node: Sequence[bool]
     """Whether replicas of a node each are tried (`parallel.replicate`)."""
     expert: Sequence[int] = (1,)
+    context: Sequence[int] = (1,)
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,7 @@ def default_space(setup: Setup, device: Device, precisions: Sequence[str] = ()) 
         precisions=precisions or (setup.precision.compute,),
         shards_within_node=(False, True) if is_native else (False,),
         expert=_divisors(num_experts(setup.model), setup.world_size),
+        context=_powers_of_two(min(64, setup.seq_len // LEAST_PART)) if is_native else (1,),
     )
 
 
@@ -172,19 +176,21 @@ def search(
 def candidates(setup: Setup, device: Device, space: Space) -> Iterator[Setup]:
     """Every combination; those that have one meaning come once."""
     parallel = setup.parallel
-    for tensor, pipeline in itertools.product(space.tensor, space.pipeline):
-        split = parallel.model_copy(update={"tensor": tensor, "pipeline": pipeline})
+    for tensor, context, pipeline in itertools.product(space.tensor, space.context, space.pipeline):
+        split = parallel.model_copy(
+            update={"tensor": tensor, "context": context, "pipeline": pipeline}
+        )
         ranks = Layout.data_parallel_of(split, setup.world_size)
         if ranks is None:
             continue
         schedules = _schedules(space, pipeline, setup.model.num_layers)
-        per_node = max(1, device.card.gpus_per_node // tensor)
+        per_node = max(1, device.card.gpus_per_node // (tensor * context))
         replicas = ranks // per_node if ranks % per_node == 0 and ranks > per_node > 1 else 1
         degrees = sorted({replicas if within else 1 for within in space.shards_within_node})
         for (schedule, stages), zero_stage, replicate, expert, kind in itertools.product(
             schedules, space.zero_stages, degrees, space.expert, space.checkpointing
         ):
-            if ranks // replicate % expert:
+            if ranks // replicate * context % expert:
                 continue
             chosen = split.model_copy(
                 update={
@@ -227,6 +233,8 @@ def ruled_out_by(setup: Setup) -> str | None:
         return "the batch isn't a multiple of micro-batch x data-parallel ranks"
     if not _tensor_divides(setup.model, parallel.tensor, setup.seq_len, setup.divides_tokens):
         return "tensor doesn't divide the model's widths, its vocabulary or the sequence"
+    if parallel.context > 1 and setup.seq_len % (2 * parallel.context * parallel.tensor):
+        return "context doesn't divide the sequence"
     if parallel.expert > 1:
         if setup.model.hidden_size % setup.spread.expert_shard:
             return "the model's width doesn't divide over the processes of the same experts"

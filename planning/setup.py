@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
@@ -31,8 +31,6 @@ class Setup:
     """Kernels differ: a CPU's norms keep more for the backward pass, and no update is compiled."""
     has_documents: bool = False
     """Whether tokens see their own document only, so that there is a mask."""
-    context: int = 1
-    """Processes that divide each sequence."""
 
     @cached_property
     def layout(self) -> Layout:
@@ -41,13 +39,24 @@ class Setup:
         Raises:
             UserError: the degrees don't multiply to the number of processes.
         """
-        layout = Layout.of(self.parallel, self.world_size // self.context)
-        return replace(layout, context=self.context * layout.context)
+        return Layout.of(self.parallel, self.world_size)
+
+    @cached_property
+    def weight_shards(self) -> int:
+        """Processes over which ZeRO divides weights: those that divide a sequence are among them
+        (`parallel.mesh.build_weight_mesh`)."""
+        return 1 if self.parallel.zero_stage == 0 else self.layout.shard * self.layout.context
+
+    @cached_property
+    def weight_replicas(self) -> int:
+        """Processes that hold the same shards."""
+        layout = self.layout
+        return layout.replicate * layout.shard * layout.context // self.weight_shards
 
     @cached_property
     def spread(self) -> Spread:
         """How a stage's weights are divided, on the first process of the shard axis."""
-        return Spread(self.parallel.tensor, self.layout.shard, self.parallel.expert)
+        return Spread(self.parallel.tensor, self.weight_shards, self.parallel.expert)
 
     @cached_property
     def num_micro_batches(self) -> int:
@@ -82,6 +91,6 @@ class Setup:
 
         The rule is that of `parallel.zero.shard`.
         """
-        is_alone = self.layout.num_parts * self.layout.replicate == self.layout.pipeline
+        is_alone = self.weight_shards * self.weight_replicas * self.parallel.tensor == 1
         has_copies = self.precision.compute != "fp32" and self.parallel.zero_stage == 3
         return not is_alone or has_copies

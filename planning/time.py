@@ -19,6 +19,7 @@ from triax.planning.devices import Device, exchange_bandwidth, group_bandwidth
 from triax.planning.layer_time import Seconds, Work, head_seconds, seconds_by_depth
 from triax.planning.messages import (
     Message,
+    context_messages,
     expert_messages,
     pipeline_messages,
     tensor_messages,
@@ -73,7 +74,8 @@ class StepTime:
         attention: scores and mixed values.
         elementwise: norms, activation functions, rotary turns, casts, the loss.
         recomputation: what checkpointing computes again.
-        tensor_messages, expert_messages, zero_messages, pipeline_messages: what nothing hides.
+        tensor_messages, context_messages, expert_messages, zero_messages, pipeline_messages: what
+            nothing hides.
         bubble: the pipeline's idle time.
         optimizer: the update and what is between steps.
     """
@@ -83,6 +85,7 @@ class StepTime:
     elementwise: float
     recomputation: float
     tensor_messages: float
+    context_messages: float
     expert_messages: float
     zero_messages: float
     pipeline_messages: float
@@ -112,16 +115,20 @@ class _RankTime:
     compute: Seconds
     again: float
     tensor_messages: float
+    context_messages: float
     expert_messages: float
 
     @property
+    def messages(self) -> float:
+        return self.tensor_messages + self.context_messages + self.expert_messages
+
+    @property
     def forward(self) -> float:
-        return self.compute.forward + (self.tensor_messages + self.expert_messages) / 2
+        return self.compute.forward + self.messages / 2
 
     @property
     def backward(self) -> float:
-        messages = (self.tensor_messages + self.expert_messages) / 2
-        return self.compute.backward + self.again + messages
+        return self.compute.backward + self.again + self.messages / 2
 
     @property
     def total(self) -> float:
@@ -144,6 +151,7 @@ def step_time(setup: Setup, device: Device, software: Software = OURS) -> StepTi
         elementwise=count * 3 * time.compute.elementwise,
         recomputation=count * time.again,
         tensor_messages=count * time.tensor_messages,
+        context_messages=count * time.context_messages,
         expert_messages=count * time.expert_messages,
         zero_messages=_exposed_zero(setup, parts, time, device),
         pipeline_messages=_exposed_pipeline(setup, parts, device),
@@ -202,8 +210,22 @@ def _rank_time(
         blocks.plus(head),
         again,
         seconds * (1 - hidden) / setup.num_micro_batches,
+        _exposed_context(setup, parts, blocks.attention, device),
         of_experts / setup.num_micro_batches,
     )
+
+
+def _exposed_context(
+    setup: Setup, parts: Sequence[StagePart], attention: float, device: Device
+) -> float:
+    """Of a micro-batch: gathers and exchanges stand before what needs them; a ring's pieces travel
+    while those before them are attended to."""
+    messages = [message for part in parts for message in context_messages(setup, part)]
+    seconds = sum(message_seconds(setup, each, device) for each in messages)
+    seconds /= setup.num_micro_batches
+    if any(each.operation == "send" for each in messages):
+        return max(seconds - 3.5 * attention, INTERFERENCE * seconds)
+    return seconds
 
 
 def message_seconds(setup: Setup, message: Message, device: Device) -> float:
@@ -227,11 +249,11 @@ def message_seconds(setup: Setup, message: Message, device: Device) -> float:
 def stride_of(setup: Setup, axis: str) -> int:
     """How far apart neighbours on an axis are, in processes."""
     layout = setup.layout
-    inner = {"tensor": 1, "context": layout.tensor, "shard": layout.context * layout.tensor}
+    inner = {"tensor": 1, "context": layout.tensor, "shard": layout.tensor}
     inner["expert"] = inner["shard"]
     inner["expert shard"] = inner["shard"] * setup.parallel.expert
-    inner["replicate"] = inner["shard"] * layout.shard
-    inner["pipeline"] = inner["replicate"] * layout.replicate
+    inner["replicate"] = inner["shard"] * setup.weight_shards
+    inner["pipeline"] = inner["replicate"] * setup.weight_replicas
     return inner[axis]
 
 

@@ -101,14 +101,14 @@ def read_arrow(stream: BinaryIO, file: TextFile, wanted: Wanted) -> Iterator[Row
     number = 0
     try:
         for batch in _batches(ipc, stream):
-            names = batch.schema.names
-            if wanted.text_field not in names:
-                raise UserError(missing_field(str(file.path), wanted.text_field, names))
-            columns = names if wanted.with_fields else [wanted.text_field]
+            names, field = batch.schema.names, wanted.text_field
+            if field is not None and field not in names:
+                raise UserError(missing_field(str(file.path), field, names))
+            columns = names if wanted.with_fields or field is None else [field]
             for row in batch.select(columns).to_pylist():
                 number += 1
-                text = row_text(row, f"{file.path}, row {number}", wanted.text_field)
-                row.pop(wanted.text_field)
+                text = row_text(row, f"{file.path}, row {number}", field)
+                row.pop(field, None)
                 yield number, text, row
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise UserError(f"{file.path}: damaged or no Arrow file: {error}") from None

@@ -11,7 +11,8 @@ from triax.common.errors import UserError
 class Wanted(NamedTuple):
     """What a reader is asked for."""
 
-    text_field: str
+    text_field: str | None
+    """None: no text, the fields alone."""
     with_fields: bool
     """Whether the other fields of rows are wanted, too."""
 
@@ -20,8 +21,8 @@ Row = tuple[int, str, dict[str, Any]]
 """What a reader gives: the number in its file, from 1, the text, and the other fields if wanted."""
 
 
-def row_text(row: Mapping[str, Any], where: str, text_field: str) -> str:
-    """The text of one row; null is an empty text.
+def row_text(row: Mapping[str, Any], where: str, text_field: str | None) -> str:
+    """The text of one row; null is an empty text, and so is that of no field.
 
     Args:
         row: its fields by name.
@@ -30,6 +31,8 @@ def row_text(row: Mapping[str, Any], where: str, text_field: str) -> str:
     Raises:
         UserError: there is no such field, or it holds no text.
     """
+    if text_field is None:
+        return ""
     if text_field not in row:
         raise UserError(missing_field(where, text_field, list(row)))
     text = row[text_field]

@@ -60,6 +60,30 @@ def _plan_few(
     return SplitPlan(below=0 if is_only else hashes[number], cut=number, cut_share=share)
 
 
+def plan_whole(documents: Iterator[object], validation_fraction: float) -> SplitPlan:
+    """As `plan_split`, for documents that are never cut: of few ones the nearest number goes to
+    validation, one at least where there are two.
+
+    Args:
+        documents: of many ones only the first are read.
+    """
+    if validation_fraction == 0:
+        return SplitPlan(below=0)
+    enough = _FEWEST_EXPECTED / min(validation_fraction, 1 - validation_fraction)
+    num_read = int(min(enough, _MOST_PLANNED))
+    num_found = sum(1 for _ in islice(documents, num_read))
+    if num_found == num_read:
+        return SplitPlan(below=int(validation_fraction * 2**64))
+    num_kept = min(max(1, round(validation_fraction * num_found)), num_found - 1)
+    hashes = sorted(_hash(number) for number in range(num_found))
+    return SplitPlan(below=hashes[num_kept] if num_found else 0)
+
+
+def is_for_validation(number: int, plan: SplitPlan) -> bool:
+    """Whether a document goes there as a whole, by its number."""
+    return _hash(number) < plan.below
+
+
 def assign_splits(
     documents: Iterator[Array], plan: SplitPlan, first: int = 0, num_begin: int = 0
 ) -> Iterator[dict[str, Array]]:
@@ -80,7 +104,7 @@ def assign_splits(
         if number == plan.cut:
             yield _cut(tokens, plan, num_begin)
         else:
-            yield {VALIDATION if _hash(number) < plan.below else TRAIN: tokens}
+            yield {VALIDATION if is_for_validation(number, plan) else TRAIN: tokens}
 
 
 def _hash(number: int) -> int:

@@ -89,6 +89,30 @@ def iter_records(
     return _records(resolve_all(inputs), Wanted(text_field, with_fields))
 
 
+def iter_rows(inputs: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of all inputs, in the same order on every call: where each is from, as "FILE, line
+    3", and its fields.
+
+    Raises:
+        UserError: an input is missing or damaged, or holds no rows but text.
+    """
+    wanted = Wanted(None, with_fields=True)
+    for source in resolve_all(inputs):
+        is_dataset = isinstance(source, DatasetName)
+        rows = (
+            _dataset_rows(source, wanted)
+            if isinstance(source, DatasetName)
+            else _files_rows(source, wanted)
+        )
+        for origin, (number, text, fields) in rows:
+            if text:
+                raise UserError(
+                    f"{origin}: plain text, and rows are expected: JSON lines or parquet"
+                )
+            kind = "row" if is_dataset or ".parquet" in origin.lower() else "line"
+            yield f"{origin}, {kind} {number}", fields
+
+
 def _records(sources: Sequence[Source], wanted: Wanted) -> Iterator[Record]:
     for source in sources:
         rows = (
@@ -244,10 +268,10 @@ def _read_parquet(stream: BinaryIO, source: TextFile, wanted: Wanted) -> Iterato
     path, text_field = source.path, wanted.text_field
     try:
         file = parquet.ParquetFile(_seekable(stream, path))
-        if text_field not in file.schema_arrow.names:
+        if text_field is not None and text_field not in file.schema_arrow.names:
             raise UserError(missing_field(str(path), text_field, file.schema_arrow.names))
         number = 0
-        columns = None if wanted.with_fields else [text_field]
+        columns = None if wanted.with_fields or text_field is None else [text_field]
         for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=columns):
             for row in batch.to_pylist():
                 number += 1

@@ -25,6 +25,9 @@ from triax.data.prepare.text_sample import sample_text
 _log = logging.getLogger(__name__)
 
 END_OF_TEXT = "<|endoftext|>"
+ROLES = ("system", "user", "assistant", "tool")
+ROLE_TOKENS = tuple(f"<|{role}|>" for role in ROLES)
+"""What a tokenizer may reserve for conversations."""
 _TRIAL = "A trial: 1é 漢 "
 """What a tokenizer has to survive before it is believed."""
 MOST_BYTES = 1 << 28
@@ -39,6 +42,8 @@ def train_tokenizer(
     output: Path,
     text_field: str = "text",
     sample_characters: int = SAMPLE_CHARACTERS,
+    *,
+    for_chat: bool = False,
 ) -> Path:
     """Train a byte-level BPE on text and write `tokenizer.json` and `tokenizer_config.json`.
 
@@ -51,6 +56,7 @@ def train_tokenizer(
     Args:
         inputs: as `iter_documents` takes them.
         output: the folder to write, made if need be.
+        for_chat: give `ROLE_TOKENS` the ids behind 0; text that spells them is plain text.
 
     Returns:
         The path of `tokenizer.json`, which is written last.
@@ -59,14 +65,16 @@ def train_tokenizer(
         UserError: the vocabulary is too small, the inputs hold no text, or the folder cannot
             be written.
     """
-    if vocab_size < SMALLEST_VOCABULARY:
+    reserved = [END_OF_TEXT, *(ROLE_TOKENS if for_chat else ())]
+    smallest = SMALLEST_VOCABULARY - 1 + len(reserved)
+    if vocab_size < smallest:
         raise UserError(
-            f"vocab_size: {vocab_size}, expected at least {SMALLEST_VOCABULARY} "
-            "(256 bytes and the end-of-text token)"
+            f"vocab_size: {vocab_size}, expected at least {smallest} "
+            f"(256 bytes and {', '.join(reserved) if for_chat else 'the end-of-text token'})"
         )
     share = max(1, sample_characters // len(inputs))
     samples = [sample_text(iter_documents([text], text_field), share) for text in inputs]
-    tokenizer = _train(chain.from_iterable(samples), vocab_size, ", ".join(inputs))
+    tokenizer = _train(chain.from_iterable(samples), vocab_size, ", ".join(inputs), reserved)
     make_folder(output)
     write_atomically(output / "tokenizer_config.json", json.dumps(_transformers_config(), indent=2))
     path = output / "tokenizer.json"
@@ -74,7 +82,7 @@ def train_tokenizer(
     return path
 
 
-def _train(documents: Iterator[str], vocab_size: int, title: str) -> Tokenizer:
+def _train(documents: Iterator[str], vocab_size: int, title: str, reserved: list[str]) -> Tokenizer:
     first = next(documents, None)
     if first is None:
         raise UserError(f"{title}: no documents, the inputs hold no text")
@@ -83,7 +91,7 @@ def _train(documents: Iterator[str], vocab_size: int, title: str) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT],
+        special_tokens=reserved,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )

@@ -7,7 +7,8 @@ from pathlib import Path
 import xxhash
 
 from triax.common.errors import UserError
-from triax.data.read.shards import file_size, with_suffix
+from triax.data.read.shards import Shard, file_size, with_suffix
+from triax.data.read.token_weights import TokenWeights, has_weights
 
 _EDGE_BYTES = 4096
 _READ_BYTES = 1 << 22
@@ -18,6 +19,7 @@ def shard_digest(prefix: Path) -> str:
 
     The index has the length of every document, so other text gives another digest at once; the
     tokens' edges tell apart what has equal lengths, such as the same text by another tokenizer.
+    Where tokens have weights, those tell apart what is learned of the same text.
     Reads 20 bytes a document, as opening the shard does.
 
     Raises:
@@ -38,4 +40,8 @@ def shard_digest(prefix: Path) -> str:
                 digest.update(file.read(_EDGE_BYTES))
     except OSError as error:
         raise UserError(f"{prefix}: can't be read: {error.strerror}; restore it") from None
+    if has_weights(prefix):
+        weights = TokenWeights.of(prefix, Shard.open(prefix).num_tokens)
+        assert weights is not None
+        digest.update(weights.digest)
     return digest.hexdigest()

@@ -13,7 +13,9 @@ from typing import Self
 import xxhash
 
 from triax.common.errors import UserError
+from triax.common.files import is_file
 from triax.data.read.shards import file_size, find_shards, with_suffix
+from triax.data.read.token_weights import SUFFIX
 from triax.data.record import load_prepared
 
 _log = logging.getLogger(__name__)
@@ -42,7 +44,8 @@ def known_files(prefix: str) -> tuple[list[KnownFile], list[Path]]:
     shards = find_shards(prefix)
     prepared = load_prepared(Path(prefix).parent)
     checksums = {} if prepared is None else prepared.checksums
-    paths = [with_suffix(shard, suffix) for shard in shards for suffix in (".bin", ".idx")]
+    parts = [with_suffix(shard, part) for shard in shards for part in (".bin", ".idx", SUFFIX)]
+    paths = [path for path in parts if path.suffix != SUFFIX or is_file(path)]
     known = [KnownFile(path, checksums[path.name]) for path in paths if path.name in checksums]
     return known, [path for path in paths if path.name not in checksums]
 

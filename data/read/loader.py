@@ -9,13 +9,15 @@ Shape legend: B = micro_batch_size x pieces, T = seq_len / pieces.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from triax.common.errors import UserError
 from triax.common.tokens import IGNORE_INDEX
+from triax.data.read.conversations import Conversations
 from triax.data.read.prefetch import prefetched
 from triax.data.read.sampler import Sampler
 from triax.data.read.source import Source, Window
@@ -28,6 +30,7 @@ def make_batch(
     mask_documents: bool,
     pin_memory: bool,
     num_real: int | None = None,
+    weighted: bool = False,
 ) -> Batch:
     """Stack windows of equal length into a micro-batch on the host.
 
@@ -36,6 +39,7 @@ def make_batch(
             targets that belong to another document than their position.
         pin_memory: put the tensors in page-locked memory, for asynchronous copies to the GPU.
         num_real: only the first so many rows carry targets; None means all.
+        weighted: some windows may have weights: the batch has them, and positions.
 
     Padding is no target, so it weighs nothing.
     """
@@ -51,7 +55,30 @@ def make_batch(
         targets[documents[:, 1:] != documents[:, :-1]] = IGNORE_INDEX
         document_ids_BT = torch.from_numpy(documents[:, :-1].copy())
     batch = Batch(torch.from_numpy(inputs), torch.from_numpy(targets), document_ids_BT)
+    if weighted:
+        batch = _weighted(batch, windows)
     return batch.pin_memory() if pin_memory else batch
+
+
+def _weighted(batch: Batch, windows: Sequence[Window]) -> Batch:
+    """The batch with its windows' weights, positions, and what a reference model makes of them."""
+    ones = np.ones(batch.tokens_BT.shape[1] + 1, np.float32)
+    weights_BT = np.stack([ones if w.weights is None else w.weights for w in windows])[:, 1:].copy()
+    counts = np.arange(ones.size)
+    positions = np.stack([counts if w.positions is None else w.positions for w in windows])
+    references = [window.reference for window in windows if window.reference is not None]
+    return replace(
+        batch,
+        targets_BT=batch.targets_BT.masked_fill(torch.from_numpy(weights_BT == 0), IGNORE_INDEX),
+        positions_BT=torch.from_numpy(positions[:, :-1].copy()),
+        weights_BT=torch.from_numpy(weights_BT),
+        reference_BT=torch.from_numpy(np.stack(references)[:, :-1].copy()) if references else None,
+    )
+
+
+def are_weighted(sources: Iterable[Source]) -> bool:
+    """Whether batches of these sources have weights."""
+    return any(isinstance(source, Conversations) for source in sources)
 
 
 class Loader:
@@ -91,6 +118,7 @@ class Loader:
                 f"make it a multiple of {micro_batch_size * dp_size}"
             )
         self._sources = dict(sources)
+        self._weighted = are_weighted(self._sources.values())
         self._sampler = sampler
         self._global_batch_size = global_batch_size
         self._micro_batch_size = micro_batch_size
@@ -141,7 +169,12 @@ class Loader:
         locations = [self._sampler.locate(sample) for sample in samples]
         samples_read = [self._sources[at.source].window(at.window) for at in locations]
         windows = [piece for window in samples_read for piece in window.cut(num_pieces)]
-        return make_batch(windows, mask_documents=self._mask_documents, pin_memory=self._pin_memory)
+        return make_batch(
+            windows,
+            mask_documents=self._mask_documents,
+            pin_memory=self._pin_memory,
+            weighted=self._weighted,
+        )
 
 
 def validation_batches(
@@ -171,4 +204,5 @@ def validation_batches(
             mask_documents=mask_documents,
             pin_memory=pin_memory,
             num_real=min(max(num_sequences - start, 0), micro_batch_size),
+            weighted=are_weighted([source]),
         )

@@ -21,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from triax.common.errors import UserError
-from triax.data.config import DataConfig
 from triax.data.read.packed import PackedShard, open_packed
 from triax.data.read.shards import Shard, find_shards
 
@@ -36,9 +35,14 @@ class Window:
     """(T + 1,)."""
     document_ids: NDArray[np.int32]
     """(T + 1,); equal where tokens are of one document, counted from 0 in this window."""
-
     num_tokens: int | None = None
     """So many are text, what follows is padding; None: all are."""
+    weights: NDArray[np.float32] | None = None
+    """(T + 1,): how much each token counts as a target; None: each once."""
+    positions: NDArray[np.int64] | None = None
+    """(T + 1,): of each token in its conversation; None: in the window."""
+    reference: NDArray[np.float32] | None = None
+    """(T + 1,): see `Batch.reference_BT`."""
 
     def cut(self, num_pieces: int) -> list[Window]:
         """So many equal parts, each as long as to have its last token's target too."""
@@ -119,7 +123,7 @@ class Source:
     def open(
         prefix: Path | str, seq_len: int, vocab_size: int, packing: Packing = "stream"
     ) -> Source:
-        """Open all shards of a prefix (see `find_shards`).
+        """Open all shards of a prefix (see `find_shards`) as text; `open_source` looks what it is.
 
         Raises:
             UserError: a shard is missing or damaged, or there is no whole window.
@@ -179,14 +183,3 @@ class Source:
                 "the tokenizer which made these shards, or prepare them with the model's tokenizer"
             )
         return tokens
-
-
-def open_sources(data: DataConfig, vocab_size: int) -> list[Source]:
-    """The training data, in the config's order.
-
-    Raises:
-        UserError: a shard is missing or damaged.
-    """
-    return [
-        Source.open(source.path, data.seq_len, vocab_size, data.packing) for source in data.sources
-    ]

@@ -17,8 +17,8 @@ from triax.data.prepare.findings import findings
 from triax.data.prepare.inputs import resolve, resolve_all
 from triax.data.prepare.tokenizer import load_tokenizer, tokenizer_fingerprint, vocabulary_size
 from triax.data.read.digest import shard_digest
+from triax.data.read.opening import open_source
 from triax.data.read.shards import find_shards
-from triax.data.read.source import Source
 from triax.data.record import RECORD, PreparedData, load_prepared
 from triax.launcher.config.problems import Problem
 from triax.models.config import ModelConfig
@@ -137,7 +137,7 @@ def shards_are_sane(model: ModelConfig, data: DataConfig) -> Iterator[Problem]:
     """Every dataset is there, whole and long enough, unless the run is about to prepare it."""
     for path, prefix, made_as in _datasets(data):
         try:
-            Source.open(prefix, data.seq_len, model.vocab_size)
+            open_source(prefix, data.seq_len, model.vocab_size, too_long=data.too_long)
         except (UserError, OSError) as error:
             if not _will_be_made(prefix, data.prepare, made_as):
                 yield Problem(path, str(error))
@@ -216,7 +216,7 @@ def made_with_this_tokenizer(data: DataConfig) -> Iterator[Problem]:
                 f"{prefix} was made with another tokenizer than data.tokenizer, {data.tokenizer}; "
                 "use that one, or prepare the data anew",
             )
-        else:
+        elif prepared.settings.chat is None:  # a template writes what conversations end with
             yield from _other_document_tokens(prefix, prepared, data)
 
 

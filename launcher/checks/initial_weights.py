@@ -14,9 +14,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from triax.checkpoint.config import CheckpointConfig
-from triax.checkpoint.folders import inspect, resolve_checkpoint
+from triax.checkpoint.folders import has_begun, inspect, resolve_checkpoint
 from triax.common.errors import UserError
 from triax.common.files import is_file
+from triax.launcher.checks.data import exists
+from triax.launcher.config.problems import Problem
+from triax.launcher.config.run_config import RunSection
 from triax.models.config import ModelConfig
 from triax.models.description import describe
 from triax.models.families import recorded_model
@@ -47,6 +50,22 @@ def find_initial(path: Path) -> Mapping[str, Any]:
     if info.manifest is None:
         raise UserError(str(info.problem))
     return info.manifest.record
+
+
+def initial_weights_fit(
+    run: RunSection, checkpoint: CheckpointConfig, model: ModelConfig
+) -> Iterator[Problem]:
+    """The checkpoint whose weights a new run starts from is there, and of this model."""
+    if checkpoint.init_from is None or has_begun(Path(run.dir) / run.name):
+        return
+    path = Path(checkpoint.init_from)
+    if not exists(path):
+        yield Problem("checkpoint.init_from", f"{checkpoint.init_from}: no such checkpoint")
+        return
+    try:
+        compare_settings(find_initial(path), model, checkpoint)
+    except UserError as error:
+        yield Problem("checkpoint.init_from", str(error))
 
 
 def compare_settings(

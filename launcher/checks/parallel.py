@@ -127,14 +127,17 @@ def tensor_divides_model(
     divided = {f"model.{width.fields[0]}": width.num_units for width in _widths(model)}
     divided["model.vocab_size"] = model.vocab_size
     if parallel.sequence_parallel:
-        divided["data.seq_len"] = data.seq_len
-        divided |= {
-            f"data.phases.{number}.seq_len": data.seq_len_in(phase)
-            for number, phase in enumerate(data.phases)
-        }
+        divided |= _lengths(data)
     for path, value in divided.items():
         if value % parallel.tensor:
             yield Problem(path, _not_divided(path, value, parallel.tensor))
+
+
+def _lengths(data: DataConfig) -> dict[str, int]:
+    """Of sequences, by where they are given."""
+    of_phases = {f"data.phases.{n}.seq_len": x.seq_len for n, x in enumerate(data.phases)}
+    given = {path: length for path, length in of_phases.items() if length is not None}
+    return {"data.seq_len": data.seq_len, **given}
 
 
 def context_divides_sequences(
@@ -150,12 +153,13 @@ def context_divides_sequences(
     if parallel.tensor > 1 and parallel.sequence_parallel:
         unit = math.lcm(unit, context * parallel.tensor)
         product = f"{product}, and of parallel.context x parallel.tensor {parallel.tensor}"
-    if data.seq_len % unit:
-        yield Problem(
-            "data.seq_len",
-            f"{data.seq_len} is not a multiple of {product}, by which each process has as early "
-            f"tokens of a sequence as late ones: use {_nearest_multiples(data.seq_len, unit)}",
-        )
+    for path, length in _lengths(data).items():
+        if length % unit:
+            yield Problem(
+                path,
+                f"{length} is not a multiple of {product}, by which each process has as early "
+                f"tokens of a sequence as late ones: use {_nearest_multiples(length, unit)}",
+            )
     layers = {layer.attention for layer in describe(model).architecture.layers}
     if method == "ulysses" and not all(
         has_whole_shares(layer, context, parallel.tensor) for layer in layers

@@ -12,9 +12,9 @@ from typing import NamedTuple
 from triax.common.errors import UserError
 from triax.common.quantities import format_count
 from triax.data.config import DataConfig
+from triax.data.read.opening import open_sources
 from triax.data.read.plan import planned_phases
 from triax.data.read.sampler import Sampler, block_quotas
-from triax.data.read.source import open_sources
 from triax.launcher.config.problems import Problem
 from triax.launcher.config.run_config import RunSection
 from triax.models.config import ModelConfig

@@ -15,14 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from triax.checkpoint.config import CheckpointConfig
-from triax.checkpoint.folders import has_begun
 from triax.common.errors import UserError
 from triax.common.quantities import format_count
 from triax.common.section import Section
 from triax.data.config import DataConfig
 from triax.launcher.checks.data import (
-    exists,
     inputs_are_there,
     made_with_this_tokenizer,
     named_tokens_are_there,
@@ -54,7 +51,13 @@ from triax.launcher.checks.experts import (
     experts_divide,
     heads_are_normalised_whole,
 )
-from triax.launcher.checks.initial_weights import compare_settings, find_initial
+from triax.launcher.checks.initial_weights import initial_weights_fit
+from triax.launcher.checks.objective import (
+    conversations_stay_whole,
+    objective_has_its_data,
+    objective_settings_are_used,
+    preferences_have_a_reference,
+)
 from triax.launcher.checks.parallel import (
     batch_divides,
     context_divides_sequences,
@@ -169,22 +172,6 @@ def budget_fits(
         )
 
 
-def initial_weights_fit(
-    run: RunSection, checkpoint: CheckpointConfig, model: ModelConfig
-) -> Iterator[Problem]:
-    """The checkpoint whose weights a new run starts from is there, and of this model."""
-    if checkpoint.init_from is None or has_begun(Path(run.dir) / run.name):
-        return
-    path = Path(checkpoint.init_from)
-    if not exists(path):
-        yield Problem("checkpoint.init_from", f"{checkpoint.init_from}: no such checkpoint")
-        return
-    try:
-        compare_settings(find_initial(path), model, checkpoint)
-    except UserError as error:
-        yield Problem("checkpoint.init_from", str(error))
-
-
 def wandb_is_installed(metrics: MetricsConfig) -> Iterator[Problem]:
     """What is asked for can be imported."""
     if metrics.wandb_project is not None and importlib.util.find_spec("wandb") is None:
@@ -249,6 +236,10 @@ CHECKS: tuple[Check, ...] = (
     named_tokens_are_there,
     shards_are_sane,
     vocabulary_holds_data,
+    objective_has_its_data,
+    conversations_stay_whole,
+    objective_settings_are_used,
+    preferences_have_a_reference,
     sources_differ,
     weights_fill_blocks,
     caps_leave_enough,

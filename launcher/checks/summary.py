@@ -8,7 +8,7 @@ from itertools import accumulate
 from triax.common.errors import UserError
 from triax.common.quantities import format_count
 from triax.data.config import DataConfig
-from triax.data.read.source import open_sources
+from triax.data.read.opening import open_sources
 from triax.launcher.checks.data import tokens_per_step
 from triax.launcher.checks.reading import num_windows, readings
 from triax.launcher.config.run_config import RunConfig

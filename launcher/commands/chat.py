@@ -13,8 +13,8 @@ from types import FrameType
 
 from triax.common.errors import UserError
 from triax.common.showing import text_for
+from triax.data.prepare.chat_template import ChatTemplate, Message
 from triax.data.prepare.document_tokens import special_tokens
-from triax.inference.chat import ChatTemplate, Message
 from triax.inference.team import Team
 from triax.inference.texts import Writer
 from triax.launcher.cluster.together import run_together

@@ -5,12 +5,19 @@ from __future__ import annotations
 import argparse
 from typing import Protocol
 
-from triax.launcher.commands import data_clean, data_inspect, data_prepare, data_verify
+from triax.launcher.commands import (
+    data_clean,
+    data_conversations,
+    data_inspect,
+    data_prepare,
+    data_verify,
+)
 
 _EXAMPLE = """\
 examples:
   triax data clean corpus/ --output cleaned --recipe examples/clean.toml
   triax data prepare corpus/ --tokenizer tokenizer --output data
+  triax data conversations chats.jsonl --tokenizer tokenizer --output chats
   triax data inspect data/train --tokenizer tokenizer --document 3
   triax data inspect runs/quickstart --sample 4096 --count 8
   triax data verify data/train data/validation
@@ -31,6 +38,7 @@ class _Verb(Protocol):
 _VERBS: dict[str, _Verb] = {
     "clean": data_clean,
     "prepare": data_prepare,
+    "conversations": data_conversations,
     "inspect": data_inspect,
     "verify": data_verify,
 }

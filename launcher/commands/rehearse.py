@@ -15,7 +15,8 @@ from triax.launcher.job.rehearse import rehearse
 from triax.launcher.terminal.arguments import as_path_text, positive_int
 from triax.launcher.terminal.messages import print_note
 from triax.parallel.layout import Layout
-from triax.planning.rehearsal.ranks import chosen_ranks
+from triax.parallel.stages import schedule_problem
+from triax.planning.rehearsal.ranks import chosen_ranks, enough_micro_batches
 from triax.planning.rehearsal.report import Rehearsal, as_json, as_text
 
 EXAMPLE = """\
@@ -55,6 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the processes to rehearse (otherwise a whole pipeline, and the corners of the mesh)",
     )
     parser.add_argument(
+        "--micro-batches",
+        type=positive_int,
+        metavar="N",
+        help="of a step, on one process (otherwise as many as show all that more would)",
+    )
+    parser.add_argument(
         "--processes-per-node",
         type=positive_int,
         default=8,
@@ -91,6 +98,8 @@ def run(args: argparse.Namespace) -> int:
             f"{args.world_size - 1}"
         )
     config, notes = as_rehearsed(config)
+    config, few = with_few_micro_batches(config, layout, args.micro_batches)
+    notes += few
     recordings = []
     for recording in rehearse(config, ranks, args.world_size, args.processes_per_node):
         recordings.append(recording)
@@ -126,6 +135,28 @@ def as_rehearsed(config: RunConfig) -> tuple[RunConfig, list[str]]:
         notes.append("what is to lie on a drive is counted as memory of the machine")
     changed = config.parallel.model_copy(update=parallel)
     return config.model_copy(update={"parallel": changed}), notes
+
+
+def with_few_micro_batches(
+    config: RunConfig, layout: Layout, num: int | None
+) -> tuple[RunConfig, list[str]]:
+    """The config with so many micro-batches a step, and what that means; by default with as many
+    as show all that more would."""
+    batch = config.batch
+    count = layout.num_micro_batches(batch.global_batch_size, batch.micro_batch_size)
+    enough = enough_micro_batches(config.parallel, count) if num is None else num
+    if enough >= count:
+        return config, []
+    problem = schedule_problem(config.parallel, enough)
+    if problem is not None:
+        raise UserError(f"--micro-batches {enough}: {problem}")
+    size = batch.micro_batch_size * layout.data_parallel * enough
+    changed = batch.model_copy(update={"global_batch_size": size})
+    note = (
+        f"{enough} of a step's {count} micro-batches: the others send the same once more each, and "
+        "hold no more at once"
+    )
+    return config.model_copy(update={"batch": changed}), [note]
 
 
 def _model(preset: str | None) -> tuple[str, ...]:

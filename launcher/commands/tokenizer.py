@@ -48,6 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     train.add_argument(
         "--output", type=as_path, required=True, metavar="DIR", help="folder to write"
     )
+    train.add_argument(
+        "--chat",
+        action="store_true",
+        help="reserve a token for each role of conversations: <|user|>, <|assistant|>, ...",
+    )
 
     _add_import(actions)
 
@@ -98,7 +103,9 @@ def _train(args: argparse.Namespace) -> int:
         )
     began = time.monotonic()
     print(f"training a tokenizer of {args.vocab_size:,} tokens", flush=True)
-    path = train_tokenizer(args.inputs, args.vocab_size, args.output, args.text_field)
+    path = train_tokenizer(
+        args.inputs, args.vocab_size, args.output, args.text_field, for_chat=args.chat
+    )
     size = vocabulary_size(load_tokenizer(path))
     print(f"{path}: {size:,} tokens, {time.monotonic() - began:.1f} s")
     return ExitCode.DONE

@@ -22,6 +22,7 @@ from triax.training.config import (
     OptimizerConfig,
     ScheduleConfig,
 )
+from triax.training.objectives.config import ObjectiveConfig
 from triax.training.stability_config import FaultsConfig, StabilityConfig
 
 _LONGEST_NAME = 255
@@ -63,6 +64,7 @@ class RunConfig(Section):
     run: RunSection
     model: Annotated[SerializeAsAny[ModelConfig], BeforeValidator(_of_its_family)]
     """Of the class that its family has."""
+    objective: ObjectiveConfig = ObjectiveConfig()
     data: DataConfig
     budget: BudgetConfig = BudgetConfig()
     batch: BatchConfig

@@ -10,13 +10,14 @@ from functools import partial
 from triax.checkpoint.run_folder import keep_tokenizer
 from triax.launcher.config.resolved import write_resolved_config
 from triax.launcher.job.checkpoints import Start, find_start, load_weights, make_saver
-from triax.launcher.job.data import Sources, find_sources, late_damage, make_data
+from triax.launcher.job.data import Sources, find_sources, late_damage, make_data, verified
 from triax.launcher.job.ending import already_finished
-from triax.launcher.job.engine import make_engine
+from triax.launcher.job.engine import make_engine, make_objective
 from triax.launcher.job.job import Job
 from triax.launcher.job.log import opened_log
 from triax.launcher.job.monitor import make_monitor
 from triax.launcher.job.record import RecordKeeper
+from triax.launcher.job.reference import with_reference
 from triax.launcher.job.summary import tell_opening
 from triax.parallel.agreement import on_first
 from triax.training.loop.loop import Outcome, Plan, RunData, TrainLoop
@@ -83,9 +84,11 @@ def build(job: Job, sources: Sources, start: Start, parts: ExitStack) -> Run:
         UserError: a shard is damaged, or a checkpoint's tensors aren't this run's.
     """
     config, state = job.config, start.resume_point.state
-    data, verification = make_data(job, sources, start.resume_point)
+    verification = verified(job, start.resume_point)
     job.watchdog.beat("building the model", state.step)
     engine = job.faults.wrap(make_engine(config, job.layout, job.processes))
+    sources = with_reference(job, sources, start, engine)
+    data = make_data(job, sources, start.resume_point, verification)
     load_weights(job, start, engine)
     parts.enter_context(verification)
     keeper = RecordKeeper(config, job.layout, engine.device, start.resume_point)
@@ -97,7 +100,13 @@ def build(job: Job, sources: Sources, start: Start, parts: ExitStack) -> Run:
     saver = make_saver(job, start, engine, keeper, log)
     return Run(
         data=data,
-        engine=StepContext(engine, keeper.scaler, keeper.guard, config.optimizer.clip_norm),
+        engine=StepContext(
+            engine,
+            keeper.scaler,
+            keeper.guard,
+            config.optimizer.clip_norm,
+            make_objective(config),
+        ),
         checkpoints=saver,
         monitor=make_monitor(job, engine, data.loader, keeper, start.store, saver, log),
         log=log,

@@ -136,6 +136,21 @@ def load_weights(job: Job, start: Start, engine: Engine) -> None:
         job.say(f"starting from the weights of {start.initial.path}")
 
 
+def load_start_weights(job: Job, start: Start, engine: Engine) -> None:
+    """Read what the run began with into an engine, also where it goes on by now; nothing if that
+    were fresh weights, which the engine has at first. Collective.
+
+    Raises:
+        UserError: that checkpoint isn't there any more.
+    """
+    initial = start.initial
+    if initial is None:
+        group = job.processes.control_group
+        initial = find_initial_weights(start.store, job.config, group, lambda _: None)
+    if initial is not None:
+        load_initial_weights(start.store, initial, engine, job.config)
+
+
 def load_initial_weights(
     store: CheckpointStore, initial: CheckpointInfo, engine: Engine, config: RunConfig
 ) -> None:

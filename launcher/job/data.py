@@ -7,12 +7,14 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from triax.data.prepare.ensure import ensure_prepared
+from triax.data.read.conversations import Conversations
 from triax.data.read.identity import Identity, identify, identify_sources
 from triax.data.read.integrity import Verification, files_of, verify
 from triax.data.read.loader import Loader
+from triax.data.read.opening import open_source, open_sources
 from triax.data.read.plan import PlannedPhase, planned_phases
 from triax.data.read.sampler import Sampler
-from triax.data.read.source import Source, open_sources
+from triax.data.read.source import Source
 from triax.launcher.cluster.preflight import data_facts, refuse_differences
 from triax.launcher.cluster.process_group import Processes
 from triax.launcher.job.evaluation import make_evaluator
@@ -61,26 +63,34 @@ def find_sources(job: Job) -> Sources:
     return _open(job)
 
 
-def make_data(
-    job: Job, sources: Sources, resume_point: ResumePoint
-) -> tuple[RunData, Verification]:
-    """This process's part of all that is read from a resume point on. Collective.
-
-    Returns:
-        The data, and what verifies it beside the steps while it is entered.
+def verified(job: Job, resume_point: ResumePoint) -> Verification:
+    """Tell what is read from a resume point on, and verify it, or return what does so beside the
+    steps while it is entered. Collective.
 
     Raises:
-        UserError: a task can't be asked, or a file is damaged.
+        UserError: a file is damaged.
     """
     for note in resume_point.notes:
         job.say(f"data     {note}")
+    job.watchdog.beat("verifying the data", resume_point.state.step)
+    return _verify(job)
+
+
+def make_data(
+    job: Job, sources: Sources, resume_point: ResumePoint, verification: Verification
+) -> RunData:
+    """This process's part of all that is read from a resume point on. Collective.
+
+    Raises:
+        UserError: a task can't be asked, or the validation data can't be read.
+    """
     for source, config in zip(sources.sources, job.config.data.sources, strict=True):
         if source.packed is not None:
             job.say(f"data     {config.path}: packed, {source.packed.describe()}")
+        if isinstance(source, Conversations) and source.news is not None:
+            job.say(f"data     {config.path}: {source.news}")
     evaluator = make_evaluator(job, sources.validation, sources.others)
-    job.watchdog.beat("verifying the data", resume_point.state.step)
-    verification = _verify(job)
-    return RunData(_loader(job, sources, resume_point, verification), evaluator), verification
+    return RunData(_loader(job, sources, resume_point, verification), evaluator)
 
 
 def _prepare(job: Job) -> None:
@@ -105,7 +115,12 @@ def _open(job: Job) -> Sources:
         sources = open_sources(data, config.model.vocab_size)
         plan = planned_phases(data, config.batch.global_batch_size)
         read = Sources(sources, identify_sources(data.sources, sources), plan)
-        open_one = partial(Source.open, seq_len=data.seq_len, vocab_size=config.model.vocab_size)
+        open_one = partial(
+            open_source,
+            seq_len=data.seq_len,
+            vocab_size=config.model.vocab_size,
+            too_long=data.too_long,
+        )
         others = {one.name: open_one(one.path) for one in config.eval.sets}
         known = [identify(one.path, others[one.name]) for one in config.eval.sets]
         read = replace(read, others=others, other_identities=known)

@@ -1,4 +1,4 @@
-"""A run's engine, made from the config."""
+"""A run's engine and its objective, made from the config."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from triax.parallel.engine import Engine
 from triax.parallel.engines import ENGINES
 from triax.parallel.layout import Layout
 from triax.parallel.mesh import build_mesh
+from triax.training.objectives.objective import Objective
+from triax.training.objectives.registry import OBJECTIVES
 from triax.training.step.apex import chosen, find_fused_rms_norm
 from triax.training.step.optimizer import optimizer_maker
 
@@ -45,3 +47,8 @@ def make_engine(config: RunConfig, layout: Layout, processes: Processes) -> Engi
             on_cuda=processes.device.type == "cuda",
         ),
     )
+
+
+def make_objective(config: RunConfig) -> Objective:
+    """What a step of the run minimises."""
+    return OBJECTIVES[config.objective.kind](config.objective)

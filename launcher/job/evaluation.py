@@ -12,6 +12,7 @@ from triax.data.prepare.tokenizer import load_tokenizer
 from triax.data.read.loader import validation_batches
 from triax.data.read.source import Source
 from triax.inference.lm_eval_questions import read_questions
+from triax.launcher.job.engine import make_objective
 from triax.launcher.job.job import Job
 from triax.parallel.agreement import on_first, on_first_however_long
 from triax.training.config import MAIN_SET
@@ -34,8 +35,9 @@ def make_evaluator(job: Job, validation: Source | None, others: Mapping[str, Sou
     sets = job.together(
         lambda: {name: _validation_set(job, source) for name, source in sources.items()}
     )
+    measure = make_objective(job.config).evaluate
     if not job.config.eval.tasks:
-        return Evaluator(sets)
+        return Evaluator(sets, measure=measure)
     tasks = _tasks(job, validation)
     environment, layout = job.processes.environment, job.layout
     choices = Choices(
@@ -47,7 +49,7 @@ def make_evaluator(job: Job, validation: Source | None, others: Mapping[str, Sou
         num_readers=environment.world_size // layout.data_parallel,
         group=job.processes.control_group,
     )
-    return Evaluator(sets, choices)
+    return Evaluator(sets, choices, measure)
 
 
 def _validation_set(job: Job, source: Source) -> ValidationSet:
@@ -65,7 +67,9 @@ def _validation_set(job: Job, source: Source) -> ValidationSet:
         dp_size=job.layout.data_parallel,
         pin_memory=job.processes.device.type == "cuda",
     )
-    if config.data.tokenizer is None or not job.processes.is_main:
+    # The loss of pairs isn't one of text.
+    is_text = config.objective.kind != "dpo"
+    if config.data.tokenizer is None or not job.processes.is_main or not is_text:
         return ValidationSet(list(own))
     sizes = token_bytes(load_tokenizer(Path(config.data.tokenizer)), config.model.vocab_size)
     num_bytes = sum(

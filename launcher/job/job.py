@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from triax.launcher.cluster.process_group import Processes
 from triax.launcher.config.run_config import RunConfig
 from triax.parallel.agreement import agreed
 from triax.parallel.layout import Layout
+from triax.training.records.metrics import MetricsWriter
 from triax.training.records.run_directory import RunDirectory
 from triax.training.stability.control import StopSignal
 from triax.training.stability.faults import FaultInjector
@@ -20,6 +22,18 @@ from triax.training.step.budget import Budget, resolve_budget
 T = TypeVar("T")
 
 log = logging.getLogger("triax.job")
+
+
+@dataclass(frozen=True)
+class Host:
+    """What a program that trains within its own process brings along; nothing by itself."""
+
+    stop: StopSignal = field(default_factory=StopSignal)
+    """Rank 0's: where requests to stop come from."""
+    writers: Sequence[MetricsWriter] = ()
+    """Shown every logged step and every validation, on rank 0."""
+    end: Callable[[int], None] = os._exit
+    """Ends the process after a hang."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +50,7 @@ class Job:
         stop: told of signals while there is something to save.
         faults: rehearsed failures; none unless they are planned.
         former: what exit.json said before this start, on rank 0; None if nothing.
+        host: what the program around it brings.
     """
 
     config: RunConfig
@@ -47,6 +62,7 @@ class Job:
     stop: StopSignal
     faults: FaultInjector
     former: dict[str, Any] | None
+    host: Host = field(default_factory=Host)
 
     @staticmethod
     def of(
@@ -56,6 +72,7 @@ class Job:
         watchdog: Watchdog,
         stop: StopSignal,
         former: dict[str, Any] | None,
+        host: Host,
     ) -> Job:
         """The job of a config on these processes."""
         environment = processes.environment
@@ -71,6 +88,7 @@ class Job:
             stop,
             FaultInjector(config.faults, environment.rank, directory.path),
             former,
+            host,
         )
 
     def say(self, message: str) -> None:

@@ -15,6 +15,7 @@ from triax.training.step.budget import resolve_budget
 from triax.training.step.schedule import learning_rate
 
 _PATHS = (
+    "objective",
     "optimizer.lr",
     "schedule",
     "budget",

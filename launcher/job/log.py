@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
+from importlib.metadata import version
+
+import torch
 
 from triax.data.read.loader import Loader
 from triax.launcher.job.forecast import forecast_writers
@@ -38,8 +42,24 @@ def opened_log(job: Job, state: TrainState, loader: Loader) -> Iterator[MetricsL
         metrics_logger = MetricsLogger(
             is_main, job.directory, writers, console, _row_maker(job, loader)
         )
-        metrics_logger.started(state.step, asdict(job.layout))
+        metrics_logger.started(state.step, asdict(job.layout), _environment(job))
         yield metrics_logger
+
+
+def _environment(job: Job) -> dict[str, str | int]:
+    """Where and on what this session runs, for whoever reads its records later."""
+    environment = job.processes.environment
+    return {
+        "triax": version("triax"),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "host": environment.hostname,
+        "device": device_name(job.processes.device),
+        "launcher": environment.launcher,
+        "processes": environment.world_size,
+        "processes_per_node": environment.local_world_size,
+    }
 
 
 def _make_writers(job: Job, next_step: int, console: Console) -> MetricsWriters:
@@ -54,6 +74,7 @@ def _make_writers(job: Job, next_step: int, console: Console) -> MetricsWriters:
         settings = config.model_dump(mode="json")
         writers.append(WeightsAndBiases(config.metrics.wandb_project, directory.path, settings))
     writers += forecast_writers(job, console.say)
+    writers += job.host.writers
     return MetricsWriters(writers)
 
 

@@ -18,7 +18,7 @@ from triax.launcher.cluster.process_group import joined, log_to_file, make_deter
 from triax.launcher.config.run_config import RunConfig
 from triax.launcher.job.build import train
 from triax.launcher.job.ending import TELLING, ending_by, report
-from triax.launcher.job.job import Job
+from triax.launcher.job.job import Host, Job
 from triax.parallel.float8 import require_float8
 from triax.training.loop.loop import Outcome
 from triax.training.records.run_directory import RunDirectory
@@ -28,13 +28,20 @@ from triax.training.stability.watchdog import Watchdog, enable_flight_recorder
 log = logging.getLogger("triax.job")
 
 
-def run(config: RunConfig, environment: Environment, *, preflight: bool = False) -> int:
+def run(
+    config: RunConfig,
+    environment: Environment,
+    *,
+    preflight: bool = False,
+    host: Host | None = None,
+) -> int:
     """Train as the config says, going on from the run's newest good checkpoint.
 
     Args:
         config: checked against this job's number of processes.
         environment: which process this is.
         preflight: measure and compare the machines first; a job of several nodes always does.
+        host: what a program that trains within its own process brings along.
 
     Returns:
         The process's exit code.
@@ -54,7 +61,7 @@ def run(config: RunConfig, environment: Environment, *, preflight: bool = False)
         try:
             log_to_file(directory.logs / f"rank-{environment.rank}.log")
             with ExitStack() as parts:
-                job = _joined(config, environment, directory, former, parts)
+                job = _joined(config, environment, directory, former, parts, host or Host())
                 _check_processes(job, preflight=preflight)
                 if config.run.deterministic:
                     make_deterministic(job.processes.device)
@@ -80,6 +87,7 @@ def _joined(
     directory: RunDirectory,
     former: dict[str, Any] | None,
     parts: ExitStack,
+    host: Host,
 ) -> Job:
     """The job, with the others joined and the watchdog awake for as long as `parts` is open."""
     enable_flight_recorder()
@@ -99,10 +107,11 @@ def _joined(
             rank=environment.rank,
             world_size=environment.world_size,
             at_least=_unhurried(config.checkpoint.deadline.amount),
+            end=host.end,
         )
     )
-    stop = parts.enter_context(StopSignal() if processes.is_main else StopSignal(_say_nothing))
-    return Job.of(config, processes, directory, watchdog, stop, former)
+    stop = parts.enter_context(host.stop if processes.is_main else StopSignal(_say_nothing))
+    return Job.of(config, processes, directory, watchdog, stop, former, host)
 
 
 def _say_nothing(_message: str) -> None:

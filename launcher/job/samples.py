@@ -15,9 +15,10 @@ from triax.common.showing import printable
 from triax.data.prepare.tokenizer import decode, load_tokenizer
 from triax.data.read.blend import Blend
 from triax.data.read.identity import Identity, identify_sources
+from triax.data.read.opening import open_sources
 from triax.data.read.plan import planned_phases
 from triax.data.read.sampler import Sampler
-from triax.data.read.source import Source, open_sources
+from triax.data.read.source import Source
 from triax.launcher.config.loading import load_config
 from triax.launcher.config.run_config import RunConfig
 from triax.training.records.run_directory import RunDirectory

@@ -37,6 +37,7 @@ _LAYOUT = (
     "zero_stage",
     "replicate",
     "expert",
+    "context",
     "activation_checkpointing",
     "compile",
 )

@@ -68,6 +68,26 @@ def shapes_by_layer(blocks: Iterable[nn.Module]) -> dict[str, Shape]:
     return shapes
 
 
+class _WithTerm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, term: Tensor) -> Tensor:
+        ctx.like = term
+        return x.clone()  # not a view: a backward pass in two halves detaches it in place
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        return grads[0], torch.ones_like(ctx.like)
+
+
+def with_term(x: Tensor, term: Tensor) -> Tensor:
+    """`x`, whose backward pass also differentiates a scalar, as if it were part of the objective.
+
+    So a term can arise in any pipeline stage, where the objective itself is far away.
+    """
+    found: Tensor = _WithTerm.apply(x, term)  # type: ignore[no-untyped-call]
+    return found
+
+
 class Collected:
     """What the layers of a pass have handed up."""
 
@@ -87,22 +107,11 @@ class Collected:
             self.objective = objective if self.objective is None else self.objective + objective
         return x
 
-
-class _WithTerm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, term: Tensor) -> Tensor:
-        ctx.like = term
-        return x.clone()  # not a view: a backward pass in two halves detaches it in place
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        return grads[0], torch.ones_like(ctx.like)
-
-
-def with_term(x: Tensor, term: Tensor) -> Tensor:
-    """`x`, whose backward pass also differentiates a scalar, as if it were part of the objective.
-
-    So a term can arise in any pipeline stage, where the objective itself is far away.
-    """
-    found: Tensor = _WithTerm.apply(x, term)  # type: ignore[no-untyped-call]
-    return found
+    def with_objective(self, x: Tensor, weight: Tensor) -> Tensor:
+        """`x`, whose backward pass also differentiates what layers added to the objective, times a
+        weight."""
+        if self.objective is None:
+            return x
+        term = weight * self.objective
+        self.sums["objective"] = term.detach()
+        return with_term(x, term)

@@ -24,7 +24,6 @@ from triax.models.layers.output import (
     Shape,
     declared_sums,
     shapes_by_layer,
-    with_term,
 )
 from triax.models.layers.positions import LearnedPositions
 from triax.models.layers.rotary import rotary_table
@@ -146,14 +145,11 @@ class Transformer(nn.Module):
         h_BTD = self.hidden_states(
             x, num_tokens, batch.document_ids_BT, batch.positions_BT, collected, batch.counted_BT
         )
-        terms = {}
-        if collected.objective is not None:
-            term = weight * collected.objective
-            h_BTD, terms = with_term(h_BTD, term), {"objective": term.detach()}
+        h_BTD = collected.with_objective(h_BTD, weight)
         if self.norm is None or self.head is None:
-            return Output(h_BTD, collected.sums | terms, None)
+            return Output(h_BTD, collected.sums, None)
         loss: LossSums = self.head(self.norm(h_BTD), batch, weight)
-        terms = {"objective": loss.objective.detach() + terms.get("objective", 0.0)}
-        sums = {"cross_entropy": loss.cross_entropy, "z_loss": loss.z_loss} | collected.sums | terms
+        sums = {"cross_entropy": loss.cross_entropy, "z_loss": loss.z_loss} | collected.sums
+        sums["objective"] = loss.objective.detach() + sums.get("objective", 0.0)
         known = {name: value for name, value in sums.items() if name in self.sum_shapes}
         return Output(loss.objective, known, loss.log_probs_N.view(batch.targets_BT.shape))

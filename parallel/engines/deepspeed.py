@@ -159,6 +159,9 @@ class DeepSpeedEngine:
         with attention_kernels(self._attention):
             return self._schedule.forward(inputs)
 
+    def sum_over_data(self, values: Tensor) -> Tensor:
+        return self._reading.total(values)
+
     def locate_non_finite(self, micro_batches: Sequence[Batch]) -> str | None:
         finder = NonFiniteFinder(self._part)
         with finder:

@@ -152,6 +152,9 @@ class NativeEngine:
         """This process's part of each sequence, on the device; cut here, when all is counted."""
         return [self._reading.sequences.cut(batch.to(self.device)) for batch in batches]
 
+    def sum_over_data(self, values: Tensor) -> Tensor:
+        return self._reading.total(values)
+
     def _forward(self, inputs: Sequence[Batch]) -> Evaluated:
         self._publish()
         with attention_kernels(self._config.attention):

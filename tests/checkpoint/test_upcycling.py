@@ -65,7 +65,6 @@ def test_noise_is_a_new_models_weights_and_every_layout_begins_alike(tmp_path: P
         (1, {}),
         (2, {"zero_stage": 3}),
         (4, {"expert": 2, "tensor": 2, "pipeline": 1, "zero_stage": 2}),
-        (4, {"expert": 2, "zero_stage": 3}),
         (4, {"tensor": 2, "pipeline": 2}),
     ):
         found = upcycled(tmp_path / "dense", num, layout, noise=0.5)

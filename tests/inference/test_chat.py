@@ -13,8 +13,8 @@ import torch
 import transformers
 
 from triax.common.errors import UserError
+from triax.data.prepare.chat_template import ChatTemplate
 from triax.data.prepare.tokenizer import train_tokenizer
-from triax.inference.chat import ChatTemplate
 from triax.launcher.cli import main
 
 TEMPLATE = """\

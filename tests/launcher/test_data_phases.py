@@ -46,8 +46,8 @@ def test_other_layouts_read_the_same(job: Path) -> None:
     )  # fmt: skip
     straight = train(job, "--run.name=straight", *careful)
     assert straight.code == 0, straight.text
-    three = ("--parallel.tensor=2", "--parallel.pipeline=2")
-    ended = train(job, *careful, *three, num_processes=4)
+    three = ("--parallel.tensor=2", "--parallel.context=2", "--parallel.pipeline=2")
+    ended = train(job, *careful, *three, num_processes=8)
     assert ended.code == 0, ended.text
     rows, expected = read_rows(job / "runs/job"), read_rows(job / "runs/straight")
     assert [row["num_targets"] for row in rows] == [row["num_targets"] for row in expected]

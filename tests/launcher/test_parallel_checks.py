@@ -95,6 +95,8 @@ def test_layouts_that_work(tmp_path: Path, parallel: str) -> None:
         ("context = 3", "parallel.context", "of pipeline 1 x replicate 1 x context 3"),
         ("context = 64", "data.seq_len", "2 x parallel.context 64, by which"),
         ("context = 4\ntensor = 3", "data.seq_len", "parallel.context x parallel.tensor 3"),
+        ("context = 4\n[[data.phases]]\ntokens = 16384\nseq_len = 4\n[[data.phases]]",
+         "data.phases.0.seq_len", "4 is not a multiple of 2 x parallel.context 4"),
         ('context = 16\ncontext_method = "ulysses"', "parallel.context_method",
          "model.num_heads 8 is not a multiple of parallel.context 16"),
         ('context_method = "ring"', "parallel.context_method", "above 1"),

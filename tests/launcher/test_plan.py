@@ -25,7 +25,7 @@ def test_the_best_layout_is_a_run_file_that_check_accepts(
 
 
 @pytest.mark.parametrize(
-    "request_", ["gpt2-124m 16 a100", "llama3.2-1b 6 l40s", "mixtral-8x7b 32 h100"]
+    "request_", ["gpt2-124m 16 a100", "llama3.2-1b 6 l40s", "mixtral-8x7b 16 h200"]
 )
 def test_a_preset_becomes_a_run_file_that_check_accepts(
     request_: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -44,7 +44,7 @@ def job(
 
 def check(num_processes: int, cases: list[Case]) -> None:
     """Losses, norms, gradients by parameter and weights."""
-    runs = run_fleet(num_processes, engine_runs, cases, timeout=500)
+    runs = run_fleet(num_processes, engine_runs, cases, timeout=200 + 30 * len(cases))
     for number, case in enumerate(cases):
         expected = reference(case.documents, case.model.get("sliding_window"), case.num_steps)
         found = difference(merged([run[number] for run in runs]), expected)
@@ -52,13 +52,11 @@ def check(num_processes: int, cases: list[Case]) -> None:
 
 
 TWO: list[tuple[ContextMethod, int, str, dict[str, int]]] = [
-    ("gather", 0, "none", {}),
+    ("gather", 0, "short", {}),
     ("gather", 3, "random", WINDOW),
-    ("ring", 1, "none", {}),
     ("ring", 2, "one", WINDOW),
     ("ring", 3, "long", {}),
-    ("ulysses", 1, "short", {}),
-    ("ulysses", 2, "random", WINDOW),
+    ("ulysses", 1, "none", {}),
 ]
 
 
@@ -68,15 +66,11 @@ def test_two_processes() -> None:
         job({"context": 2, "context_method": method, "zero_stage": stage}, documents, **window)
         for method, stage, documents, window in TWO
     ]
-    cases += [
-        job({"context": 2, "context_method": method, "activation_checkpointing": kind})
-        for method, kind in (("ring", "selective"), ("ulysses", "full"))
-    ]
-    check(2, cases)
+    selective = {"context": 2, "context_method": "ring", "activation_checkpointing": "selective"}
+    check(2, [*cases, job(selective, "short")])
 
 
 LAYOUTS: list[dict[str, Any]] = [
-    {"context": 4, "context_method": "gather", "zero_stage": 2},
     {"context": 4, "context_method": "ring", "zero_stage": 3},
     {"context": 4, "context_method": "ulysses", "zero_stage": 0},
     {"context": 2, "context_method": "ring", "tensor": 2, "zero_stage": 3},
@@ -84,7 +78,7 @@ LAYOUTS: list[dict[str, Any]] = [
     {"context": 2, "context_method": "gather", "pipeline": 2, "zero_stage": 1},
     {"context": 2, "context_method": "ring", "pipeline": 2, "pipeline_schedule": ZBV,
      "zero_stage": 3},
-    {"context": 2, "context_method": "ulysses", "replicate": 2, "zero_stage": 2},
+    {"context": 2, "replicate": 2, "zero_stage": 2, "activation_checkpointing": "full"},
 ]  # fmt: skip
 
 
@@ -151,7 +145,6 @@ def test_the_next_token_of_a_divided_prompt() -> None:
         {"context": 4, "context_method": "ring", "zero_stage": 3},
         {"context": 2, "tensor": 2},
         {"context": 2, "pipeline": 2, "context_method": "gather"},
-        {"tensor": 2, "sequence_parallel": False, "pipeline": 2},
     ]
     cases = [Case(SMALL, layout, micro_batch_size=4) for layout in layouts]
     lengths = (1, 6, 11, 16)

@@ -31,7 +31,6 @@ CLIP_NORM, NUM_STEPS = 0.5, 2
 BOTH: dict[str, Any] = {"expert": 2, "tensor": 2, "zero_stage": 2}
 JOBS: dict[str, tuple[dict[str, Any], dict[str, Any], Begin | None]] = {
     "expert": (EXPERTS, {"expert": 2, "zero_stage": 2}, None),
-    "expert, replicas": (EXPERTS, {"expert": 4, "zero_stage": 0}, None),
     "expert, tensor": (EXPERTS, BOTH, None),
     "expert, interleaved": (
         EXPERTS, {"expert": 2, "pipeline": 2, "pipeline_schedule": "interleaved-1f1b"}, None,

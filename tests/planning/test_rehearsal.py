@@ -7,11 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+from triax.parallel.config import ParallelConfig
 from triax.parallel.layout import Layout
+from triax.parallel.stages import SCHEDULES
+from triax.planning.in_flight import micro_batches_in_flight
 from triax.planning.rehearsal.comparing import Comparison, compare
 from triax.planning.rehearsal.memory import MemoryLog, Part
 from triax.planning.rehearsal.messages import Event, Group, Message, Wait
-from triax.planning.rehearsal.ranks import axis_of, chosen_ranks
+from triax.planning.rehearsal.ranks import axis_of, chosen_ranks, enough_micro_batches
 
 ALL = Group("0", (0, 1, 2, 3))
 PAIRS = {0: Group("1", (0, 1)), 1: Group("1", (0, 1)), 2: Group("2", (2, 3)), 3: Group("2", (2, 3))}
@@ -159,6 +162,32 @@ def test_chosen_ranks_are_a_pipeline_and_the_corners() -> None:
         last = {"pipeline": 0, "replicate": 0, "shard": 0, "context": 0, "tensor": 0}
         assert last | {axis: getattr(layout, axis) - 1} in places
     assert chosen_ranks(Layout(1, 1, 1, 1, 1)) == (0,)
+
+
+def test_a_long_pipeline_is_chosen_by_its_ends() -> None:
+    layout = Layout(pipeline=16, replicate=1, shard=2, context=1, tensor=4)
+    places = [layout.coordinates(rank)["pipeline"] for rank in chosen_ranks(layout)]
+    assert {*places} == {0, 1, 14, 15}
+
+
+@pytest.mark.parametrize("schedule", [name for name in SCHEDULES if name != "gpipe"])
+@pytest.mark.parametrize(("ranks", "count"), [(2, 64), (4, 64), (8, 32)])
+def test_few_micro_batches_have_as_many_in_flight_as_all(
+    schedule: str, ranks: int, count: int
+) -> None:
+    parallel = ParallelConfig.model_validate({"pipeline": ranks, "pipeline_schedule": schedule})
+    few = enough_micro_batches(parallel, count)
+    assert few < count
+    for rank in range(ranks):
+        assert micro_batches_in_flight(parallel, rank, few) == micro_batches_in_flight(
+            parallel, rank, count
+        )
+
+
+def test_without_a_pipeline_two_micro_batches_do_and_gpipe_takes_all() -> None:
+    assert enough_micro_batches(ParallelConfig(), 64) == 2
+    assert enough_micro_batches(ParallelConfig(), 1) == 1
+    assert enough_micro_batches(ParallelConfig(pipeline=4, pipeline_schedule="gpipe"), 64) == 64
 
 
 def test_groups_are_called_by_their_axes() -> None:

@@ -69,6 +69,16 @@ def test_experts_are_held_once_however_they_are_divided(zero_stage: int, expert:
     assert alone - gathered == 2 * (of_experts - of_experts // expert)
 
 
+@pytest.mark.parametrize("zero_stage", [0, 1, 3])
+def test_processes_that_divide_a_sequence_divide_the_weights(zero_stage: int) -> None:
+    setup = make_setup(4, zero_stage=zero_stage, context=2)
+    total = sum(memory_of_rank(setup, rank).main_params for rank in range(4))
+    copies = 4 if zero_stage == 0 else 1
+    assert total == copies * 4 * num_parameters(setup.model)
+    whole = memory_of_rank(make_setup(2, zero_stage=zero_stage), 0)
+    assert 2 * memory_of_rank(setup, 0).activations == whole.activations
+
+
 def test_a_pipeline_and_split_layers_hold_each_weight_once_and_norms_on_every_rank() -> None:
     setup = make_setup(8, tensor=2, pipeline=4, zero_stage=1)
     total = sum(memory_of_rank(setup, rank).main_params for rank in range(8))

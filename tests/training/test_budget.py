@@ -55,3 +55,11 @@ def test_an_endless_budget_is_the_user_s_mistake() -> None:
         resolve_budget(BudgetConfig(tokens_per_parameter=1e305), MODEL, 4096)
     with pytest.raises(ValidationError, match="expected"):
         BudgetConfig(tokens=10**400)
+
+
+def test_chinchilla_counts_the_experts_that_a_token_passes() -> None:
+    """Counted by hand: two of eight, all else once."""
+    model = model_config(preset="mini-moe-20m")
+    experts = 6 * 8 * 3 * 256 * 512
+    active = num_parameters(model) - experts + experts * 2 // 8
+    assert chinchilla_tokens(BudgetConfig(tokens_per_parameter=20.0), model) == 20 * active

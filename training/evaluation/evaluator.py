@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,6 +75,8 @@ class Evaluator:
 
     sets: Mapping[str, ValidationSet] = field(default_factory=dict)
     choices: Choices | None = None
+    measure: Callable[[Engine, Sequence[Batch]], Evaluation] = evaluate
+    """What is told of a set: the run's own objective."""
 
     def __bool__(self) -> bool:
         return bool(self.sets) or self.choices is not None
@@ -83,7 +85,7 @@ class Evaluator:
         """Run the model over all of it. Collective."""
         return Findings(
             {
-                name: evaluate(engine, each.batches)._replace(num_bytes=each.num_bytes)
+                name: self.measure(engine, each.batches)._replace(num_bytes=each.num_bytes)
                 for name, each in self.sets.items()
             },
             {} if self.choices is None else self.choices.score(engine),

@@ -66,6 +66,16 @@ def _num_dead(tokens_LE: Tensor, _step: StepResult[float]) -> float:
     return float((tokens_LE[has_experts] == 0).sum())
 
 
+def _by_pair(value: Tensor, step: StepResult[float]) -> float:
+    """The mean over the step's pairs."""
+    return float(value) / (float(step.extra["dpo_pairs"]) or 1.0)
+
+
+def _margin(chosen: Tensor, step: StepResult[float]) -> float:
+    """The mean over pairs of the difference between the rewards of both answers."""
+    return _by_pair(chosen - step.extra["dpo_rejected"], step)
+
+
 SHOWN = (
     Shown("z_loss", "z_loss", lambda value, step: float(value) / (step.total_weight or 1.0)),
     Shown("expert_load_max", "expert_tokens", _highest_load, console="load {:.2f}"),
@@ -73,6 +83,11 @@ SHOWN = (
     Shown("balance_loss", "expert_balance", _by_token),
     Shown("router_entropy", "router_entropy", _by_token),
     Shown("dropped_tokens", "expert_dropped", lambda value, _step: float(value.sum())),
+    Shown("reward_accuracy", "dpo_accuracies", _by_pair, console="right {:.2f}"),
+    Shown("reward_margin", "dpo_chosen", _margin, console="margin {:.3f}"),
+    Shown("reward_chosen", "dpo_chosen", _by_pair),
+    Shown("reward_rejected", "dpo_rejected", _by_pair),
+    Shown("kl", "dpo_kl", lambda value, step: float(value / step.extra["dpo_tokens"])),
 )
 SHOWN_BY_LAYER = (ShownByLayer("expert_load", "expert_tokens", _loads),)
 """Extras are shown where a line here says so, and nowhere else."""

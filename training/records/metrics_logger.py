@@ -79,8 +79,14 @@ class MetricsLogger:
                 replace_text(self.directory.stop_report, text)
         self.console.say(text)
 
-    def started(self, step: int, layout: Mapping[str, int]) -> None:
-        """A session begins after this step: what was said of later ones in another is dropped."""
+    def started(
+        self, step: int, layout: Mapping[str, int], environment: Mapping[str, str | int]
+    ) -> None:
+        """A session begins after this step: what was said of later ones in another is dropped.
+
+        Args:
+            environment: where and on what it runs, for people.
+        """
         if not self.is_main:
             return
         cut = Cut(0, 0)
@@ -88,7 +94,9 @@ class MetricsLogger:
             cut = self.directory.cut_metrics(step)
         self._tell_unreadable(cut)
         num_lost = cut.num_later + cut.num_unreadable
-        self.event("start", step=step, layout=layout, num_steps_lost=num_lost)
+        self.event(
+            "start", step=step, layout=layout, environment=environment, num_steps_lost=num_lost
+        )
 
     def _tell_unreadable(self, cut: Cut) -> None:
         if cut.num_unreadable:

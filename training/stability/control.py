@@ -141,6 +141,10 @@ class StopSignal:
         for number, handler in self._former.items():
             signal.signal(number, handler)
 
+    def request(self, by: str) -> None:
+        """Stop after this step, as a signal would have it; safe from any thread."""
+        self.received = self.received or by
+
     def _note(self, number: int, _frame: FrameType | None) -> None:
         is_first, is_ctrl_c = self.received is None, number == signal.SIGINT
         if is_ctrl_c and (self._is_over or not is_first):

@@ -150,6 +150,7 @@ class Watchdog:
                 if time.time() - since > limit or self._is_called():
                     faulthandler.cancel_dump_traceback_later()
                     self._call(stacks.fileno(), time.time() - since > limit, limit)
+                    return  # where a program around it lives on, a hang is told once
 
     def _call(self, stacks: int, is_first_hand: bool, limit: float) -> None:
         """Write all that is known, wait for the others to do so too, and end the process."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeVar
 
 from torch import Tensor
 
 from triax.models.batch import Batch
 from triax.parallel.engine import Engine
+from triax.training.objectives.objective import CrossEntropy, Objective
 from triax.training.step.guard import Guard
 from triax.training.step.precision import LossScaler
 
@@ -25,6 +26,7 @@ class StepContext:
     scaler: LossScaler
     guard: Guard
     clip_norm: float | None
+    objective: Objective = field(default_factory=CrossEntropy)
 
 
 class StepResult(NamedTuple, Generic[N]):
@@ -68,28 +70,29 @@ def train_step(
 
     The loss is the sum over target tokens, each times its own weight, divided by their global
     weight (their number where they have none), so it doesn't depend on how the batch is divided.
-    Weights are not negative: a batch whose weights sum to 0 has no targets. Nothing here waits for
-    the device, unless `Engine.update` must.
+    Weights are not negative: a batch whose weights sum to 0 has no targets. Another objective than
+    `CrossEntropy` says itself what weighs how much. Nothing here waits for the device, unless
+    `Engine.update` must.
 
     Args:
-        context: engine, scaler, guard and clipping.
+        context: engine, scaler, guard, clipping and objective.
         micro_batches: this process's part of the global batch.
         lr: the learning rate of this step.
     """
     engine, scale = context.engine, context.scaler.scale
     counts = engine.count_targets(micro_batches)
-    # A batch without any target has a gradient of zero, not of 0/0.
-    divisor = counts.total_weight.where(counts.total_weight > 0, 1.0)
-    sums = engine.forward_backward(micro_batches, weight=scale / divisor)
-    loss, grad_norm = sums.cross_entropy / divisor, sums.grad_norm / scale
-    verdict = context.guard.judge(loss, grad_norm, has_targets=counts.total_weight > 0)
+    weighed = context.objective.weigh(engine, micro_batches, counts)
+    sums = engine.forward_backward(weighed.micro_batches, weight=scale / weighed.divisor)
+    loss = sums.cross_entropy / weighed.divisor if weighed.loss is None else weighed.loss
+    grad_norm = sums.grad_norm / scale
+    verdict = context.guard.judge(loss, grad_norm, has_targets=weighed.has_targets)
     limit = verdict.clip_limit.clamp(max=context.clip_norm or math.inf)
     engine.update(lr, _clip_factor(grad_norm, limit) / scale, verdict.skip)
     context.scaler.update(verdict.overflowed)
     return StepResult(
         loss, grad_norm, counts.num_targets, counts.total_weight, verdict.skip, scale,
         verdict.reasons, verdict.loss_score, verdict.norm_score, verdict.drift_score,
-        sums.own_finite, counts.own_fingerprint, counts.data_differs, sums.extra,
+        sums.own_finite, counts.own_fingerprint, counts.data_differs, sums.extra | weighed.extra,
     )  # fmt: skip
 
 

@@ -1,0 +1,1 @@
+"""What `import triax` offers: train, load, plan and read runs from Python."""

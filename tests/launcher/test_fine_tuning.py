@@ -1,0 +1,117 @@
+"""From a model to one that answers: runs of `sft` and `dpo`, killed and gone on with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from jobs import Ended, curve, kills, read_rows, train, triax
+
+CHATS = '--data.sources=[{"path": "chats/train"}]'
+SFT = (
+    "--run.name=sft", "--objective.kind=sft", CHATS, "--data.validation=chats/validation",
+    "--data.tokenizer=chats/tokenizer", "--data.seq_len=63", "--budget.tokens=4032",
+)  # fmt: skip
+DPO = (
+    "--run.name=dpo", "--objective.kind=dpo", '--data.sources=[{"path": "pairs/train"}]',
+    "--data.validation=pairs/validation", "--data.tokenizer=chats/tokenizer", "--data.seq_len=63",
+    "--budget.tokens=4032", "--optimizer.lr=1e-3", "--checkpoint.init_from=runs/sft",
+)  # fmt: skip
+
+
+def write_rows(folder: Path) -> None:
+    """Conversations and pairs from the job's own words."""
+    chats = [
+        {"prompt": f"the cat {n}", "completion": f"and the dog {n % 3}", "tools": None}
+        for n in range(60)
+    ]
+    pairs = [
+        {"prompt": f"the cat {n}", "chosen": f"the dog {n % 3}", "rejected": f"a tree {n % 5}"}
+        for n in range(60)
+    ]
+    for name, rows in (("chats", chats), ("pairs", pairs)):
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+
+
+def good(ended: Ended) -> Ended:
+    assert ended.code == 0, ended.text
+    return ended
+
+
+@pytest.fixture(scope="module")
+def taught(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with conversations, pairs, and a run that learned the conversations."""
+    from jobs import make_job
+
+    folder = make_job(corpus, tmp_path_factory.mktemp("taught"))
+    write_rows(folder)
+    for command in ("chats.jsonl --output chats", "pairs.jsonl --pairs --output pairs"):
+        good(triax(
+            folder, "data", "conversations", *command.split(),
+            "--tokenizer", "tokenizer", "--validation-fraction", "0.1",
+        ))  # fmt: skip
+    good(train(folder, *SFT))
+    return folder
+
+
+def test_a_run_learns_answers_and_resumes_exactly(taught: Path) -> None:
+    whole = curve(taught / "runs/sft")
+    assert len(whole) == 8 and whole[-1][1] < whole[0][1]
+    options = (*SFT, "--run.name=killed", "--checkpoint.every=2 steps")
+    killed = train(taught, *options, kills(("step", 5, None)))
+    assert killed.code != 0
+    good(train(taught, *options, kills(("step", 5, None))))
+    assert curve(taught / "runs/killed") == whole
+
+
+def test_a_blend_of_text_and_conversations(taught: Path) -> None:
+    blend = '--data.sources=[{"path": "chats/train"}, {"path": "data/train"}]'
+    good(train(taught, *SFT, "--run.name=blend", blend))
+    rows = read_rows(taught / "runs/blend")
+    answers = read_rows(taught / "runs/sft")
+    assert sum(r["num_targets"] for r in rows) > sum(r["num_targets"] for r in answers)
+
+
+def test_preferences_are_learned_against_the_start_and_resume_exactly(taught: Path) -> None:
+    said = good(train(taught, *DPO))
+    assert "reference log-probabilities of" in said.out
+    rows = read_rows(taught / "runs/dpo")
+    assert rows[0]["loss"] == pytest.approx(0.693147, abs=1e-5)
+    assert rows[0]["reward_margin"] == pytest.approx(0, abs=1e-5)
+    assert rows[-1]["reward_margin"] > 0 and rows[-1]["reward_accuracy"] > 0.7
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    options = (*DPO, "--run.name=killed-dpo", "--checkpoint.every=2 steps")
+    assert train(taught, *options, kills(("step", 5, None))).code != 0
+    again = good(train(taught, *options, kills(("step", 5, None))))
+    assert "reference log-probabilities of" not in again.out
+    assert curve(taught / "runs/killed-dpo") == curve(taught / "runs/dpo")
+
+
+def test_a_reference_that_was_damaged_or_lost(taught: Path) -> None:
+    options = (*DPO, "--run.name=lost", "--checkpoint.every=2 steps")
+    assert train(taught, *options, kills(("step", 5, None))).code != 0
+    [first, second] = sorted((taught / "runs/lost/reference").iterdir())
+    kept = first.read_bytes()
+    first.write_bytes(kept[:-1] + b"\x7f")
+    damaged = train(taught, *options)
+    assert damaged.code == 2 and "damaged: its checksum is another one" in damaged.text
+    first.unlink()
+    second.unlink()
+    again = good(train(taught, *options, kills(("step", 5, None))))
+    assert "reference log-probabilities of" in again.out
+    assert first.read_bytes() == kept, "of the start, not of where the run is by now"
+
+
+def test_what_doesnt_fit_the_objective(taught: Path) -> None:
+    for options, expected in (
+        ((*SFT, "--objective.kind=pretrain"), 'holds conversations, which objective.kind = "sft"'),
+        (("--objective.kind=sft",), "all sources hold text"),
+        ((*SFT, "--data.mask_documents=false"), "must not see each other"),
+        ((*SFT, "--objective.beta=0.2"), 'only objective.kind = "dpo" reads it'),
+        ((*DPO, CHATS), "holds conversations"),
+        ((*DPO[:-1],), "begins with a model that answers"),
+    ):
+        ended = triax(taught, "check", "run.toml", *options)
+        assert ended.code == 2 and expected in " ".join(ended.text.split()), ended.text
