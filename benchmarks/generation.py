@@ -22,7 +22,7 @@ import torch
 import transformers
 
 from triax.inference.generate import generate_batch
-from triax.inference.load import load_checkpoint
+from triax.inference.load import find_model
 from triax.inference.sampling import Sampling
 from triax.models.layers.transformer import Transformer
 
@@ -84,7 +84,7 @@ def main() -> None:
         theirs: Any = transformers.LlamaForCausalLM(CONFIG)
         theirs.eval()
         theirs.save_pretrained(folder)
-        ours = load_checkpoint(folder).model
+        ours = find_model(folder).load()
     num_bytes = 4 * sum(parameter.numel() for parameter in ours.parameters())
     ways = {"triax": of_triax(ours), "transformers": of_transformers(theirs)}
     for batch in arguments.batches:

@@ -15,6 +15,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from triax.checkpoint.storage import ShardMap, ShardReader
 from triax.common.errors import UserError
 from triax.models.config import ModelConfig
+from triax.models.description import describe
 from triax.models.layers.transformer import Transformer
 
 _NUM_SHOWN = 5
@@ -87,21 +88,29 @@ def check_weights(folder: Path, shapes: Mapping[str, tuple[int, ...]], *, prefix
     _refuse_another_model(folder, differences)
 
 
+def check_model(folder: Path, config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The shapes of the model's tensors by their names in the checkpoint, which holds just those.
+
+    Raises:
+        UserError: it is a checkpoint of another model, or its metadata can't be read.
+    """
+    num_saved = len(_tensor_metadata(ShardReader(folder).read_metadata()))
+    if config.num_layers > num_saved:  # to describe so many may take for ever
+        differences = [f"  {config.num_layers} layers here, {num_saved} tensors in the checkpoint"]
+        _refuse_another_model(folder, differences)
+    table = describe(config).parameters
+    shapes = {f"model.{name}": row.shape for name, row in table.items()}
+    check_weights(folder, shapes, prefix="model.")
+    return shapes
+
+
 def load_model(folder: Path, config: ModelConfig) -> Transformer:
     """The checkpoint's weights as a plain model on the CPU, in fp32.
 
     Raises:
         UserError: it is a checkpoint of another model or optimizer, or its shards cannot be read.
     """
-    num_saved = len(_tensor_metadata(ShardReader(folder).read_metadata()))
-    if config.num_layers > num_saved:  # to build so many may take for ever
-        differences = [f"  {config.num_layers} layers here, {num_saved} tensors in the checkpoint"]
-        _refuse_another_model(folder, differences)
-    with torch.device("meta"):
-        model = Transformer(config)
-    shapes = {f"model.{name}": row.shape for name, row in model.description.parameters.items()}
-    check_weights(folder, shapes, prefix="model.")
-    weights = {name: torch.empty(shape) for name, shape in shapes.items()}
+    weights = {name: torch.empty(shape) for name, shape in check_model(folder, config).items()}
     read_into(folder, weights)
     return model_of(
         config, {name.removeprefix("model."): tensor for name, tensor in weights.items()}

@@ -22,33 +22,32 @@ from triax.models.layers.attention import Attention
 from triax.models.layers.block import Block
 from triax.models.layers.transformer import Transformer
 
+_TOKENS_AT_ONCE = 1024
+"""Of a prompt, in each row."""
+
 
 class KeyValueCache:
     """The keys and values of some rows, in each layer.
 
-    Everything is kept for the whole context, also in layers with a sliding window.
+    Everything is kept for the whole context; a layer with a sliding window reads that alone.
     """
 
-    def __init__(self, model: Transformer, num_rows: int, capacity: int) -> None:
+    def __init__(
+        self, model: Transformer, num_rows: int, capacity: int, device: torch.device
+    ) -> None:
         """Args:
-        model: the whole model, on its device.
+        model: whole in depth; of its heads a process may hold some.
         num_rows: B.
         capacity: slots a row: the longest context.
+        device: that the model computes on.
         """
-        weight = model.embedding.weight if model.embedding is not None else None
-        assert weight is not None, "a pipeline stage can't write by itself"
-        self._layers: dict[str, tuple[Tensor, Tensor]] = {}
-        for name, layer in enumerate(model.description.architecture.layers):
-            attention = layer.attention
-            shape = (num_rows, attention.num_query_groups, capacity, attention.head_dim)
-            keys, values = (
-                torch.zeros(shape, dtype=weight.dtype, device=weight.device) for _ in range(2)
-            )
-            self._layers[str(name)] = keys, values
+        layers = model.description.architecture.layers
+        self._windows = {str(number): one.attention.window for number, one in enumerate(layers)}
+        self._kept: dict[str, tuple[Tensor, Tensor]] = {}
         self.capacity = capacity
         self.length = 0
         """Slots in use, of every row."""
-        self.num_empty_B = torch.zeros(num_rows, dtype=torch.int64, device=weight.device)
+        self.num_empty_B = torch.zeros(num_rows, dtype=torch.int64, device=device)
         """Slots at a row's beginning that hold nothing."""
         self._has_empty = False
 
@@ -70,13 +69,14 @@ class KeyValueCache:
         return (slots - self.num_empty_B[:, None]).clamp(min=0)
 
     def mask(self, num_tokens: int, window: int | None) -> Tensor | None:
-        """Which slots the next tokens see: bool (B or 1, 1, T, S); None for all up to their own."""
-        length = self.length + num_tokens
+        """Which of the slots that are read the next tokens see: bool (B or 1, 1, T, S); None for
+        all up to their own."""
+        length, first = self.length + num_tokens, self._first_read(window)
         has_window = window is not None and window < length
-        if not has_window and not self._has_empty and (num_tokens == 1 or self.length == 0):
+        if not self._has_empty and (num_tokens == 1 or (self.length == 0 and not has_window)):
             return None
-        slots = torch.arange(length, device=self.num_empty_B.device)
-        own = slots[self.length :, None]
+        slots = torch.arange(first, length, device=self.num_empty_B.device)
+        own = slots[self.length - first :, None]
         visible_BTS = (slots <= own)[None]
         if window is not None and has_window:
             visible_BTS = visible_BTS & (own - slots < window)
@@ -86,15 +86,24 @@ class KeyValueCache:
             visible_BTS = visible_BTS | (slots == own)
         return visible_BTS[:, None]
 
+    def _first_read(self, window: int | None) -> int:
+        """The first slot that any of the next tokens may see."""
+        return 0 if window is None else max(0, self.length - window + 1)
+
     def attend(
         self, layer: str, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, mask: Tensor | None
     ) -> Tensor:
         """Keep the new tokens' keys and values, and mix all values so far; (B, H, T, K)."""
-        keys_BGSK, values_BGSK = self._layers[layer]
+        if layer not in self._kept:
+            # As many heads as this process has, in the dtype that they come in.
+            shape = (*k_BGTK.shape[:2], self.capacity, k_BGTK.shape[3])
+            self._kept[layer] = k_BGTK.new_zeros(shape), v_BGTK.new_zeros(shape)
+        keys_BGSK, values_BGSK = self._kept[layer]
         num_tokens = q_BHTK.shape[2]
         new = slice(self.length, self.length + num_tokens)
         keys_BGSK[:, :, new], values_BGSK[:, :, new] = k_BGTK, v_BGTK
-        k_BGSK, v_BGSK = keys_BGSK[:, :, : new.stop], values_BGSK[:, :, : new.stop]
+        read = slice(self._first_read(self._windows[layer]), new.stop)
+        k_BGSK, v_BGSK = keys_BGSK[:, :, read], values_BGSK[:, :, read]
         if num_tokens == 1:
             # The heads that share a key stand side by side as if they were several queries of it.
             q_BGNK = q_BHTK.squeeze(2).unflatten(1, (k_BGSK.shape[1], -1))
@@ -110,14 +119,18 @@ class KeyValueCache:
 
 
 def next_logits(model: Transformer, cache: KeyValueCache, tokens_BT: Tensor) -> Tensor:
-    """Logits (B, V) in fp32 of what follows the given tokens, which the cache then holds."""
+    """Logits (B, V) in fp32 of what follows the given tokens, which the cache then holds.
+
+    Many tokens are read in parts, so that no mask and no activation grows with their square.
+    """
     assert model.norm is not None and model.head is not None
-    num_tokens = tokens_BT.shape[1]
     with _reading(model, cache):
-        h_BTD = model.hidden_states(
-            tokens_BT, num_tokens, positions_BT=cache.positions_BT(num_tokens)
-        )
-    cache.advance(num_tokens)
+        for part_BT in tokens_BT.split(_TOKENS_AT_ONCE, dim=1):
+            num_tokens = part_BT.shape[1]
+            h_BTD = model.hidden_states(
+                part_BT, num_tokens, positions_BT=cache.positions_BT(num_tokens)
+            )
+            cache.advance(num_tokens)
     return model.head.logits(model.norm(h_BTD[:, -1:]))[:, 0]
 
 

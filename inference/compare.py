@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from triax.common.errors import UserError
 from triax.data.prepare.tokenizer import tokenizer_fingerprint
 from triax.inference.engine import evaluation_engine
-from triax.inference.load import Loaded, load_checkpoint
+from triax.inference.load import ModelFolder, find_model
+from triax.inference.team import Team
 from triax.inference.validation import Reading, Sequences, read
 from triax.models.batch import Batch
 from triax.parallel.evaluation import Evaluation, mean_loss
@@ -55,7 +56,9 @@ class Comparison:
     compared: list[Compared]
 
 
-def compare(checkpoints: Sequence[str], sequences: Sequences) -> Comparison:
+def compare(
+    checkpoints: Sequence[str], sequences: Sequences, team: Team | None = None
+) -> Comparison:
     """The losses of several checkpoints on the same targets, one checkpoint in memory at a time.
 
     The intervals are of a bootstrap over documents, since tokens of one document are alike: each
@@ -66,14 +69,15 @@ def compare(checkpoints: Sequence[str], sequences: Sequences) -> Comparison:
     Raises:
         UserError: a checkpoint or the data can't be used, or they read the data in other ways.
     """
+    team = team or Team.alone()
     measured, readings, known = [], [], []
     for checkpoint in checkpoints:
-        loaded = load_checkpoint(checkpoint)
-        readings.append(read(loaded, sequences))
-        known.append((loaded.path, _tokenizer(loaded)))
+        folder = find_model(checkpoint)
+        readings.append(read(folder, sequences))
+        known.append((folder.path, _tokenizer(folder)))
         _refuse_different(readings, known)
-        measured.append((_losses(loaded, readings[0], sequences.compute), loaded.path))
-        num_bytes = readings[0].num_bytes(loaded)
+        measured.append((_losses(folder, readings[0], sequences.compute, team), folder.path))
+        num_bytes = readings[0].num_bytes(folder)
     losses_RD = np.stack([losses_D for (losses_D, _), _ in measured])
     counts_D = measured[0][0][1]
     seen = counts_D > 0
@@ -90,10 +94,10 @@ def compare(checkpoints: Sequence[str], sequences: Sequences) -> Comparison:
     return Comparison(readings[0], int(seen.sum()), compared)
 
 
-def _tokenizer(loaded: Loaded) -> str | None:
+def _tokenizer(folder: ModelFolder) -> str | None:
     """The fingerprint of the checkpoint's tokenizer, None where it isn't there."""
-    folder = loaded.tokenizer_folder
-    return tokenizer_fingerprint(folder) if folder and Path(folder).exists() else None
+    tokenizer = folder.tokenizer_folder
+    return tokenizer_fingerprint(tokenizer) if tokenizer and Path(tokenizer).exists() else None
 
 
 def _refuse_different(
@@ -113,13 +117,14 @@ def _refuse_different(
 
 
 def _losses(
-    loaded: Loaded, reading: Reading, compute: str | None
+    folder: ModelFolder, reading: Reading, compute: str | None, team: Team
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Summed loss and number of targets of each document: (D,) and (D,)."""
     num_documents = reading.source.num_documents
     losses_D, counts_D = np.zeros(num_documents), np.zeros(num_documents, np.int64)
-    batches, windows = reading.batches(), iter(range(reading.num_sequences))
-    with evaluation_engine(loaded, reading.seq_len, compute) as engine:
+    part, num_parts = team.data_place
+    batches, windows = reading.batches(part, num_parts), iter(reading.windows(part, num_parts))
+    with evaluation_engine(folder, reading.seq_len, compute, team) as engine:
         while group := list(islice(batches, _BATCHES_AT_ONCE)):
             for batch, log_probs_BT in zip(group, engine.log_probs(group), strict=True):
                 is_target_BT = batch.is_target_BT.numpy()
@@ -128,7 +133,7 @@ def _losses(
                 values = log_probs_BT.double().cpu().numpy()[is_target_BT]
                 losses_D -= np.bincount(chosen, values, num_documents)
                 counts_D += np.bincount(chosen, minlength=num_documents)
-    return losses_D, counts_D
+    return team.summed(losses_D), team.summed(counts_D)
 
 
 def _documents(reading: Reading, batch: Batch, windows: Iterator[int]) -> NDArray[np.int64]:

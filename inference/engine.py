@@ -1,4 +1,4 @@
-"""A loaded model in an engine that only evaluates, in this process alone."""
+"""A trained model in an engine that only evaluates."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import NoReturn
 
-import torch
 import torch.distributed as dist
 from pydantic import ValidationError
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 
 from triax.checkpoint.run_folder import recorded_table
 from triax.common.errors import UserError
-from triax.inference.load import Loaded
-from triax.parallel.config import ParallelConfig, PrecisionConfig
+from triax.inference.load import ModelFolder
+from triax.inference.team import Team
+from triax.parallel.config import PrecisionConfig
 from triax.parallel.engine import Engine
 from triax.parallel.engines.native import NativeEngine
 from triax.parallel.float8 import require_float8
@@ -38,61 +39,66 @@ class _NoOptimizer(Optimizer):
 
 
 @contextmanager
-def evaluation_engine(loaded: Loaded, seq_len: int, compute: str | None = None) -> Iterator[Engine]:
+def evaluation_engine(
+    folder: ModelFolder, seq_len: int, compute: str | None = None, team: Team | None = None
+) -> Iterator[Engine]:
     """The model in the engine that trains, so that a loss means what it means in a run.
 
     Args:
-        loaded: its weights are copied.
+        folder: the model's; its weights are read into the engine.
         seq_len: of the sequences to come.
         compute: as `precision.compute`; by default what the run computed in.
+        team: who shares the work; by default nobody.
 
     Raises:
-        UserError: the device can't compute so, or the checkpoint's record holds no precision.
+        UserError: the device can't compute so, the team can't divide the model, or the
+            checkpoint's record holds no precision.
     """
-    precision = recorded_precision(loaded, compute)
-    device = next(loaded.model.parameters()).device
+    team = team or Team.alone()
+    team.refuse_indivisible(folder.config, folder.path)
+    precision = recorded_precision(folder, compute)
     if precision.compute == "fp8":
-        require_float8(device, precision.fp8_recipe)
-    config = ParallelConfig(zero_stage=0)
-    with _alone(device):
+        require_float8(team.device, precision.fp8_recipe)
+    with _meshed(team) as mesh:
         engine = NativeEngine(
-            loaded.model.config,
-            build_mesh(Layout.of(config, 1), device.type),
-            config,
+            folder.config,
+            mesh,
+            team.config,
             precision=precision,
             seq_len=seq_len,
             seed=0,
             make_optimizer=_NoOptimizer,
         )
-        given = dict(loaded.model.named_parameters())
-        with torch.no_grad():
-            for name, tensor in engine.state().items():
-                tensor.copy_(given[name.removeprefix("model.")])
+        state = engine.state()
+        folder.fill({name.removeprefix("model."): tensor for name, tensor in state.items()})
         yield engine
 
 
-def recorded_precision(loaded: Loaded, compute: str | None) -> PrecisionConfig:
+def recorded_precision(folder: ModelFolder, compute: str | None) -> PrecisionConfig:
     """What the run computed in, fp32 where its record doesn't say, or `compute` instead.
 
     Raises:
         UserError: the record's is none.
     """
-    fields = dict(recorded_table(recorded_table(loaded.record, "config"), "precision"))
+    fields = dict(recorded_table(recorded_table(folder.record, "config"), "precision"))
     if compute is not None:
         fields["compute"] = compute
     try:
         return PrecisionConfig.model_validate(fields)
     except ValidationError as error:
-        raise UserError(f"{loaded.path}: its record holds no valid precision: {error}") from None
+        raise UserError(f"{folder.path}: its record holds no valid precision: {error}") from None
 
 
 @contextmanager
-def _alone(device: torch.device) -> Iterator[None]:
-    """A process group of this process, which engines need."""
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+def _meshed(team: Team) -> Iterator[DeviceMesh]:
+    """The team's mesh; engines need one of a single process too, and its process group."""
+    if team.mesh is not None:
+        yield team.mesh
+        return
+    backend = "cpu:gloo,cuda:nccl" if team.device.type == "cuda" else "gloo"
     store = dist.HashStore()  # type: ignore[attr-defined]
     dist.init_process_group(backend, store=store, rank=0, world_size=1)
     try:
-        yield
+        yield build_mesh(Layout.of(team.config, 1), team.device.type)
     finally:
         dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""Texts from a model on one device, token after token.
+"""Texts from a model, token after token.
 
 Shape letters: B rows, T tokens, V vocabulary.
 """
@@ -14,6 +14,7 @@ from torch import Tensor
 from triax.common.errors import UserError
 from triax.inference.cache import KeyValueCache, next_logits
 from triax.inference.sampling import Sampling
+from triax.inference.team import Team, team_config
 from triax.models.layers.transformer import Transformer
 
 DEFAULT_SAMPLING = Sampling(temperature=0.8, top_k=50)
@@ -62,36 +63,37 @@ def generate_batch(
     sampling: Sampling,
     seeds: Sequence[int],
     stop_tokens: Collection[int] = (),
+    team: Team | None = None,
 ) -> Iterator[list[NewToken | None]]:
     """Yield what each step adds to each row, until all rows have ended.
 
-    A row's tokens don't depend on the others, but for the last bits of the sums behind them. Where
-    a text outgrows the context, the model goes on from the last half of it.
+    A row's tokens depend on the others in the last bits of sums alone. Where a text outgrows the
+    context, the model goes on from its last half.
 
     Args:
-        model: on the device to compute on.
+        model: on the device to compute on, or this process's part of it.
         prompts: token ids, at least one in each row, of any lengths.
-        max_new_tokens: upper bound of what is added to a row.
+        max_new_tokens: added to a row at most.
         context: the model sees so many tokens at most, the last ones.
         sampling: how tokens are drawn.
         seeds: of each row's draws, at least 0 and below 2^64.
         stop_tokens: one of them ends a row, and is not part of it: from there on it has None.
+        team: who has the model's other parts, and calls this with the same arguments.
 
     Raises:
         UserError: the model gives nothing finite.
     """
-    texts = [list(prompt) for prompt in prompts]
+    team = team or _alone(model)
+    texts, is_open = [list(prompt) for prompt in prompts], [True] * len(prompts)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    is_open = [True] * len(texts)
-    longest = max(map(len, texts)) + max_new_tokens
-    cache = KeyValueCache(model, len(texts), min(context, longest))
-    seen_BV = _seen(model, texts) if sampling.repetition_penalty != 1 else None
-    logits_BV = _read(model, cache, texts)
+    capacity = min(context, max(map(len, texts)) + max_new_tokens)
+    cache = KeyValueCache(model, len(texts), capacity, team.device)
+    seen_BV = _seen(model, texts, team.device) if sampling.repetition_penalty != 1 else None
     for step in range(max_new_tokens):
-        if step > 0:
-            logits_BV = _continue(model, cache, texts)
+        logits_BV = (_continue if step else _read)(model, cache, texts)
         _refuse_non_finite(logits_BV)
         tokens_B, log_probs_B = sampling.draw(logits_BV, seen_BV, generators)
+        team.agree(tokens_B, log_probs_B)
         if seen_BV is not None:
             seen_BV.scatter_(-1, tokens_B[:, None], True)
         drawn = list(map(NewToken, tokens_B.tolist(), log_probs_B.tolist()))
@@ -100,7 +102,11 @@ def generate_batch(
             is_open[row] = is_open[row] and new.token not in stop_tokens
         if not any(is_open):
             return
-        yield [new if still else None for new, still in zip(drawn, is_open, strict=True)]
+        yield [new if is_open[row] else None for row, new in enumerate(drawn)]
+
+
+def _alone(model: Transformer) -> Team:
+    return Team(next(model.parameters()).device, team_config(1, shards=False))
 
 
 def _refuse_non_finite(logits_BV: Tensor) -> None:
@@ -111,12 +117,12 @@ def _refuse_non_finite(logits_BV: Tensor) -> None:
         )
 
 
-def _seen(model: Transformer, texts: Sequence[Sequence[int]]) -> Tensor:
+def _seen(model: Transformer, texts: Sequence[Sequence[int]], device: torch.device) -> Tensor:
     """Which tokens of the vocabulary stand in each text; bool (B, V)."""
     seen_BV = torch.zeros(len(texts), model.config.vocab_size, dtype=torch.bool)
     for row, text in zip(seen_BV, texts, strict=True):
         row[list(text)] = True
-    return seen_BV.to(next(model.parameters()).device)
+    return seen_BV.to(device)
 
 
 def _read(model: Transformer, cache: KeyValueCache, texts: Sequence[Sequence[int]]) -> Tensor:

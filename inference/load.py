@@ -1,42 +1,68 @@
-"""A checkpoint as a model and a tokenizer to try things with, on one device."""
+"""A folder with a trained model: what it says of it, and its weights, once somewhere wants them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import ValidationError
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from triax.checkpoint.folders import inspect, resolve_checkpoint
 from triax.checkpoint.huggingface import import_huggingface
-from triax.checkpoint.reading import load_model, model_of
+from triax.checkpoint.reading import check_model, read_into
 from triax.checkpoint.run_folder import recorded_table, tokenizer_of
 from triax.common.errors import UserError
 from triax.common.files import is_file, read_regular
 from triax.data.prepare.document_tokens import DocumentTokens
 from triax.data.prepare.tokenizer import MOST_BYTES, load_tokenizer, vocabulary_size
 from triax.inference.export_tokens import recorded_tokens
+from triax.inference.spread import copy_part, empty_model
+from triax.inference.team import Team
+from triax.models.config import ModelConfig
+from triax.models.description import describe
 from triax.models.families import recorded_model
 from triax.models.layers.transformer import Transformer
+from triax.parallel.dtypes import DTYPES
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """A checkpoint's model on its device, and how it was trained."""
+class ModelFolder:
+    """A trained model as its folder tells of it. No weights are in memory."""
 
     path: Path
-    model: Transformer
+    config: ModelConfig
+    fill: Callable[[Mapping[str, Tensor]], None]
+    """Reads weights into the given tensors, which may be parts of spread ones, by the names of a
+    whole model."""
     tokenizer_folder: str | None
     seq_len: int | None
     """The training context, or the longest that the model is for; None where nothing says (an
     imported checkpoint)."""
     record: Mapping[str, Any] = field(default_factory=dict)
     """The checkpoint's."""
+
+    def load(self, dtype: str = "fp32", team: Team | None = None) -> Transformer:
+        """The model, or this process's part of it, with its weights.
+
+        Args:
+            dtype: of the weights, `fp32` or `bf16`; logits are in fp32.
+            team: who shares it; by default nobody.
+
+        Raises:
+            UserError: the weights can't be read or divided.
+        """
+        team = team or Team.alone()
+        team.refuse_indivisible(self.config, self.path)
+        model = empty_model(self.config, DTYPES[dtype], team)
+        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        self.fill({name: tensor.detach() for name, tensor in tensors.items()})
+        return model
 
     def context(self, wanted: int) -> int:
         """The tokens that the model is shown at once: as in training, or else so many as wanted and
@@ -57,7 +83,7 @@ class Loaded:
 
     @property
     def _num_positions(self) -> int | None:
-        return self.model.description.architecture.num_positions
+        return describe(self.config).architecture.num_positions
 
     def tokenizer(self, folder: str | None = None) -> Tokenizer:
         """The tokenizer in the folder, or the one that the model was trained with.
@@ -68,10 +94,10 @@ class Loaded:
         chosen = self.chosen_tokenizer(folder)
         tokenizer = load_tokenizer(Path(chosen))
         size = vocabulary_size(tokenizer)
-        if size > self.model.config.vocab_size:
+        if size > self.config.vocab_size:
             raise UserError(
                 f"{chosen}: has {size} tokens, the model of {self.path} only "
-                f"{self.model.config.vocab_size}: give the model's own with --tokenizer DIR"
+                f"{self.config.vocab_size}: give the model's own with --tokenizer DIR"
             )
         return tokenizer
 
@@ -95,40 +121,41 @@ class Loaded:
         return chosen
 
 
-def load_checkpoint(path: str, dtype: str = "fp32") -> Loaded:
-    """Load a checkpoint, a run's newest good one, or a folder of transformers', on the GPU if there
-    is one.
-
-    Args:
-        dtype: of the weights, `fp32` or `bf16`; logits are in fp32.
+def find_model(path: str) -> ModelFolder:
+    """The model of a checkpoint, of a run's newest good one, or in a folder of transformers'.
 
     Raises:
         UserError: there is none, it is damaged, or it doesn't say what model it holds.
     """
     folder = Path(path)
-    loaded = _load_huggingface(folder) if is_file(folder / "config.json") else _load_own(path)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = loaded.model.to(device, {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype])
-    return replace(loaded, model=model.eval())
+    return _of_huggingface(folder) if is_file(folder / "config.json") else _of_run(path)
 
 
-def _load_huggingface(folder: Path) -> Loaded:
-    config, weights = import_huggingface(folder)
-    model = model_of(config, {name: tensor.float() for name, tensor in weights.items()})
+def _of_huggingface(folder: Path) -> ModelFolder:
+    config, read = import_huggingface(folder)
+    held = [read]
+
+    @torch.no_grad()
+    def fill(tensors: Mapping[str, Tensor]) -> None:
+        weights = held.pop() if held else import_huggingface(folder)[1]  # let go of afterwards
+        for name, tensor in tensors.items():
+            copy_part(tensor, weights[name])
+
     longest = json.loads(read_regular(folder / "config.json", MOST_BYTES)).get(
         "max_position_embeddings"
     )
     has_tokenizer = is_file(folder / "tokenizer.json")
-    return Loaded(
+    return ModelFolder(
         folder,
-        model,
+        config,
+        fill,
         str(folder) if has_tokenizer else None,
         longest if _is_length(longest) else None,
         {"config": {"model": config.model_dump(mode="json")}},
     )
 
 
-def _load_own(path: str) -> Loaded:
+def _of_run(path: str) -> ModelFolder:
     info = inspect(resolve_checkpoint(Path(path)))
     if info.manifest is None:
         raise UserError(str(info.problem))
@@ -138,10 +165,16 @@ def _load_own(path: str) -> Loaded:
         model_config = recorded_model(config.get("model"))
     except ValidationError as error:
         raise UserError(f"{info.path}: its record holds no valid model: {error}") from None
+    check_model(info.path, model_config)
+
+    def fill(tensors: Mapping[str, Tensor]) -> None:
+        read_into(info.path, {f"model.{name}": tensor for name, tensor in tensors.items()})
+
     seq_len = recorded_table(config, "data").get("seq_len")
-    return Loaded(
+    return ModelFolder(
         info.path,
-        load_model(info.path, model_config),
+        model_config,
+        fill,
         tokenizer_of(info.path, config),
         seq_len if _is_length(seq_len) else None,
         record,

@@ -1,6 +1,7 @@
 """How likely a model finds given continuations of given texts.
 
-Shape letters: B rows, T tokens, C tokens of a continuation, V vocabulary.
+Shape letters: B rows, T tokens, D hidden size, C tokens of a continuation, N those of all rows, V
+vocabulary.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def score(
     behind its tokens, which don't see it.
 
     Args:
-        model: on the device to compute on.
+        model: on the device to compute on, or this process's part of it.
         pairs: token ids; at least one in each first text. An empty second one scores 0.
         max_length: the model sees so many tokens at most: what is before is left out.
         batch_size: rows at once.
@@ -47,19 +48,29 @@ def score(
     order = sorted(range(len(pairs)), key=lambda number: -len(rows[number]))
     for start in range(0, len(order), batch_size):
         numbers = order[start : start + batch_size]
-        logits_BTV = _logits(model, [rows[number][:-1] for number in numbers])
-        for logits_TV, number in zip(logits_BTV, numbers, strict=True):
-            continuation = rows[number][1:][-len(pairs[number][1]) :] if pairs[number][1] else []
-            end = len(rows[number]) - 1
-            found[number] = _score_row(logits_TV[end - len(continuation) : end], continuation)
+        continuations = [rows[n][1:][-len(pairs[n][1]) :] if pairs[n][1] else [] for n in numbers]
+        of_rows = _logits(model, [rows[n][:-1] for n in numbers], list(map(len, continuations)))
+        for logits_CV, continuation, number in zip(of_rows, continuations, numbers, strict=True):
+            found[number] = _score_row(logits_CV, continuation)
     return [scored for scored in found if scored is not None]
 
 
-def _logits(model: Transformer, rows: Sequence[Sequence[int]]) -> Tensor:
-    length = max(1, max(len(row) for row in rows))
-    tokens = [[*row, *[0] * (length - len(row))] for row in rows]
-    logits_BTV: Tensor = model.logits(torch.tensor(tokens, device=next(model.parameters()).device))
-    return logits_BTV
+def _logits(
+    model: Transformer, rows: Sequence[Sequence[int]], lengths: Sequence[int]
+) -> Sequence[Tensor]:
+    """Logits (C, V) of what follows the last so many tokens of each row; no others are made."""
+    assert model.norm is not None and model.head is not None
+    width = max(1, max(map(len, rows)))
+    tokens = [[*row, *[0] * (width - len(row))] for row in rows]
+    tokens_BT = torch.tensor(tokens, device=next(model.parameters()).device)
+    h_BTD = model.norm(model.hidden_states(tokens_BT, width))
+    ends = [
+        h_BTD[n, len(row) - size : len(row)]
+        for n, (row, size) in enumerate(zip(rows, lengths, strict=True))
+    ]
+    logits_NV: Tensor = model.head.logits(torch.cat(ends)[None])[0]
+    split: tuple[Tensor, ...] = logits_NV.split(list(lengths))
+    return split
 
 
 def _score_row(logits_CV: Tensor, continuation: Sequence[int]) -> Scored:

@@ -11,10 +11,12 @@ from triax.data.prepare.document_tokens import DocumentTokens
 from triax.data.prepare.tokenizer import decode, library_errors
 from triax.inference.generate import NewToken, generate_batch
 from triax.inference.sampling import Sampling
+from triax.inference.team import Team
 from triax.models.layers.transformer import Transformer
 
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 """What a character that isn't whole yet is decoded as."""
+_TOKENS_BEFORE = 64
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class Writer:
     """End a text as `tokens.end` does."""
     stop_strings: tuple[str, ...] = ()
     """End a text before them."""
+    team: Team | None = None
+    """Who has the model's other parts, and writes the same texts."""
 
     def encode(self, prompt: str) -> list[int]:
         """The prompt's own tokens."""
@@ -67,6 +71,7 @@ class Writer:
             sampling=self.sampling,
             seeds=seeds,
             stop_tokens={self.tokens.end.id, *self.stop_tokens},
+            team=self.team,
         )
         yield texts
         for step in steps:
@@ -94,10 +99,13 @@ class Text:
     added: str = ""
     """What can be shown of the new text: whole characters, and nothing that may turn out to begin
     a stop string."""
+    _prompt_end: list[int] = field(init=False)
     _before: str = field(init=False)
 
     def __post_init__(self) -> None:
-        self._before = decode(self.tokenizer, self.tokens)
+        # As much of a prompt, however long, as what follows it may be spelled by.
+        self._prompt_end = self.tokens[-_TOKENS_BEFORE:]
+        self._before = decode(self.tokenizer, self._prompt_end)
 
     def take(self, token: NewToken | None) -> None:
         """Add a step's token; None where the text has ended."""
@@ -126,7 +134,8 @@ class Text:
         return sum(new.log_prob for new in self.new)
 
     def _decoded(self) -> str:
-        whole = decode(self.tokenizer, self.tokens)
+        new = [token.token for token in self.new]
+        whole = decode(self.tokenizer, [*self._prompt_end, *new])
         return whole[len(self._before) :]
 
     def _held_back(self, text: str) -> int:

@@ -17,7 +17,8 @@ from triax.data.read.loader import validation_batches
 from triax.data.read.opening import open_source
 from triax.data.read.source import Source
 from triax.inference.engine import evaluation_engine, recorded_precision
-from triax.inference.load import Loaded, load_checkpoint
+from triax.inference.load import ModelFolder, find_model
+from triax.inference.team import Team
 from triax.models.batch import Batch
 from triax.parallel.engine import Engine
 from triax.parallel.evaluation import Evaluation, mean_loss
@@ -51,22 +52,28 @@ class Reading:
     micro_batch_size: int
     mask_documents: bool
 
-    def batches(self) -> Iterator[Batch]:
-        """All of them, on the host; rows that fill up the last batch have no targets."""
+    def batches(self, part: int = 0, num_parts: int = 1) -> Iterator[Batch]:
+        """All of them or a part, on the host; rows that fill up a batch have no targets."""
         return validation_batches(
             self.source,
             self.num_sequences,
             micro_batch_size=self.micro_batch_size,
-            dp_rank=0,
-            dp_size=1,
+            dp_rank=part,
+            dp_size=num_parts,
             mask_documents=self.mask_documents,
         )
 
-    def num_bytes(self, loaded: Loaded) -> int | None:
+    def windows(self, part: int, num_parts: int) -> range:
+        """The windows that the rows of a part's batches are; rows beyond them have no targets."""
+        rows = -(-self.num_sequences // (num_parts * self.micro_batch_size)) * self.micro_batch_size
+        first = min(part * rows, self.num_sequences)
+        return range(first, min(first + rows, self.num_sequences))
+
+    def num_bytes(self, folder: ModelFolder) -> int | None:
         """Bytes of the targets' text; None where the model's tokenizer isn't there to tell."""
-        if loaded.tokenizer_folder is None or not Path(loaded.tokenizer_folder).exists():
+        if folder.tokenizer_folder is None or not Path(folder.tokenizer_folder).exists():
             return None
-        sizes = token_bytes(loaded.tokenizer(), loaded.model.config.vocab_size)
+        sizes = token_bytes(folder.tokenizer(), folder.config.vocab_size)
         return sum(target_bytes(sizes, batch.targets_BT.numpy()) for batch in self.batches())
 
     def describe(self) -> str:
@@ -90,24 +97,26 @@ class Validation:
     """Of those, where they aren't all."""
 
 
-def validate(checkpoint: str, sequences: Sequences) -> Validation:
+def validate(checkpoint: str, sequences: Sequences, team: Team | None = None) -> Validation:
     """A checkpoint's loss, and that of the sequences which its run validates on.
 
     Raises:
         UserError: the checkpoint or the data can't be used.
     """
-    loaded = load_checkpoint(checkpoint)
-    reading = read(loaded, sequences)
-    own = _num_own_sequences(loaded, reading)
-    with evaluation_engine(loaded, reading.seq_len, sequences.compute) as engine:
+    folder = find_model(checkpoint)
+    reading = read(folder, sequences)
+    own = _num_own_sequences(folder, reading)
+    at = (0, 1) if team is None else team.data_place
+    with evaluation_engine(folder, reading.seq_len, sequences.compute, team) as engine:
 
         def evaluated(part: Reading) -> Evaluation:
-            return _evaluate(engine, part.batches())._replace(num_bytes=part.num_bytes(loaded))
+            found = _evaluate(engine, part.batches(*at))
+            return found._replace(num_bytes=part.num_bytes(folder))
 
         return Validation(
-            loaded.path,
+            folder.path,
             reading,
-            recorded_precision(loaded, sequences.compute).compute,
+            recorded_precision(folder, sequences.compute).compute,
             evaluated(reading),
             own,
             evaluated(replace(reading, num_sequences=own))
@@ -125,25 +134,25 @@ def _evaluate(engine: Engine, batches: Iterator[Batch]) -> Evaluation:
     return mean_loss(totals[0], int(totals[1]), totals[2])
 
 
-def read(loaded: Loaded, sequences: Sequences) -> Reading:
+def read(folder: ModelFolder, sequences: Sequences) -> Reading:
     """The sequences for this model.
 
     Raises:
         UserError: there are none, or they don't fit the model.
     """
-    seq_len = sequences.seq_len or loaded.seq_len
+    seq_len = sequences.seq_len or folder.seq_len
     if seq_len is None:
-        raise UserError(f"{loaded.path}: doesn't say how it was trained: give --seq-len N")
-    loaded.refuse_longer(seq_len)
-    source = open_source(sequences.prefix, seq_len, loaded.model.config.vocab_size)
+        raise UserError(f"{folder.path}: doesn't say how it was trained: give --seq-len N")
+    folder.refuse_longer(seq_len)
+    source = open_source(sequences.prefix, seq_len, folder.config.vocab_size)
     mask = sequences.mask_documents
     return Reading(
         source,
         sequences.prefix,
         seq_len,
         min(sequences.limit or source.num_windows, source.num_windows),
-        sequences.micro_batch_size or _trained_micro_batch_size(loaded.record),
-        _trained_masked(loaded.record) if mask is None else mask,
+        sequences.micro_batch_size or _trained_micro_batch_size(folder.record),
+        _trained_masked(folder.record) if mask is None else mask,
     )
 
 
@@ -159,15 +168,15 @@ def _trained_micro_batch_size(record: Mapping[str, Any]) -> int:
     return size if isinstance(size, int) and size > 0 else 8
 
 
-def _num_own_sequences(loaded: Loaded, reading: Reading) -> int | None:
+def _num_own_sequences(folder: ModelFolder, reading: Reading) -> int | None:
     """How many sequences the run's own validations take; None where this isn't their data, or it
     is seen in another way."""
-    config = recorded_table(loaded.record, "config")
-    trained = (loaded.seq_len, _trained_masked(loaded.record))
+    config = recorded_table(folder.record, "config")
+    trained = (folder.seq_len, _trained_masked(folder.record))
     if (reading.seq_len, reading.mask_documents) != trained:
         return None
     path = recorded_table(config, "data").get("validation")
-    known = recorded_validation(loaded.record)
+    known = recorded_validation(folder.record)
     if known is not None:
         is_own = known.shards == identify(reading.prefix, reading.source).shards
     else:

@@ -94,6 +94,7 @@ def _dispatch(argv: list[str]) -> int:
         )
         command.add_arguments(parser)
         args = parse_arguments(parser, arguments)
+        args.argv = argv  # for commands that start themselves several times
     except SystemExit as exit_:
         # argparse ends the process after --help, --version and usage errors.
         return exit_.code if isinstance(exit_.code, int) else ExitCode.DONE
@@ -130,3 +131,7 @@ def _unknown(name: str) -> str:
     near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
     hint = f"did you mean `triax {near[0]}`?" if near else f"there are {', '.join(COMMANDS)}"
     return f"unknown command {name!r}; {hint}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -17,11 +17,11 @@ def initialise_parts(parameters: Mapping[str, Tensor], model: ModelConfig, seed:
     """Fill this process's parts of parameters, plain ones or DTensors, by name."""
     table = describe(model).parameters
     for name, parameter in parameters.items():
-        local, offset = _local_part(parameter)
+        local, offset = local_part(parameter)
         initialise(local, table[name], offset, seed)
 
 
-def _local_part(parameter: Tensor) -> tuple[Tensor, Sequence[int]]:
+def local_part(parameter: Tensor) -> tuple[Tensor, Sequence[int]]:
     """This process's part of a parameter, and where in the parameter it begins."""
     if not isinstance(parameter, DTensor):
         return parameter, [0] * parameter.ndim

@@ -31,7 +31,7 @@ from triax.models.batch import Batch
 from triax.models.description import Role
 from triax.models.layers.experts import MixtureOfExperts
 from triax.models.layers.head import Head, head_loss
-from triax.models.layers.loss import LossSums
+from triax.models.layers.loss import LossSums, capped_logits
 from triax.models.layers.transformer import Transformer
 
 _TOKENS, _HEADS = Shard(1), Shard(2)
@@ -183,6 +183,7 @@ class _VocabularyHead(ParallelStyle):
         vocabulary = SplitVocabulary(module.weight.shape[0], device_mesh)
         module.options = replace(module.options, vocabulary=vocabulary)
         module.forward = partial(_split_head, module, device_mesh, self._tokens)  # type: ignore[method-assign]
+        module.logits = partial(_whole_logits, module, device_mesh, self._tokens)  # type: ignore[method-assign]
         return module
 
 
@@ -195,6 +196,15 @@ def _split_head(
     rows = head.weight
     assert isinstance(rows, DTensor)
     return head_loss(h_BTD, rows.to_local(), batch, weight, head.options)
+
+
+def _whole_logits(head: Head, mesh: DeviceMesh, tokens: Placement, h: Tensor) -> Tensor:
+    """`Head.logits` on every process, from all processes' rows; without gradients."""
+    rows = head.weight
+    assert isinstance(rows, DTensor)
+    h_BTD = gathered(h, tokens, mesh).to_local()
+    own = capped_logits(h_BTD, rows.to_local(), head.options.softcap)
+    return DTensor.from_local(own, mesh, [Shard(2)], run_check=False).full_tensor()
 
 
 class SplitVocabulary:

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from triax.common.errors import UserError
-from triax.inference.load import Loaded, load_checkpoint
+from triax.inference.load import ModelFolder, find_model
 from triax.inference.sampling import Sampling
 from triax.inference.texts import Writer
 from triax.inference.validation import Sequences, validate
@@ -27,18 +27,18 @@ _DEFAULT_CONTEXT = 1024
 class LoadedModel:
     """A checkpoint's model and tokenizer."""
 
-    def __init__(self, loaded: Loaded) -> None:
-        self._loaded = loaded
+    def __init__(self, folder: ModelFolder, model: Transformer) -> None:
+        self._folder, self._model = folder, model
 
     @property
     def path(self) -> Path:
         """The checkpoint's folder."""
-        return self._loaded.path
+        return self._folder.path
 
     @property
     def model(self) -> Transformer:
         """The module, in evaluation mode, on the GPU if there is one."""
-        return self._loaded.model
+        return self._model
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -47,7 +47,7 @@ class LoadedModel:
         Raises:
             UserError: the checkpoint names none.
         """
-        return self._loaded.tokenizer()
+        return self._folder.tokenizer()
 
     def generate(
         self,
@@ -68,8 +68,8 @@ class LoadedModel:
         writer = Writer(
             self.model,
             self.tokenizer,
-            self._loaded.document_tokens(),
-            self._loaded.context(_DEFAULT_CONTEXT),
+            self._folder.document_tokens(),
+            self._folder.context(_DEFAULT_CONTEXT),
             sampling,
         )
         *_, texts = writer.write([writer.encode(prompt)], max_new_tokens, [seed])
@@ -84,7 +84,7 @@ class LoadedModel:
         tokens = self._tokens(text)
         if not tokens:
             raise UserError("there is no token to predict from: give a text that isn't empty")
-        self._loaded.refuse_longer(len(tokens))
+        self._folder.refuse_longer(len(tokens))
         device = next(self.model.parameters()).device
         with torch.inference_mode():
             logits_BTV: Tensor = self.model.logits(torch.tensor([tokens], device=device))
@@ -117,4 +117,5 @@ def load(path: str | Path, *, dtype: str = "fp32") -> LoadedModel:
     Raises:
         UserError: there is none, or it is damaged.
     """
-    return LoadedModel(load_checkpoint(str(path), dtype))
+    folder = find_model(str(path))
+    return LoadedModel(folder, folder.load(dtype))

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from types import FrameType
 
 from triax.common.errors import UserError
 from triax.common.showing import text_for
 from triax.data.prepare.chat_template import ChatTemplate, Message
 from triax.data.prepare.document_tokens import special_tokens
+from triax.inference.team import Team
 from triax.inference.texts import Writer
+from triax.launcher.cluster.together import run_together
 from triax.launcher.commands.generate import add_model_arguments, pieces, writer_of
 from triax.launcher.terminal.arguments import utf8
 from triax.launcher.terminal.messages import print_note
@@ -38,9 +44,20 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: the model or its tokenizer can't be used, or an argument makes no sense.
     """
-    writer, folder = writer_of(args)
+    return run_together(args, _chat)
+
+
+def _chat(args: argparse.Namespace, team: Team) -> int:
+    if team.num_shares > 1:
+        raise UserError(
+            "a conversation is one text, which whole copies of a model can't share: give --shard, "
+            "or for --tensor as many as there are processes"
+        )
+    if not team.is_main:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # all do what the main process says
+    writer, folder = writer_of(args, team)
     template = ChatTemplate.of(folder)
-    if not template.is_own:
+    if not template.is_own and team.is_main:
         print_note("the tokenizer has no chat template: the model may never have seen a chat")
     own = special_tokens(folder).get("eos_token")
     writer = replace(
@@ -50,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     )
     beginning = [] if args.system is None else [{"role": "system", "content": args.system}]
     messages: list[Message] = list(beginning)
-    for number, said in enumerate(_said()):
+    for number, said in enumerate(_said(team)):
         if said.strip() == "/new":
             messages = list(beginning)
             continue
@@ -61,34 +78,61 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _said() -> Iterator[str]:
+def _said(team: Team) -> Iterator[str]:
     """The person's messages; at the end of the input or at Ctrl-C no more."""
-    is_terminal = sys.stdin is not None and sys.stdin.isatty()
-    while True:
-        try:
-            said = input("> " if is_terminal else "")
-        except (EOFError, KeyboardInterrupt):
-            print()
-            return
-        except UnicodeDecodeError as error:
-            raise UserError(f"the standard input: not UTF-8 text (byte {error.start})") from None
+    while (said := team.tell(_next_message() if team.is_main else None)) is not None:
         if said.strip():
             yield said
+
+
+def _next_message() -> str | None:
+    is_terminal = sys.stdin is not None and sys.stdin.isatty()
+    try:
+        return input("> " if is_terminal else "")
+    except (EOFError, KeyboardInterrupt):
+        print()
+        return None
+    except UnicodeDecodeError as error:
+        raise UserError(f"the standard input: not UTF-8 text (byte {error.start})") from None
 
 
 def _answer(
     writer: Writer, template: ChatTemplate, messages: list[Message], max_new_tokens: int, seed: int
 ) -> str:
     """Print the answer as it is written; returns it, as far as it got."""
+    team = writer.team or Team.alone()
     prompt = writer.encode(template.render(messages))
-    if len(prompt) + max_new_tokens > writer.context:
+    if len(prompt) + max_new_tokens > writer.context and team.is_main:
         print_note(f"the model sees the last {writer.context:,} tokens of the conversation")
     said = ""
-    try:
+    with _listening() if team.is_main else nullcontext(threading.Event()) as interrupt:
         for piece in pieces(writer.write([prompt], max_new_tokens, [seed])):
             said += piece
-            print(text_for(sys.stdout, piece), end="", flush=True)
-    except KeyboardInterrupt:
-        print(" ...", end="")
-    print()
+            _show(piece, team)
+            if team.tell(interrupt.is_set()):  # all stop after the same token
+                _show(" ...", team)
+                break
+    _show("\n", team)
     return said.strip()
+
+
+def _show(text: str, team: Team) -> None:
+    if team.is_main:
+        print(text_for(sys.stdout, text), end="", flush=True)
+
+
+@contextmanager
+def _listening() -> Iterator[threading.Event]:
+    """Within it Ctrl-C sets the event; the second one interrupts."""
+    interrupt = threading.Event()
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        if interrupt.is_set():
+            signal.default_int_handler(number, frame)
+        interrupt.set()
+
+    before = signal.signal(signal.SIGINT, hear)
+    try:
+        yield interrupt
+    finally:
+        signal.signal(signal.SIGINT, before)

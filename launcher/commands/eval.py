@@ -7,7 +7,9 @@ import argparse
 from triax.common.errors import UserError
 from triax.inference.compare import Comparison, compare
 from triax.inference.lm_eval import TaskOptions, run_tasks, task_table
+from triax.inference.team import Team
 from triax.inference.validation import Sequences, Validation, validate
+from triax.launcher.cluster.together import add_team_arguments, run_together
 from triax.launcher.terminal.arguments import as_path, as_path_text, count, positive_int
 
 _EXAMPLE = """\
@@ -33,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--tasks", metavar="NAMES", help="tasks of lm-eval, with commas between")
     _add_data_arguments(parser.add_argument_group("with --data"))
     _add_task_arguments(parser.add_argument_group("with --tasks"))
+    add_team_arguments(parser)
 
 
 def _add_data_arguments(parser: argparse._ArgumentGroup) -> None:
@@ -75,9 +78,13 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: the checkpoint, the data or a task can't be used.
     """
+    if args.tasks is not None and len(args.checkpoints) > 1:
+        raise UserError("--tasks takes one checkpoint; several are compared with --data")
+    return run_together(args, _evaluate)
+
+
+def _evaluate(args: argparse.Namespace, team: Team) -> int:
     if args.tasks is not None:
-        if len(args.checkpoints) > 1:
-            raise UserError("--tasks takes one checkpoint; several are compared with --data")
         options = TaskOptions(
             tasks=[name for name in args.tasks.split(",") if name],
             limit=args.limit,
@@ -87,7 +94,9 @@ def run(args: argparse.Namespace) -> int:
             output=args.output,
             tokenizer=args.tokenizer,
         )
-        print(*task_table(run_tasks(args.checkpoints[0], options)), sep="\n")
+        results = run_tasks(args.checkpoints[0], options, team)
+        if team.is_main:
+            print(*task_table(results), sep="\n")
         return 0
     sequences = Sequences(
         args.data,
@@ -98,9 +107,13 @@ def run(args: argparse.Namespace) -> int:
         compute=args.compute,
     )
     if len(args.checkpoints) > 1:
-        _show_comparison(compare(args.checkpoints, sequences))
-    else:
-        _show(validate(args.checkpoints[0], sequences))
+        comparison = compare(args.checkpoints, sequences, team)
+        if team.is_main:
+            _show_comparison(comparison)
+        return 0
+    validation = validate(args.checkpoints[0], sequences, team)
+    if team.is_main:
+        _show(validation)
     return 0
 
 

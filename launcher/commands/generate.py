@@ -6,12 +6,16 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import NamedTuple
 
 from triax.common.showing import text_for
-from triax.inference.load import load_checkpoint
+from triax.inference.load import find_model
 from triax.inference.prompts import read_prompts
 from triax.inference.sampling import Sampling
+from triax.inference.team import Team
 from triax.inference.texts import Text, Writer
+from triax.launcher.cluster.together import add_team_arguments, run_together
 from triax.launcher.terminal.arguments import as_path_text, count, positive_int, torch_seed, utf8
 from triax.launcher.terminal.messages import print_note
 
@@ -24,6 +28,7 @@ finish_reason, num_tokens and log_prob; otherwise texts stand below each other.
 examples:
   triax generate runs/quickstart --prompt "def main("
   triax generate exported/ --prompts questions.jsonl --num-samples 4 --json
+  triax generate runs/large --prompt "Once" --nproc-per-node 8 --tensor 8
 """
 
 
@@ -63,6 +68,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="default: the one it was trained with",
     )
+    add_team_arguments(parser)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EXAMPLE
 
 
-def writer_of(args: argparse.Namespace) -> tuple[Writer, str]:
+def writer_of(args: argparse.Namespace, team: Team) -> tuple[Writer, str]:
     """The model that the arguments name, ready to write, and its tokenizer's folder.
 
     Raises:
@@ -96,16 +102,18 @@ def writer_of(args: argparse.Namespace) -> tuple[Writer, str]:
         top_p=args.top_p,
         min_p=args.min_p,
     )
-    loaded = load_checkpoint(args.checkpoint, args.dtype)
+    found = find_model(args.checkpoint)
+    tokenizer = found.tokenizer(args.tokenizer)
     writer = Writer(
-        loaded.model,
-        loaded.tokenizer(args.tokenizer),
-        loaded.document_tokens(args.tokenizer),
-        loaded.context(_DEFAULT_CONTEXT),
+        found.load(args.dtype, team),
+        tokenizer,
+        found.document_tokens(args.tokenizer),
+        found.context(_DEFAULT_CONTEXT),
         sampling,
         stop_strings=tuple(text for text in args.stop if text),
+        team=team,
     )
-    return writer, loaded.chosen_tokenizer(args.tokenizer)
+    return writer, found.chosen_tokenizer(args.tokenizer)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -115,40 +123,73 @@ def run(args: argparse.Namespace) -> int:
         UserError: the model, its tokenizer or the prompts can't be used, or an argument makes no
             sense.
     """
-    prompts = [args.prompt] if args.prompts is None else read_prompts(args.prompts)
-    writer, _ = writer_of(args)
+    return run_together(args, _generate)
+
+
+def _generate(args: argparse.Namespace, team: Team) -> int:
+    prompts = [args.prompt]
+    if args.prompts is not None:
+        prompts = team.tell(read_prompts(args.prompts) if team.is_main else [])
+    writer, _ = writer_of(args, team)
     written = [writer.encode(prompt) for prompt in prompts]
     longest = max(len(writer.begin(tokens)) for tokens in written)
-    if longest > writer.context:
+    if longest > writer.context and team.is_main:
         print_note(
             f"--prompt has {longest:,} tokens, of which the model sees the last "
             f"{writer.context:,}: it was trained on no longer context"
         )
     rows = [
-        (prompt, tokens, (args.seed + sample) % 2**64)
+        _Row(prompt, tokens, (args.seed + sample) % 2**64)
         for prompt, tokens in zip(prompts, written, strict=True)
         for sample in range(args.num_samples)
     ]
     if len(rows) == 1 and not args.json:
-        _stream(writer, *rows[0], args.max_new_tokens)
+        _stream(writer, rows[0], args.max_new_tokens, shows=team.is_main)
         return 0
-    for start in range(0, len(rows), args.batch_size):
-        together = rows[start : start + args.batch_size]
-        prompts_together, tokens, seeds = zip(*together, strict=True)
-        [*_, texts] = writer.write(tokens, args.max_new_tokens, seeds)
-        for row, (prompt, text) in enumerate(zip(prompts_together, texts, strict=True)):
-            _show(prompt, text, start + row, as_json=args.json)
+
+    def write(batches: Sequence[Sequence[_Row]]) -> list[list[_Written]]:
+        return [_write(writer, batch, args.max_new_tokens) for batch in batches]
+
+    batches = [rows[at : at + args.batch_size] for at in range(0, len(rows), args.batch_size)]
+    for at in range(0, len(batches), team.num_shares):
+        texts = chain(*team.divide(batches[at : at + team.num_shares], write))
+        for number, text in enumerate(texts, at * args.batch_size):
+            if team.is_main:
+                _show(rows[number].prompt, text, number, as_json=args.json)
     return 0
 
 
-def _stream(
-    writer: Writer, prompt: str, tokens: Sequence[int], seed: int, max_new_tokens: int
-) -> None:
+class _Row(NamedTuple):
+    prompt: str
+    tokens: list[int]
+    seed: int
+
+
+class _Written(NamedTuple):
+    """What a line of JSON tells, but for the prompt."""
+
+    text: str
+    finish_reason: str | None
+    num_tokens: int
+    log_prob: float
+
+
+def _write(writer: Writer, rows: Sequence[_Row], max_new_tokens: int) -> list[_Written]:
+    """The texts of a batch."""
+    tokens, seeds = [row.tokens for row in rows], [row.seed for row in rows]
+    [*_, texts] = writer.write(tokens, max_new_tokens, seeds)
+    return [
+        _Written(text.added, text.finish_reason, len(text.new), round(text.log_prob, 6))
+        for text in texts
+    ]
+
+
+def _stream(writer: Writer, row: _Row, max_new_tokens: int, *, shows: bool) -> None:
     """Print one text as it grows."""
-    print(text_for(sys.stdout, prompt), end="", flush=True)
-    for piece in pieces(writer.write([tokens], max_new_tokens, [seed])):
-        print(text_for(sys.stdout, piece), end="", flush=True)
-    print()
+    steps = writer.write([row.tokens], max_new_tokens, [row.seed])
+    for piece in chain([row.prompt], pieces(steps), "\n"):
+        if shows:
+            print(text_for(sys.stdout, piece), end="", flush=True)
 
 
 def pieces(steps: Iterator[list[Text]]) -> Iterator[str]:
@@ -160,17 +201,10 @@ def pieces(steps: Iterator[list[Text]]) -> Iterator[str]:
     yield text.added[shown:]
 
 
-def _show(prompt: str, text: Text, number: int, *, as_json: bool) -> None:
+def _show(prompt: str, written: _Written, number: int, *, as_json: bool) -> None:
     if as_json:
-        line = {
-            "prompt": prompt,
-            "text": text.added,
-            "finish_reason": text.finish_reason,
-            "num_tokens": len(text.new),
-            "log_prob": round(text.log_prob, 6),
-        }
-        print(json.dumps(line), flush=True)
+        print(json.dumps({"prompt": prompt, **written._asdict()}), flush=True)
         return
     if number > 0:
         print(f"\n-- {number + 1} --")
-    print(text_for(sys.stdout, prompt + text.added), flush=True)
+    print(text_for(sys.stdout, prompt + written.text), flush=True)

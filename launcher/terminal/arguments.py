@@ -101,7 +101,7 @@ def add_inputs(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_num_processes(parser: argparse.ArgumentParser) -> None:
+def add_num_processes(parser: argparse._ActionsContainer) -> None:
     """Declare how many processes a command starts here, as `num_processes`; none is one."""
     parser.add_argument(
         "--nproc-per-node",

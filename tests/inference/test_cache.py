@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from triax.inference.generate import generate, generate_batch
-from triax.inference.load import load_checkpoint
+from triax.inference.load import find_model
 from triax.inference.sampling import Sampling
 from triax.models.layers.transformer import Transformer
 
@@ -44,7 +44,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     theirs = theirs_of(request.param)
     folder = tmp_path_factory.mktemp(request.param)
     theirs.save_pretrained(folder)
-    return theirs, load_checkpoint(str(folder)).model
+    return theirs, find_model(str(folder)).load()
 
 
 def rows(model: Transformer, prompts: Sequence[Sequence[int]], **options: Any) -> list[list[int]]:
@@ -67,6 +67,22 @@ def test_greedy_texts_are_those_of_transformers(pair: Any) -> None:
     assert len({tuple(text) for text in texts}) > 1, (
         "the model writes the same whatever it is given"
     )
+
+
+@pytest.mark.grid
+def test_greedy_texts_of_200_random_prompts_are_those_of_transformers(pair: Any) -> None:
+    theirs, ours = pair
+    chance = torch.Generator().manual_seed(7)
+    lengths = torch.randint(1, 60, (200,), generator=chance).tolist()
+    prompts = [torch.randint(64, (size,), generator=chance).tolist() for size in lengths]
+    for start in range(0, len(prompts), 20):
+        together = prompts[start : start + 20]
+        texts = rows(ours, together, seeds=range(20))
+        for prompt, text in zip(together, texts, strict=True):
+            expected = theirs.generate(
+                torch.tensor([prompt]), do_sample=False, max_new_tokens=20, pad_token_id=0
+            )
+            assert text == expected[0, len(prompt) :].tolist(), prompt
 
 
 def test_log_probabilities_are_those_of_the_whole_text(pair: Any) -> None:
@@ -135,6 +151,6 @@ def test_the_model_is_left_as_it_was(pair: Any) -> None:
 
 def test_bf16_keeps_its_cache_in_bf16(tmp_path: Path) -> None:
     theirs_of("llama").save_pretrained(tmp_path)
-    model = load_checkpoint(str(tmp_path), "bf16").model
+    model = find_model(str(tmp_path)).load("bf16")
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert all(len(text) == 20 for text in rows(model, PROMPTS, seeds=range(4)))

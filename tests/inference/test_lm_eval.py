@@ -16,7 +16,7 @@ from triax.data.prepare.tokenizer import train_tokenizer
 from triax.inference import lm_eval as harness
 from triax.inference.lm_eval import TaskOptions, run_tasks, task_table
 from triax.inference.lm_eval_questions import read_questions
-from triax.inference.load import Loaded
+from triax.inference.load import ModelFolder, find_model
 from triax.inference.scoring import score
 from triax.launcher.cli import main
 from triax.models.families import model_config
@@ -100,7 +100,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def loaded(folder: Path) -> Loaded:
+def loaded(folder: Path) -> ModelFolder:
     torch.manual_seed(1)
     config = model_config(
         num_layers=2, hidden_size=32, num_heads=2, ffn_hidden_size=64, vocab_size=300
@@ -114,16 +114,16 @@ def loaded(folder: Path) -> Loaded:
         {name: p.detach() for name, p in model.named_parameters()},
         config, folder / "hf", dtype=None, tokenizer=tokenizer, seq_len=CONTEXT,
     )  # fmt: skip
-    return Loaded(folder / "hf", model, str(folder / "tokenizer"), CONTEXT)
+    return find_model(str(folder / "hf"))
 
 
 def test_the_figures_are_those_of_the_exported_folder(
-    folder: Path, loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+    folder: Path, loaded: ModelFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Prompts below and beyond the context, choices of several tokens, rolling texts, writing."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(folder / "cache"))
-    monkeypatch.setattr(harness, "load_checkpoint", lambda _: loaded)
+    monkeypatch.setattr(harness, "find_model", lambda _: loaded)
     output = folder / "results.json"
     options = TaskOptions(
         list(TASKS), include_path=folder / "own", batch_size=3, output=output, log_samples=True
@@ -151,11 +151,11 @@ def test_the_figures_are_those_of_the_exported_folder(
 
 def test_the_command_shows_a_table_and_names_unknown_tasks(
     folder: Path,
-    loaded: Loaded,
+    loaded: ModelFolder,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(harness, "load_checkpoint", lambda _: loaded)
+    monkeypatch.setattr(harness, "find_model", lambda _: loaded)
     command = ["eval", "unused", "--include-path", str(folder / "own"), "--limit", "2"]
     assert main([*command, "--tasks", "choose", "--num-fewshot", "0"]) == ExitCode.DONE
     assert "acc_norm" in capsys.readouterr().out
@@ -164,10 +164,10 @@ def test_the_command_shows_a_table_and_names_unknown_tasks(
 
 
 def test_a_run_asks_the_questions_that_lm_eval_asks(
-    folder: Path, loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+    folder: Path, loaded: ModelFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same log-likelihoods for the same choices, so the same accuracies."""
-    monkeypatch.setattr(harness, "load_checkpoint", lambda _: loaded)
+    monkeypatch.setattr(harness, "find_model", lambda _: loaded)
     own = str(folder / "own")
     options = TaskOptions(["choose"], include_path=folder / "own", log_samples=True)
     results = run_tasks("unused", options)
@@ -176,7 +176,7 @@ def test_a_run_asks_the_questions_that_lm_eval_asks(
     hits = normalised_hits = 0
     for question, sample in zip(asked, results["samples"]["choose"], strict=True):
         pairs = [(question.context, choice) for choice in question.choices]
-        scored = score(loaded.model, pairs, max_length=CONTEXT, batch_size=4)
+        scored = score(loaded.load(), pairs, max_length=CONTEXT, batch_size=4)
         found = [one.log_prob for one in scored]
         assert found == pytest.approx([reply[0][0] for reply in sample["resps"]], rel=1e-6)
         hits += found.index(max(found)) == question.answer

@@ -11,7 +11,7 @@ from jobs import curve, make_job, read_events, train, triax
 
 from triax.data.prepare.tokenizer import load_tokenizer
 from triax.data.read.source import Source
-from triax.inference.load import load_checkpoint
+from triax.inference.load import find_model
 from triax.inference.scoring import score
 from triax.launcher.checks.sections import load_checked
 from triax.launcher.config.problems import ConfigError
@@ -76,7 +76,7 @@ def questions(folder: Path) -> list[Task]:
 
 
 def test_scores_are_those_of_the_plain_model_on_each_row_alone(folder: Path) -> None:
-    model = load_checkpoint(str(folder / "runs/alone")).model
+    model = find_model(str(folder / "runs/alone")).load()
     scores = found(folder, "alone")[-1]["tasks"]
     for task in questions(folder):
         hits, losses = 0, []

@@ -8,9 +8,8 @@ import pytest
 from tokenizers import Tokenizer, models
 
 from triax.common.errors import UserError
-from triax.inference.load import Loaded
+from triax.inference.load import ModelFolder
 from triax.models.families import model_config
-from triax.models.layers.transformer import Transformer
 
 
 def test_a_tokenizer_with_ids_beyond_the_model_is_refused(tmp_path: Path) -> None:
@@ -19,7 +18,9 @@ def test_a_tokenizer_with_ids_beyond_the_model_is_refused(tmp_path: Path) -> Non
     gaps.save(str(tmp_path / "tokenizer.json"))
     shape = {"num_layers": 1, "hidden_size": 16, "num_heads": 2, "ffn_hidden_size": 16}
     small, large = (
-        Loaded(tmp_path, Transformer(model_config(**shape, vocab_size=size)), str(tmp_path), None)
+        ModelFolder(
+            tmp_path, model_config(**shape, vocab_size=size), lambda _: None, str(tmp_path), None
+        )
         for size in (20, 21)
     )
     assert large.tokenizer().encode("b").ids == [20]

@@ -30,7 +30,7 @@ from triax.data.read.loader import Loader
 from triax.data.read.plan import whole_run
 from triax.data.read.sampler import Sampler
 from triax.data.read.source import Source
-from triax.inference.load import load_checkpoint
+from triax.inference.load import find_model
 from triax.launcher.cli import main
 from triax.launcher.config.loading import load_config
 from triax.launcher.config.resolved import diff_with_record
@@ -224,7 +224,7 @@ def test_a_model_goes_to_transformers_and_back_into_a_run(copied: Path) -> None:
     last = read_events(copied / "runs/job", "evaluation")[-1]["loss"]
     assert first == last
 
-    ours = load_checkpoint(str(copied / "runs/job")).model
+    ours = find_model(str(copied / "runs/job")).load()
     theirs = transformers.AutoModelForCausalLM.from_pretrained(copied / "hf")
     tokenizer = transformers.AutoTokenizer.from_pretrained(copied / "hf")
     tokens = torch.tensor([tokenizer("the cat sat on the mat")["input_ids"]])
