@@ -75,9 +75,10 @@ def preferences_have_a_reference(
 
 
 def objective_settings_are_used(objective: ObjectiveConfig) -> Iterator[Problem]:
-    """What is set has an effect."""
+    """What is set has an effect. The run's own config.toml names all keys, with their defaults."""
     if objective.kind != "dpo":
-        for name in objective.model_fields_set - {"kind"}:
+        changed = objective.model_dump(exclude_defaults=True).keys()
+        for name in objective.model_fields_set & changed - {"kind"}:
             yield Problem(f"objective.{name}", 'only objective.kind = "dpo" reads it')
     elif objective.loss == "ipo" and objective.label_smoothing:
         yield Problem("objective.label_smoothing", 'only objective.loss = "sigmoid" reads it')

@@ -28,8 +28,8 @@ log = logging.getLogger("triax.job")
 class Host:
     """What a program that trains within its own process brings along; nothing by itself."""
 
-    stop: StopSignal = field(default_factory=StopSignal)
-    """Rank 0's: where requests to stop come from."""
+    stop: StopSignal | None = None
+    """Rank 0's: where requests to stop come from; None: from the process's signals."""
     writers: Sequence[MetricsWriter] = ()
     """Shown every logged step and every validation, on rank 0."""
     end: Callable[[int], None] = os._exit

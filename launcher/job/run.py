@@ -27,13 +27,12 @@ from triax.training.stability.watchdog import Watchdog, enable_flight_recorder
 
 log = logging.getLogger("triax.job")
 
+HOST = Host()
+"""None: the process is the run's alone."""
+
 
 def run(
-    config: RunConfig,
-    environment: Environment,
-    *,
-    preflight: bool = False,
-    host: Host | None = None,
+    config: RunConfig, environment: Environment, *, preflight: bool = False, host: Host = HOST
 ) -> int:
     """Train as the config says, from the run's newest good checkpoint on; returns the exit code.
 
@@ -58,7 +57,7 @@ def run(
         try:
             log_to_file(directory.logs / f"rank-{environment.rank}.log")
             with ExitStack() as parts:
-                job = _joined(config, environment, directory, former, parts, host or Host())
+                job = _joined(config, environment, directory, former, parts, host)
                 _check_processes(job, preflight=preflight)
                 if config.run.deterministic:
                     make_deterministic(job.processes.device)
@@ -107,7 +106,8 @@ def _joined(
             end=host.end,
         )
     )
-    stop = parts.enter_context(host.stop if processes.is_main else StopSignal(_say_nothing))
+    own = StopSignal() if processes.is_main else StopSignal(_say_nothing)
+    stop = parts.enter_context((processes.is_main and host.stop) or own)
     return Job.of(config, processes, directory, watchdog, stop, former, host)
 
 

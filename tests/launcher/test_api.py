@@ -6,8 +6,8 @@ import signal
 import subprocess
 import sys
 import threading
+import tomllib
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -68,7 +68,7 @@ def test_a_callback_sees_steps_and_stops_the_run_which_goes_on_bitwise(
             progress.stop()
 
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    config: dict[str, Any] = dict(trained.config) | {"run": {"name": "stopped"}}
+    config = tomllib.loads((folder / "run.toml").read_text()) | {"run": {"name": "stopped"}}
     stopped = triax.train(config, callbacks=[watch], quiet=True)
     assert stopped.ending is not None and stopped.ending["code"] == 75
     assert 7 < stopped.metrics.index[-1] < NUM_STEPS
