@@ -129,6 +129,7 @@ def test_what_doesnt_fit_the_objective(taught: Path) -> None:
         ((*SFT, "--data.mask_documents=false"), "must not see each other"),
         ((*SFT, "--objective.beta=0.2"), 'only objective.kind = "dpo" reads it'),
         ((*DPO, CHATS), "holds conversations"),
+        ((*DPO, '--eval.sets=[{"name": "a", "path": "pairs/train"}]'), "holds pairs, which only"),
         ((*DPO[:-1],), "begins with a model that answers"),
     ):
         ended = triax(taught, "check", "run.toml", *options)
