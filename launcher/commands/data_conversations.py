@@ -16,10 +16,12 @@ from triax.launcher.terminal.progress import show_progress
 
 HELP = "write conversations by a chat template into shards"
 DESCRIPTION = """\
-Write conversations by the tokenizer's chat template, and tokenize them into training and
-validation shards whose tokens have weights: only the assistant's words are learned.
-Rows hold messages, ShareGPT's conversations, Alpaca's instructions, or prompt and completion;
-with --pairs prompt, chosen and rejected. OUTPUT/tokenizer is the tokenizer with the template."""
+Write conversations by the tokenizer's chat template, and tokenize them into
+training and validation shards whose tokens have weights: only the assistant's
+words are learned. Rows hold messages, ShareGPT's conversations, Alpaca's
+instructions, or prompt and completion; with --pairs prompt, chosen and
+rejected. OUTPUT/tokenizer is the tokenizer with the template.
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -33,10 +33,11 @@ from triax.launcher.terminal.shards import (
 )
 
 HELP = "check shards or documents and show what they hold"
-DESCRIPTION = (
-    "Check shards, every token of them, or read documents, such as those that `data clean` wrote, "
-    "and show what they hold: lengths, languages, sources, duplicates."
-)
+DESCRIPTION = """\
+Check shards, every token of them, or read documents, such as those that
+`data clean` wrote, and show what they hold: lengths, languages, sources,
+duplicates.
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -46,11 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--preset", metavar="NAME", help="the model, instead of [model]")
     parser.add_argument(
-        "--world-size",
-        type=positive_int,
-        required=True,
-        metavar="N",
-        help="processes of the job",
+        "--world-size", type=positive_int, required=True, metavar="N", help="processes of the job"
     )
     parser.add_argument(
         "--rank",

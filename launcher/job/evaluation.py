@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from triax.data.read.source import Source
 from triax.inference.lm_eval_questions import read_questions
 from triax.launcher.job.engine import make_objective
 from triax.launcher.job.job import Job
+from triax.models.batch import Batch
 from triax.parallel.agreement import on_first, on_first_however_long
 from triax.training.config import MAIN_SET
 from triax.training.evaluation.builtin import cloze, continuation
@@ -32,50 +33,57 @@ def make_evaluator(job: Job, validation: Source | None, others: Mapping[str, Sou
         UserError: a task isn't there, or finds nothing to ask.
     """
     sources = ({} if validation is None else {MAIN_SET: validation}) | dict(others)
-    sets = job.together(
-        lambda: {name: _validation_set(job, source) for name, source in sources.items()}
-    )
+    # One after the other: the bytes are counted over all batches, and what is wrong with one is to
+    # be told by the process that reads it.
+    own = job.together(lambda: {name: _own_batches(job, sources[name]) for name in sources})
+    sizes = job.together(lambda: {name: _num_bytes(job, sources[name]) for name in sources})
+    sets = {name: ValidationSet(own[name], sizes[name]) for name in sources}
     measure = make_objective(job.config).evaluate
     if not job.config.eval.tasks:
         return Evaluator(sets, measure=measure)
     tasks = _tasks(job, validation)
-    environment, layout = job.processes.environment, job.layout
+    layout = job.layout
     choices = Choices(
         tasks,
         seq_len=job.config.data.seq_len,
         micro_batch_size=job.config.batch.micro_batch_size,
-        dp_rank=layout.data_rank(environment.rank),
+        dp_rank=layout.data_rank(job.processes.environment.rank),
         dp_size=layout.data_parallel,
-        num_readers=environment.world_size // layout.data_parallel,
-        group=job.processes.control_group,
     )
     return Evaluator(sets, choices, measure)
 
 
-def _validation_set(job: Job, source: Source) -> ValidationSet:
-    """The set's batches on this rank; on rank 0, which tells, the bytes of all its targets."""
+def _own_batches(job: Job, source: Source) -> list[Batch]:
+    """A set's batches on this rank."""
+    return list(
+        _batches(job, source)(
+            dp_rank=job.layout.data_rank(job.processes.environment.rank),
+            dp_size=job.layout.data_parallel,
+            pin_memory=job.processes.device.type == "cuda",
+        )
+    )
+
+
+def _num_bytes(job: Job, source: Source) -> int | None:
+    """Of the text of all of a set's targets, on rank 0, which tells; None on the others, where the
+    tokenizer isn't known, and of pairs, whose loss isn't one of text."""
+    data, is_text = job.config.data, job.config.objective.kind != "dpo"
+    if data.tokenizer is None or not job.processes.is_main or not is_text:
+        return None
+    sizes = token_bytes(load_tokenizer(Path(data.tokenizer)), job.config.model.vocab_size)
+    batches = _batches(job, source)(dp_rank=0, dp_size=1)
+    return sum(target_bytes(sizes, batch.targets_BT.numpy()) for batch in batches)
+
+
+def _batches(job: Job, source: Source) -> Callable[..., Iterator[Batch]]:
     config = job.config
-    batches = partial(
+    return partial(
         validation_batches,
         source,
         config.eval.batches * config.batch.global_batch_size,
         micro_batch_size=config.batch.micro_batch_size,
         mask_documents=config.data.mask_documents,
     )
-    own = batches(
-        dp_rank=job.layout.data_rank(job.processes.environment.rank),
-        dp_size=job.layout.data_parallel,
-        pin_memory=job.processes.device.type == "cuda",
-    )
-    # The loss of pairs isn't one of text.
-    is_text = config.objective.kind != "dpo"
-    if config.data.tokenizer is None or not job.processes.is_main or not is_text:
-        return ValidationSet(list(own))
-    sizes = token_bytes(load_tokenizer(Path(config.data.tokenizer)), config.model.vocab_size)
-    num_bytes = sum(
-        target_bytes(sizes, batch.targets_BT.numpy()) for batch in batches(dp_rank=0, dp_size=1)
-    )
-    return ValidationSet(list(own), num_bytes)
 
 
 def _tasks(job: Job, validation: Source | None) -> Sequence[Task]:

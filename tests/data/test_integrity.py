@@ -31,6 +31,7 @@ from triax.launcher.config.run_config import RunConfig
 from triax.launcher.job.data import _verify
 from triax.launcher.job.job import Job
 from triax.parallel import agreement
+from triax.training.config import EvalConfig
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +150,9 @@ def test_ranks_keep_their_lists_of_files_to_themselves(
     here = Environment(0, 0, 1, 1, 0, "here", "single")
     processes = Processes(here, torch.device("cpu"), None, None)
     missing: Any = None
-    job = Job(cast(RunConfig, SimpleNamespace(data=config)), processes, *[missing] * 7)
+    job = Job(
+        cast(RunConfig, SimpleNamespace(data=config, eval=EvalConfig())), processes, *[missing] * 7
+    )
     found = _verify(job)
     assert sent == [None]
     assert len(found._files) == len(known_files(str(made / "train"))[0])

@@ -36,7 +36,7 @@ from triax.training.step.precision import LossScaler
 from triax.training.step.step import StepContext, train_step
 
 VOCAB_SIZE = 288
-SEQ_LEN = 63
+SEQ_LEN = 64
 BATCH_SIZE = 8
 LR = 2e-3
 OPTIMIZER = {"lr": LR, "eps": 1e-5}
@@ -53,7 +53,7 @@ def make_start(folder: Path) -> None:
         return " ".join(chance.choices(words, k=chance.randint(low, high)))
 
     # More than half a window each: a window holds one, as a row does in TRL.
-    chats = [{"prompt": some(3, 3), "completion": some(12, 18)} for _ in range(200)]
+    chats = [{"prompt": some(3, 3), "completion": some(17, 19)} for _ in range(200)]
     pairs = [
         {"prompt": some(1, 2), "chosen": some(1, 4), "rejected": some(1, 5) + " mat"}
         for _ in range(24)

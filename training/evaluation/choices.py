@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 
 from triax.common.tokens import IGNORE_INDEX
 from triax.models.batch import Batch
@@ -87,8 +86,6 @@ class Choices:
         seq_len: of the engine's sequences: a row keeps its last so many tokens.
         micro_batch_size: sequences of a batch.
         dp_rank, dp_size: which part of the batches is this process's.
-        num_readers: processes that are given the same part.
-        group: a gloo group of all processes; None for a single one.
     """
 
     def __init__(
@@ -99,12 +96,8 @@ class Choices:
         micro_batch_size: int,
         dp_rank: int,
         dp_size: int,
-        num_readers: int,
-        group: dist.ProcessGroup | None,
     ) -> None:
         self._tasks = tasks
-        self._num_readers = num_readers
-        self._group = group
         rows = [
             ([*question.context, *choice][-(seq_len + 1) :], len(choice))
             for task in tasks
@@ -130,13 +123,10 @@ class Choices:
         if not self._num_rows:
             return {}
         log_probs = engine.log_probs(self._batches)
-        totals_N = torch.zeros(self._num_rows, dtype=torch.float64)
+        own_N = torch.zeros(self._num_rows, dtype=torch.float64, device=engine.device)
         for place in self._places:
-            values = log_probs[place.batch][place.sequence, place.targets]
-            totals_N[place.row] = values.double().sum().cpu() / self._num_readers
-        if self._group is not None:
-            dist.all_reduce(totals_N, group=self._group)
-        left = iter(totals_N.tolist())
+            own_N[place.row] = log_probs[place.batch][place.sequence, place.targets].double().sum()
+        left = iter(engine.sum_over_data(own_N).tolist())
         return {task.name: _score(task, left) for task in self._tasks}
 
     def _batch(
