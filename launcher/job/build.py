@@ -9,7 +9,13 @@ from functools import partial
 
 from triax.checkpoint.run_folder import keep_tokenizer
 from triax.launcher.config.resolved import write_resolved_config
-from triax.launcher.job.checkpoints import Start, find_start, load_weights, make_saver
+from triax.launcher.job.checkpoints import (
+    Start,
+    begin_weights,
+    find_start,
+    make_saver,
+    resume_weights,
+)
 from triax.launcher.job.data import Sources, find_sources, late_damage, make_data, verified
 from triax.launcher.job.ending import already_finished
 from triax.launcher.job.engine import make_engine, make_objective
@@ -87,9 +93,10 @@ def build(job: Job, sources: Sources, start: Start, parts: ExitStack) -> Run:
     verification = verified(job, start.resume_point)
     job.watchdog.beat("building the model", state.step)
     engine = job.faults.wrap(make_engine(config, job.layout, job.processes))
+    begin_weights(job, start, engine)
     sources = with_reference(job, sources, start, engine)
     data = make_data(job, sources, start.resume_point, verification)
-    load_weights(job, start, engine)
+    resume_weights(job, start, engine)
     parts.enter_context(verification)
     keeper = RecordKeeper(config, job.layout, engine.device, start.resume_point)
     if keeper.guard_news is not None:

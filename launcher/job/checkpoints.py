@@ -122,8 +122,20 @@ def _check_initial(info: CheckpointInfo, config: RunConfig) -> list[str]:
     return changes
 
 
-def load_weights(job: Job, start: Start, engine: Engine) -> None:
-    """Read what the session begins with into an engine; nothing if the run is new. Collective.
+def begin_weights(job: Job, start: Start, engine: Engine) -> None:
+    """Read what a new run begins with into a new engine; nothing if that is fresh weights, or if
+    the run goes on. Collective.
+
+    Raises:
+        UserError: as `CheckpointStore.load`.
+    """
+    if start.initial is not None:
+        load_initial_weights(start.store, start.initial, engine, job.config)
+        job.say(f"starting from the weights of {start.initial.path}")
+
+
+def resume_weights(job: Job, start: Start, engine: Engine) -> None:
+    """Read what a run goes on from into an engine; nothing if it is new. Collective.
 
     Raises:
         UserError: as `CheckpointStore.load`.
@@ -131,24 +143,6 @@ def load_weights(job: Job, start: Start, engine: Engine) -> None:
     if start.checkpoint is not None:
         start.store.load(start.checkpoint, engine.state())
         job.say(f"going on after step {start.resume_point.state.step} from {start.checkpoint.path}")
-    elif start.initial is not None:
-        load_initial_weights(start.store, start.initial, engine, job.config)
-        job.say(f"starting from the weights of {start.initial.path}")
-
-
-def load_start_weights(job: Job, start: Start, engine: Engine) -> None:
-    """Read what the run began with into an engine, also where it goes on by now; nothing if that
-    were fresh weights, which the engine has at first. Collective.
-
-    Raises:
-        UserError: that checkpoint isn't there any more.
-    """
-    initial = start.initial
-    if initial is None:
-        group = job.processes.control_group
-        initial = find_initial_weights(start.store, job.config, group, lambda _: None)
-    if initial is not None:
-        load_initial_weights(start.store, initial, engine, job.config)
 
 
 def load_initial_weights(

@@ -1,13 +1,13 @@
 """What the reference model makes of a run's pairs: computed once, before the first step.
 
 The reference is the model that the run starts from. The log-probability of every answer lies in
-the run's folder from then on, under a digest of the data and of that model, so that a run that
-goes on needs neither. What was computed before an interrupt isn't computed again.
+the run's folder from then on, under a digest of the data and beside one of that model, so that a
+run that goes on needs neither. What was computed before an interrupt isn't computed again, unless
+the run begins anew with another model.
 """
 
 from __future__ import annotations
 
-import io
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -18,23 +18,25 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from triax.checkpoint.folders import CheckpointInfo
 from triax.common.errors import UserError
 from triax.common.files import make_folder, read_regular, replace_bytes, write_errors
 from triax.data.read.conversations import Conversations
 from triax.data.read.identity import Identity
 from triax.data.read.loader import make_batch
 from triax.data.read.source import Source
-from triax.launcher.job.checkpoints import Start, load_start_weights
+from triax.launcher.job.checkpoints import Start, find_initial_weights, load_initial_weights
 from triax.launcher.job.data import Sources
 from triax.launcher.job.job import Job
 from triax.parallel.agreement import on_first
-from triax.parallel.collectives import broadcast_object, reduce_objects
+from triax.parallel.collectives import reduce_objects
 from triax.parallel.engine import Engine
 
 FOLDER = "reference"
 _MOST_BYTES = 1 << 34
 _BATCHES_AT_ONCE = 16
 """Micro-batches of each process between two looks at the clock's and the disk's needs."""
+_DIGEST_BYTES = 16
 Values = NDArray[np.float32]
 
 
@@ -43,6 +45,10 @@ def with_reference(job: Job, sources: Sources, start: Start, engine: Engine) -> 
 
     The engine has the weights of the reference afterwards if something had to be computed.
 
+    Args:
+        engine: has the weights that a new run begins with; where one goes on, those of a new
+            engine, to which noise may be added.
+
     Raises:
         UserError: what is there is damaged, or the model that the run started from is gone.
     """
@@ -50,10 +56,14 @@ def with_reference(job: Job, sources: Sources, start: Start, engine: Engine) -> 
         return sources
     validation = [] if sources.validation is None else [sources.validation]
     read = [*sources.sources, *validation, *sources.others.values()]
-    tables = [_known(job, *one) for one in zip(read, sources.all_identities, strict=True)]
+    tables = [
+        _known(job, source, identity, start.initial)
+        for source, identity in zip(read, sources.all_identities, strict=True)
+    ]
     if any(not each.is_whole for each in tables):
-        load_start_weights(job, start, engine)
+        model = _load_reference(job, start, engine, tables)
         for each in tables:
+            each.model = model
             _compute(job, engine, each)
     told: Iterator[Source] = (each.source.with_reference(each.values) for each in tables)
     return replace(
@@ -72,6 +82,8 @@ class _Table:
     path: Path
     values: Values
     """(num_documents,); NaN where nothing has been computed."""
+    model: bytes = bytes(_DIGEST_BYTES)
+    """Digest of the reference's checkpoint; zeros where nothing has been computed."""
 
     @property
     def missing(self) -> list[int]:
@@ -89,18 +101,46 @@ class _Table:
         return not self.missing
 
 
-def _known(job: Job, source: Source, identity: Identity) -> _Table:
+def _load_reference(job: Job, start: Start, engine: Engine, tables: list[_Table]) -> bytes:
+    """Let the engine have the reference's weights; returns their digest."""
+    if start.initial is not None:
+        return _digest_of(start.initial)
+    initial = find_initial_weights(
+        start.store, job.config, job.processes.control_group, lambda _: None
+    )
+    assert initial is not None, "the checks ask for it"
+    model = _digest_of(initial)
+    if any(each.model not in (model, bytes(_DIGEST_BYTES)) for each in tables):
+        raise UserError(
+            f"checkpoint.init_from: {initial.path} isn't what the run started from, which is its "
+            "reference, and not all of the data has met that one; name that checkpoint itself"
+        )
+    load_initial_weights(start.store, initial, engine, job.config)
+    return model
+
+
+def _digest_of(checkpoint: CheckpointInfo) -> bytes:
+    assert checkpoint.manifest is not None
+    files = sorted((name, entry.xxh3_128) for name, entry in checkpoint.manifest.files.items())
+    return xxhash.xxh3_128_digest(repr(files).encode())
+
+
+def _known(job: Job, source: Source, identity: Identity, initial: CheckpointInfo | None) -> _Table:
+    """What the run's folder knows of a source.
+
+    Args:
+        initial: what a new run begins with; of another model nothing is known then.
+    """
     if not isinstance(source, Conversations) or source.group_size != 2:
         raise UserError(
             f'{identity.path}: holds no pairs, of which objective.kind = "dpo" learns; make them '
             "with `triax data conversations --pairs`"
         )
     path = job.directory.path / FOLDER / f"{_name(job, source, identity)}.npy"
-    values: list[Values] = []
-    on_first(lambda: values.append(_read(path, source.num_documents)), job.processes.control_group)
-    found = broadcast_object(values[0] if values else None, job.processes.control_group)
-    assert found is not None
-    return _Table(source, path, found)
+    model, values = on_first(lambda: _read(path, source.num_documents), job.processes.control_group)
+    if initial is not None and model != _digest_of(initial):
+        return _Table(source, path, np.full_like(values, np.nan))
+    return _Table(source, path, values, model)
 
 
 def _name(job: Job, source: Source, identity: Identity) -> str:
@@ -110,29 +150,29 @@ def _name(job: Job, source: Source, identity: Identity) -> str:
     return xxhash.xxh3_64_hexdigest(repr(parts).encode())
 
 
-def _read(path: Path, num_documents: int) -> Values:
+def _read(path: Path, num_documents: int) -> tuple[bytes, Values]:
+    """The digest of the model, and what is known of it."""
     try:
         content = read_regular(path, _MOST_BYTES)
     except FileNotFoundError:
-        return np.full(num_documents, np.nan, np.float32)
+        return bytes(_DIGEST_BYTES), np.full(num_documents, np.nan, np.float32)
     except OSError as error:
         raise UserError(f"{path}: can't be read: {error.strerror}") from None
-    digest, values = content[:16], np.frombuffer(content[16:], np.float32)
-    if digest != xxhash.xxh3_128_digest(content[16:]) or values.shape != (num_documents,):
+    digest, rest = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+    num_bytes = _DIGEST_BYTES + num_documents * np.dtype(np.float32).itemsize
+    if digest != xxhash.xxh3_128_digest(rest) or len(rest) != num_bytes:
         raise UserError(
             f"{path}: damaged: its checksum is another one; delete it, and the reference model's "
             "log-probabilities are computed anew"
         )
-    return values.copy()
+    return rest[:_DIGEST_BYTES], np.frombuffer(rest[_DIGEST_BYTES:], np.float32).copy()
 
 
-def _write(path: Path, values: Values) -> None:
-    make_folder(path.parent)
-    content = io.BytesIO()
-    content.write(xxhash.xxh3_128_digest(values.tobytes()))
-    content.write(values.tobytes())
-    with write_errors(path):
-        replace_bytes(path, content.getvalue(), fsync=True)
+def _write(table: _Table) -> None:
+    make_folder(table.path.parent)
+    content = table.model + table.values.tobytes()
+    with write_errors(table.path):
+        replace_bytes(table.path, xxhash.xxh3_128_digest(content) + content, fsync=True)
 
 
 def _compute(job: Job, engine: Engine, table: _Table) -> None:
@@ -154,7 +194,7 @@ def _compute(job: Job, engine: Engine, table: _Table) -> None:
         answers = reduce_objects(found, operator.or_, job.processes.control_group)
         for document, value in answers.items():
             table.values[document] = value
-        on_first(partial(_write, table.path, table.values), job.processes.control_group)
+        on_first(partial(_write, table), job.processes.control_group)
 
 
 def _answers(

@@ -110,6 +110,23 @@ def test_a_reference_that_was_damaged_or_lost(taught: Path) -> None:
     assert first.read_bytes() == kept, "of the start, not of where the run is by now"
 
 
+def test_a_reference_is_of_the_model_that_the_run_starts_from(taught: Path) -> None:
+    """Killed before its first checkpoint, a run may begin anew with another model."""
+    first = next((taught / "runs/sft/checkpoints").iterdir())
+    other = taught / "runs/other"
+    good(train(taught, *SFT, "--run.name=other", "--run.seed=5"))
+    options = (*DPO, "--run.name=anew")
+    plan = kills(("after-update", 2, None))
+    assert train(taught, *options, f"--checkpoint.init_from={first}", plan).code == -9
+    began = good(train(taught, *options, f"--checkpoint.init_from={other}"))
+    assert "reference log-probabilities of" in began.out
+    assert read_rows(taught / "runs/anew")[0]["loss"] == pytest.approx(0.693147, abs=1e-5)
+    # A run that goes on asks no other model about what it lost.
+    next((taught / "runs/anew/reference").iterdir()).unlink()
+    refused = train(taught, *options, f"--checkpoint.init_from={first}", "--budget.tokens=4536")
+    assert refused.code == 2 and "isn't what the run started from" in " ".join(refused.text.split())
+
+
 def test_what_doesnt_fit_the_objective(taught: Path) -> None:
     for options, expected in (
         ((*SFT, "--objective.kind=pretrain"), 'holds conversations, which objective.kind = "sft"'),
