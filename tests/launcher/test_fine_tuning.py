@@ -127,6 +127,17 @@ def test_a_reference_is_of_the_model_that_the_run_starts_from(taught: Path) -> N
     assert refused.code == 2 and "isn't what the run started from" in " ".join(refused.text.split())
 
 
+def test_experts_with_noise_begin_as_their_own_reference(taught: Path) -> None:
+    """The noise is added once, not before the reference and again before the run."""
+    experts = {"num_experts": 4, "top_k": 2, "ffn_hidden_size": 64}
+    options = [f"--model.experts.{name}={value}" for name, value in experts.items()]
+    options += ["--checkpoint.init_from_noise=0.5", "--budget.tokens=504", "--run.name=noisy"]
+    good(train(taught, *DPO, *options))
+    first = read_rows(taught / "runs/noisy")[0]
+    assert first["loss"] == pytest.approx(0.693147, abs=1e-5)
+    assert first["reward_margin"] == pytest.approx(0, abs=1e-5)
+
+
 def test_what_doesnt_fit_the_objective(taught: Path) -> None:
     for options, expected in (
         ((*SFT, "--objective.kind=pretrain"), 'holds conversations, which objective.kind = "sft"'),
