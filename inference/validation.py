@@ -11,6 +11,7 @@ from typing import Any
 from triax.checkpoint.run_folder import recorded_table
 from triax.common.errors import UserError
 from triax.common.paths import same_path
+from triax.data.config import TooLong
 from triax.data.prepare.token_bytes import target_bytes, token_bytes
 from triax.data.read.identity import identify, recorded_validation
 from triax.data.read.loader import validation_batches
@@ -144,7 +145,12 @@ def read(folder: ModelFolder, sequences: Sequences) -> Reading:
     if seq_len is None:
         raise UserError(f"{folder.path}: doesn't say how it was trained: give --seq-len N")
     folder.refuse_longer(seq_len)
-    source = open_source(sequences.prefix, seq_len, folder.config.vocab_size)
+    source = open_source(
+        sequences.prefix,
+        seq_len,
+        folder.config.vocab_size,
+        too_long=_trained_too_long(folder.record),
+    )
     mask = sequences.mask_documents
     return Reading(
         source,
@@ -162,6 +168,12 @@ def _trained_masked(record: Mapping[str, Any]) -> bool:
     return data.get("mask_documents") is not False
 
 
+def _trained_too_long(record: Mapping[str, Any]) -> TooLong:
+    """What the run does to long conversations: that decides which ones share a window."""
+    data = recorded_table(recorded_table(record, "config"), "data")
+    return "truncate" if data.get("too_long") == "truncate" else "drop"
+
+
 def _trained_micro_batch_size(record: Mapping[str, Any]) -> int:
     """The run's, so that sums come out as there; 8 where the record doesn't say."""
     size = recorded_table(recorded_table(record, "config"), "batch").get("micro_batch_size")
@@ -170,8 +182,10 @@ def _trained_micro_batch_size(record: Mapping[str, Any]) -> int:
 
 def _num_own_sequences(folder: ModelFolder, reading: Reading) -> int | None:
     """How many sequences the run's own validations take; None where this isn't their data, or it
-    is seen in another way."""
+    is seen in another way, or they tell another loss, that of preferences."""
     config = recorded_table(folder.record, "config")
+    if recorded_table(config, "objective").get("kind") == "dpo":
+        return None
     trained = (folder.seq_len, _trained_masked(folder.record))
     if (reading.seq_len, reading.mask_documents) != trained:
         return None

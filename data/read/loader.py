@@ -148,8 +148,11 @@ class Loader:
     def changes_at(self, cursor: int) -> bool:
         """Whether the global batch that begins at `cursor` is the first of another blend or length
         of sequences, the run's first one aside."""
-        before = max(cursor - self._global_batch_size, 0)
-        return self._sampler.changes_between(before, cursor)
+        return self.changes_between(max(cursor - self._global_batch_size, 0), cursor)
+
+    def changes_between(self, cursor: int, other: int) -> bool:
+        """Whether another blend or length of sequences begins on the way."""
+        return self._sampler.changes_between(cursor, other)
 
     def iterate(self, cursor: int, stop_cursor: int) -> Generator[list[Batch], None, None]:
         """`batch_at` for each global batch from `cursor` to `stop_cursor`, read ahead.

@@ -259,7 +259,9 @@ class Sampler:
                 consumed = blend.consumed_before(next_start)
             start = next_start
             gone = {name for name, at in ends.items() if at == next_start}
-            self.used_up |= dict.fromkeys(gone, start)
+            # Not anew those that an earlier phase has used up.
+            late = {name for name in gone if start > phase.start_sample}
+            self.used_up |= dict.fromkeys(late | (gone - self.used_up.keys()), start)
             weights = tuple((name, weight) for name, weight in weights if name not in gone)
             if not weights:
                 self._end_at(start, end)

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 
 from triax.common.errors import UserError
 from triax.data.config import DataConfig
-from triax.data.read.conversations import Conversations
 from triax.data.read.opening import open_source
 from triax.launcher.config.problems import Problem
 from triax.models.config import ModelConfig
@@ -29,16 +28,9 @@ def evaluations_are_possible(
         if one.name in names[: number + 1]:
             yield Problem(f"{path}.name", f"{one.name} is taken: give each set its own name")
         try:
-            source = open_source(one.path, data.seq_len, model.vocab_size, too_long=data.too_long)
+            open_source(one.path, data.seq_len, model.vocab_size, too_long=data.too_long)
         except (UserError, OSError) as error:
             yield Problem(f"{path}.path", str(error))
-            continue
-        if isinstance(source, Conversations) and source.group_size == 2:
-            yield Problem(
-                f"{path}.path",
-                f"{one.path} holds pairs, which only data.validation takes; name text or "
-                "conversations",
-            )
     if not eval.tasks:
         return
     for field, value in (("validation", data.validation), ("tokenizer", data.tokenizer)):

@@ -12,15 +12,19 @@ from triax.data.read.shards import find_shards
 from triax.data.read.token_weights import recorded_group_size
 from triax.launcher.config.problems import Problem
 from triax.models.config import ModelConfig
+from triax.training.config import EvalConfig
 from triax.training.objectives.config import ObjectiveConfig
 
 
-def objective_has_its_data(objective: ObjectiveConfig, data: DataConfig) -> Iterator[Problem]:
+def objective_has_its_data(
+    objective: ObjectiveConfig, data: DataConfig, eval: EvalConfig
+) -> Iterator[Problem]:
     """Text is for pretraining, conversations for fine-tuning, pairs for preferences."""
     prefixes = {f"data.sources.{n}.path": source.path for n, source in enumerate(data.sources)}
     num_sources = len(prefixes)
     if data.validation is not None:
         prefixes["data.validation"] = data.validation
+    prefixes |= {f"eval.sets.{n}.path": one.path for n, one in enumerate(eval.sets)}
     held = {path: _held(prefix) for path, prefix in prefixes.items()}
     for path, kind in held.items():
         if kind is not None and kind not in _TAKES[objective.kind]:

@@ -24,6 +24,7 @@ BREAKING = (
     "model",
     "data.seq_len",
     "data.packing",
+    "data.too_long",
     "data.mask_documents",
     "batch.global_batch_size",
 )

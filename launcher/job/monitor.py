@@ -34,7 +34,8 @@ def make_monitor(
         loader=loader,
         escalation=keeper.escalation,
         recovery=Recovery(
-            engine, keeper.guard, keeper.escalation, store, saver, keeper.restore, metrics_logger
+            engine, keeper.guard, keeper.escalation, store, saver, keeper.restore,
+            loader.changes_between, metrics_logger,
         ),
         control=ControlLine(group),
         stop=job.stop,
@@ -46,4 +47,4 @@ def make_monitor(
         beat=job.watchdog.beat,
         group=group,
         hosts=gather_objects(job.processes.environment.hostname, group) or [],
-    )
+    )  # fmt: skip

@@ -54,23 +54,24 @@ def with_reference(job: Job, sources: Sources, start: Start, engine: Engine) -> 
     """
     if job.config.objective.kind != "dpo":
         return sources
-    known = [
+    validation = [] if sources.validation is None else [sources.validation]
+    read = [*sources.sources, *validation, *sources.others.values()]
+    tables = [
         _known(job, source, identity, start.initial)
-        for source, identity in zip(sources.sources, sources.identities, strict=True)
+        for source, identity in zip(read, sources.all_identities, strict=True)
     ]
-    validation, table = sources.validation, None
-    if validation is not None and sources.validation_identity is not None:
-        table = _known(job, validation, sources.validation_identity, start.initial)
-    tables = [*known, *([] if table is None else [table])]
     if any(not each.is_whole for each in tables):
         model = _load_reference(job, start, engine, tables)
         for each in tables:
             each.model = model
             _compute(job, engine, each)
-    told = [each.source.with_reference(each.values) for each in known]
-    if table is not None:
-        validation = table.source.with_reference(table.values)
-    return replace(sources, sources=list[Source](told), validation=validation)
+    told: Iterator[Source] = (each.source.with_reference(each.values) for each in tables)
+    return replace(
+        sources,
+        sources=[next(told) for _ in sources.sources],
+        validation=next(told) if validation else None,
+        others=dict(zip(sources.others, told, strict=True)),
+    )
 
 
 @dataclass

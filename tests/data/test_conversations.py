@@ -20,9 +20,13 @@ from triax.data.read.digest import shard_digest
 from triax.data.read.loader import validation_batches
 from triax.data.read.opening import open_source
 from triax.data.record import PreparedData
+from triax.inference.load import ModelFolder
+from triax.inference.validation import Sequences, _num_own_sequences, read
 from triax.launcher.cli import main
+from triax.models.families import model_config
 
 VOCAB_SIZE = 280
+SHAPE = {"num_layers": 1, "hidden_size": 16, "num_heads": 2, "ffn_hidden_size": 16}
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +141,26 @@ def test_those_that_are_too_long(tmp_path: Path, tokenizer: Path) -> None:
     assert "the ends of 1 are left out" in (cut.news or "")
     with pytest.raises(UserError, match="no conversation fits: the shortest has"):
         opened(tmp_path, 7)
+
+
+def test_an_evaluation_reads_what_the_run_validates_on(tmp_path: Path, tokenizer: Path) -> None:
+    given = [*rows(8), {"prompt": "?", "completion": "y" * 300}]
+    prepared(tmp_path, tokenizer, given, validation_fraction=0)
+    prefix = tmp_path / "out/train"
+    for too_long in ("drop", "truncate"):
+        source = opened(tmp_path, 63, too_long=too_long)
+        config = {
+            "data": {"validation": str(prefix), "seq_len": 63, "too_long": too_long},
+            "eval": {"batches": 1}, "batch": {"global_batch_size": 100},
+        }  # fmt: skip
+        for objective, own in (("sft", source.num_windows), ("dpo", None)):
+            record = {"config": config | {"objective": {"kind": objective}}}
+            model = model_config(vocab_size=VOCAB_SIZE, **SHAPE)
+            folder = ModelFolder(tmp_path, model, print, str(tokenizer), 63, record)
+            reading = read(folder, Sequences(str(prefix)))
+            assert reading.num_sequences == source.num_windows
+            assert np.array_equal(reading.source.window(0).tokens, source.window(0).tokens)
+            assert _num_own_sequences(folder, reading) == own
 
 
 def test_answers_of_a_pair_share_a_window(tmp_path: Path, tokenizer: Path) -> None:

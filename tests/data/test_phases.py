@@ -74,6 +74,7 @@ def test_a_source_is_read_as_often_as_it_may_and_then_others_take_its_place(
             assert sampler.consumed(sample + 1) == read
     for name, end in sampler.used_up.items():
         assert sampler.consumed(end)[name] == limits[name] == sampler.consumed(10**6)[name]
+        assert sampler.consumed(end - 1)[name] < limits[name], "the first such sample"
 
 
 def data(phases: list[dict[str, Any]], num_sources: int = 2) -> DataConfig:

@@ -76,3 +76,27 @@ def test_check_says_how_often_each_source_is_read(
     late = '--data.phases=[{"tokens": "1M"}, {"seq_len": 8}]'
     assert main(["check", "run.toml", late]) == 0
     assert "data.phases.1: begins after 1M tokens" in " ".join(capsys.readouterr().err.split())
+
+
+def test_whole_documents_are_the_same_samples_in_every_layout_and_after_a_kill(
+    job: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(job / "cache"))
+    packed = (
+        "--data.packing=best-fit", "--model.num_kv_heads=2",
+        "--checkpoint.every=2 steps", "--optimizer.eps=1e-5", "--optimizer.lr=2e-3",
+    )  # fmt: skip
+    straight = train(job, "--run.name=straight", *packed)
+    assert straight.code == 0, straight.text
+    assert "data/train: packed, " in straight.out
+    kill = kills(("after-update", 5, None))
+    codes = [
+        train(job, *packed, "--parallel.context=2", kill, num_processes=2).code,
+        train(job, *packed, kill, num_processes=2).code,
+    ]
+    assert codes[0] != 0 and codes[1] == 0
+    rows, expected = read_rows(job / "runs/job"), read_rows(job / "runs/straight")
+    assert [row["num_targets"] for row in rows] == [row["num_targets"] for row in expected]
+    assert len({row["num_targets"] for row in rows}) > 1, "some of it is padding"
+    losses = [row["loss"] for row in expected]
+    assert [row["loss"] for row in rows] == pytest.approx(losses, rel=1e-5)

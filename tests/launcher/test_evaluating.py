@@ -53,6 +53,7 @@ def test_training_is_the_same_to_the_bit_with_and_without(folder: Path) -> None:
         ("tensor", ["--parallel.tensor=2"]),
         ("pipeline", ["--parallel.pipeline=2", "--eval.every=8 steps"]),
         ("shards", ["--parallel.zero_stage=3"]),
+        ("context", ["--parallel.context=2", "--parallel.context_method=ring"]),
     ],
 )
 def test_every_layout_finds_the_same(folder: Path, name: str, overrides: list[str]) -> None:

@@ -107,6 +107,8 @@ def test_a_diff_names_each_value_that_changed(tmp_path: Path) -> None:
         ("model.rope_scaling=null", True),
         ("data.seq_len=32", True),
         ("data.mask_documents=false", True),
+        ("data.packing=best-fit", True),
+        ("data.too_long=truncate", True),
         ("data.tokenizer=other", False),
         ("batch.global_batch_size=16", True),
         ("run.seed=1", True),

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from jobs import Ended, curve, kills, read_rows, train, triax
+from jobs import Ended, curve, kills, read_events, read_rows, train, triax
 
 CHATS = '--data.sources=[{"path": "chats/train"}]'
 SFT = (
@@ -76,8 +76,13 @@ def test_a_blend_of_text_and_conversations(taught: Path) -> None:
 
 
 def test_preferences_are_learned_against_the_start_and_resume_exactly(taught: Path) -> None:
-    said = good(train(taught, *DPO))
+    seen = '--eval.sets=[{"name": "seen", "path": "pairs/train"}]'
+    said = good(train(taught, *DPO, seen))
     assert "reference log-probabilities of" in said.out
+    losses = [
+        event["sets"]["seen"]["loss"] for event in read_events(taught / "runs/dpo", "evaluation")
+    ]
+    assert losses[0] == pytest.approx(0.693147, abs=1e-5) and losses[-1] < losses[0]
     rows = read_rows(taught / "runs/dpo")
     assert rows[0]["loss"] == pytest.approx(0.693147, abs=1e-5)
     assert rows[0]["reward_margin"] == pytest.approx(0, abs=1e-5)
@@ -140,7 +145,7 @@ def test_what_doesnt_fit_the_objective(taught: Path) -> None:
         ((*SFT, "--data.mask_documents=false"), "must not see each other"),
         ((*SFT, "--objective.beta=0.2"), 'only objective.kind = "dpo" reads it'),
         ((*DPO, CHATS), "holds conversations"),
-        ((*DPO, '--eval.sets=[{"name": "a", "path": "pairs/train"}]'), "holds pairs, which only"),
+        ((*DPO, '--eval.sets=[{"name": "a", "path": "data/train"}]'), "data/train holds text"),
         ((*DPO[:-1],), "begins with a model that answers"),
     ):
         ended = triax(taught, "check", "run.toml", *options)

@@ -15,7 +15,7 @@ B, T = 5, 4
 
 def full_batch() -> Batch:
     values = torch.arange(B * T).view(B, T)
-    return Batch(values, values + 1, values // 8, values % T, values / 2)
+    return Batch(values, values + 1, values // 8, values % T, values / 2, values / 3)
 
 
 def equal(left: Batch, right: Batch) -> bool:

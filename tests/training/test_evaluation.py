@@ -11,11 +11,13 @@ import pytest
 import torch
 
 from triax.common.tokens import IGNORE_INDEX
+from triax.data.read.source import Window
 from triax.launcher.job.evaluation import text_bytes
 from triax.models.batch import Batch
 from triax.parallel.config import PrecisionConfig
 from triax.parallel.engine import Counts, StepSums
 from triax.parallel.evaluation import mean_loss
+from triax.training.evaluation.builtin import continuation
 from triax.training.evaluation.evaluator import Findings
 from triax.training.records import console, metrics
 from triax.training.records.console import Console
@@ -60,6 +62,24 @@ def test_a_step_without_targets_has_no_loss() -> None:
     )  # fmt: skip
     assert row["loss"] is None and row["num_targets"] == 0
     assert "no targets" in Console(2, 0, 8, enabled=True)._describe(row, 1)
+
+
+class MostlyPadding:
+    """Windows with a conversation of seven tokens, and padding."""
+
+    num_windows = 8
+
+    def window(self, index: int) -> Window:
+        tokens, ids = np.zeros(33, np.int64), np.ones(33, np.int32)
+        tokens[:7], ids[:7] = 1 + index, 0
+        return Window(tokens, ids, num_tokens=7)
+
+
+def test_nothing_is_asked_of_padding() -> None:
+    task = continuation(MostlyPadding(), 8)  # type: ignore[arg-type]
+    for number, question in enumerate(task.questions):
+        assert set(question.context) == {1 + number}
+        assert len(question.context) == 4 and 0 not in sum(question.choices, ())
 
 
 def test_a_validation_without_targets_has_no_perplexity(tmp_path: Path) -> None:

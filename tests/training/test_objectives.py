@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from triax.common.tokens import IGNORE_INDEX
 from triax.models.batch import Batch
-from triax.parallel.engine import Counts, Engine, EvaluationSums
+from triax.parallel.engine import Counts, Engine
 from triax.training.objectives.config import ObjectiveConfig
 from triax.training.objectives.dpo import DirectPreference, preference_loss
 from triax.training.objectives.objective import CrossEntropy
@@ -104,18 +104,6 @@ def test_rows_that_only_fill_up_are_no_pairs() -> None:
     )
     assert not weighed.has_targets and float(weighed.divisor) == 1
     assert weighed.loss is not None and float(weighed.loss) == 0
-
-
-def test_a_set_without_a_reference_tells_its_cross_entropy() -> None:
-    class Evaluating:
-        def evaluate(self, _: object) -> EvaluationSums:
-            return EvaluationSums(*(torch.tensor(value).double() for value in (6.0, 4, 3.0)))
-
-    text = replace(rows(), reference_BT=None, weights_BT=None)
-    found = DirectPreference(ObjectiveConfig(kind="dpo")).evaluate(
-        cast(Engine, Evaluating()), [text]
-    )
-    assert (found.loss, found.num_targets) == (2, 4)
 
 
 @pytest.mark.parametrize("loss", ["sigmoid", "ipo"])

@@ -6,9 +6,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from rehearsal import Ended, faults, run_job, steps, write_config
+
+from triax.training.stability.escalation import Rollback
+from triax.training.stability.recovery import Recovery
+from triax.training.step.state import TrainState
 
 SAVE = "--checkpoint.every=10 steps"
 GUARD = ("--stability.window=32", "--stability.max_consecutive_skips=3")
@@ -85,6 +90,22 @@ def test_killed_around_the_rollback_it_decides_the_same(
     assert [row["cursor"] for row in sessions[-1].rows()] == [
         row["cursor"] for row in recovered.rows()
     ]
+
+
+@pytest.mark.parametrize("border", [None, 450])
+def test_the_guard_doesnt_judge_another_phase_by_the_one_before(border: int | None) -> None:
+    """Samples never come back, so a rollback may lead over a border of the data."""
+    guard, store = mock.Mock(), mock.Mock()
+    store.load.return_value = {"step": 50, "tokens": 50, "cursor": 400}
+    escalation = mock.Mock(trouble="spikes", refusals=[1], num_rollbacks=1)
+    recovery = Recovery(
+        mock.Mock(), guard, escalation, store, mock.Mock(), guard.load,
+        lambda a, b: border is not None and a < border <= b, mock.Mock(),
+    )  # fmt: skip
+    state, ending = recovery.act(Rollback(61, 55), TrainState(64, 64, 512))
+    assert ending is None and state == TrainState(50, 50, 512)
+    called = [call[0] for call in guard.mock_calls]
+    assert called == (["load"] if border is None else ["load", "forget"])
 
 
 def test_persistent_nans_stop_the_run_with_a_report(folder: Path) -> None:

@@ -104,9 +104,9 @@ def _spread(source: Source, count: int) -> Iterator[Window]:
 
 def _longest_document(window: Window) -> list[int]:
     """The tokens of the document that fills most of a window."""
-    documents, counts = np.unique(window.document_ids, return_counts=True)
-    chosen = documents[counts.argmax()]
-    found: list[int] = window.tokens[window.document_ids == chosen].tolist()
+    tokens, ids = (x[: window.num_tokens] for x in (window.tokens, window.document_ids))
+    documents, counts = np.unique(ids, return_counts=True)
+    found: list[int] = tokens[ids == documents[counts.argmax()]].tolist()
     return found
 
 

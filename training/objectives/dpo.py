@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from triax.models.batch import Batch
 from triax.parallel.engine import Counts, Engine
-from triax.parallel.evaluation import Evaluation, evaluate
+from triax.parallel.evaluation import Evaluation
 from triax.training.objectives.config import ObjectiveConfig
 from triax.training.objectives.objective import Weighed
 
@@ -61,10 +61,6 @@ class DirectPreference:
         return Weighed(weighed, divisor, has_targets, loss, extra)
 
     def evaluate(self, engine: Engine, micro_batches: Sequence[Batch]) -> Evaluation:
-        """As `Objective.evaluate`; of a set without a reference, text or conversations, the cross
-        entropy."""
-        if any(batch.reference_BT is None for batch in micro_batches):
-            return evaluate(engine, micro_batches)
         judged = self._judge(engine, micro_batches)
         sums = engine.sum_over_data(torch.stack([each.sums for each in judged]).sum(0))
         figures = dict(zip(_FIGURES, sums.tolist(), strict=True))

@@ -35,6 +35,7 @@ class Recovery:
         escalation: which is not: it remembers what was tried.
         store, saver: the checkpoints.
         restore: puts the other parts of a checkpoint's record back (guard, loss scale).
+        changes_between: whether the data changes by plan between two samples.
         metrics_logger: where it is told.
     """
 
@@ -46,6 +47,7 @@ class Recovery:
         store: CheckpointStore,
         saver: Saver,
         restore: Callable[[Mapping[str, Any]], None],
+        changes_between: Callable[[int, int], bool],
         metrics_logger: MetricsLogger,
     ) -> None:
         self._engine = engine
@@ -54,6 +56,7 @@ class Recovery:
         self._store = store
         self._saver = saver
         self._restore = restore
+        self._changes_between = changes_between
         self._metrics_logger = metrics_logger
 
     def act(self, action: Action, state: TrainState) -> tuple[TrainState, Ending | None]:
@@ -95,6 +98,9 @@ class Recovery:
         # Tokens come back, for they drive the learning rate; samples never do.
         target = replace(state, step=record["step"], tokens=record["tokens"])
         skipped = (record["cursor"], state.cursor)
+        if self._changes_between(*skipped):
+            # It knows the loss of the data from before the border, and the run goes on behind it.
+            self._guard.forget()
         trouble, num_refused = self._escalation.trouble, len(self._escalation.refusals)
         self._escalation.rolled_back(target.step, skipped)
         self._store.discard_after(target.step)
