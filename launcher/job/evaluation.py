@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from triax.data.prepare.document_tokens import document_tokens
 from triax.data.prepare.token_bytes import target_bytes, token_bytes
@@ -71,8 +74,23 @@ def _num_bytes(job: Job, source: Source) -> int | None:
     if data.tokenizer is None or not job.processes.is_main or not is_text:
         return None
     sizes = token_bytes(load_tokenizer(Path(data.tokenizer)), job.config.model.vocab_size)
-    batches = _batches(job, source)(dp_rank=0, dp_size=1)
-    return sum(target_bytes(sizes, batch.targets_BT.numpy()) for batch in batches)
+    return text_bytes(sizes, _batches(job, source)(dp_rank=0, dp_size=1))
+
+
+def text_bytes(sizes: NDArray[np.int64], batches: Iterable[Batch]) -> int | None:
+    """Of the text of all targets; None where some count more than others: their loss is a weighted
+    mean, which doesn't tell what all of the text costs.
+
+    Args:
+        sizes: of each token, see `token_bytes`.
+    """
+    total = 0
+    for batch in batches:
+        weights_BT = batch.weights_BT
+        if weights_BT is not None and bool((weights_BT[batch.is_target_BT] != 1).any()):
+            return None
+        total += target_bytes(sizes, batch.targets_BT.numpy())
+    return total
 
 
 def _batches(job: Job, source: Source) -> Callable[..., Iterator[Batch]]:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from triax.common.tokens import IGNORE_INDEX
 from triax.data.read.source import Window
+from triax.launcher.job.evaluation import text_bytes
+from triax.models.batch import Batch
 from triax.parallel.config import PrecisionConfig
 from triax.parallel.engine import Counts, StepSums
 from triax.parallel.evaluation import mean_loss
@@ -129,3 +133,14 @@ def test_extras_reach_the_host_and_are_shown_by_a_line_each(
     assert "load 3.0" in Console(2, 0, 8, enabled=True)._describe(row, 1)
     last = readback.drain()
     assert last is not None and last.result.extra == {}
+
+
+def test_bytes_are_counted_only_where_all_targets_weigh_the_same() -> None:
+    sizes, targets_BT = np.array([1, 10, 100]), torch.tensor([[0, 2, IGNORE_INDEX]])
+    batch = Batch(torch.zeros_like(targets_BT), targets_BT)
+    assert text_bytes(sizes, [batch, batch]) == 202
+    equal, unequal = (
+        replace(batch, weights_BT=torch.tensor([weights])) for weights in ((1.0, 1, 0), (1.0, 2, 0))
+    )
+    assert text_bytes(sizes, [batch, equal]) == 202
+    assert text_bytes(sizes, [batch, unequal]) is None
