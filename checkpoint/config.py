@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from pydantic import Field, PositiveInt
+from pydantic import PositiveInt
 
 from triax.common.paths import PathField
-from triax.common.quantities import Duration, DurationField, PatienceField, TimeField, Unit
+from triax.common.quantities import (
+    Duration,
+    DurationOrAutoField,
+    PatienceField,
+    TimeField,
+    Unit,
+)
 from triax.common.section import NonNegativeFp32, Section
 
 
@@ -18,9 +24,7 @@ class CheckpointConfig(Section):
         {"every", "process_fails_every", "keep", "asynchronous", "deadline", "retry"}
         | {"max_failures"}
     )
-    every: DurationField | Literal["auto"] | None = Field(
-        Duration(500, Unit.STEPS), union_mode="left_to_right"
-    )
+    every: DurationOrAutoField | None = Duration(500, Unit.STEPS)
     """Steps, tokens or time between saves. `"auto"`: the time that loses least, by what saves cost
     here and by:"""
     process_fails_every: TimeField = Duration(50_000 * 3600, Unit.SECONDS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 
@@ -136,6 +136,23 @@ DurationField = Annotated[
     Duration, BeforeValidator(Duration.parse), PlainSerializer(str, return_type=str)
 ]
 """A config field that takes a duration such as `"500 steps"`, and is written back as one."""
+
+
+def _parse_or_auto(value: object) -> object:
+    if value == "auto":
+        return value
+    try:
+        return Duration.parse(value)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise ValueError(str(error).replace(", got", ', or "auto", got', 1)) from None
+
+
+DurationOrAutoField = Annotated[
+    Duration | Literal["auto"],
+    BeforeValidator(_parse_or_auto),
+    PlainSerializer(str, return_type=str),
+]
+"""The same, where triax may choose it."""
 
 
 def _timed(duration: Duration) -> Duration:
