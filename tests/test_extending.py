@@ -24,7 +24,7 @@ from triax.data.read.shards import Shard
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "extending.md"
-FOLDERS = [path.name for path in (ROOT / ".typing" / "triax").iterdir()]
+FOLDERS = [path.name for path in (ROOT / ".typing" / "triax").iterdir() if path.is_dir()]
 CONFIG = """\
 [run]
 name = "extended"
@@ -97,6 +97,7 @@ def put_in(source: str, name: str, code: str) -> str:
 def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of triax with all that the page adds, and text for it."""
     folder = tmp_path_factory.mktemp("extended")
+    shutil.copytree(ROOT / "api", folder / "triax", ignore=shutil.ignore_patterns("__pycache__"))
     for name in FOLDERS:
         shutil.copytree(
             ROOT / name, folder / "triax" / name, ignore=shutil.ignore_patterns("__pycache__")
