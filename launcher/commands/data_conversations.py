@@ -7,11 +7,10 @@ import argparse
 from rich.console import Console
 
 from triax.common.errors import ExitCode
-from triax.common.quantities import format_count
 from triax.data.prepare.chat_template import ChatTemplate
 from triax.data.prepare.conversations import ChatRules, prepare_conversations
 from triax.data.prepare.corpus import TOKENS_PER_SHARD
-from triax.launcher.terminal.arguments import as_path, large_count
+from triax.launcher.terminal.arguments import add_tokens_per_shard, as_path
 from triax.launcher.terminal.progress import show_progress
 
 HELP = "write conversations by a chat template into shards"
@@ -46,13 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--validation-fraction", type=float, default=0.01, metavar="F", help="of rows (0.01)"
     )
-    parser.add_argument(
-        "--tokens-per-shard",
-        type=large_count,
-        default=TOKENS_PER_SHARD,
-        metavar="N",
-        help=f"for instance 500M ({format_count(TOKENS_PER_SHARD)})",
-    )
+    add_tokens_per_shard(parser, TOKENS_PER_SHARD)
 
 
 def run(args: argparse.Namespace) -> int:

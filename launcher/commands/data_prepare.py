@@ -7,12 +7,11 @@ import time
 
 from rich.console import Console
 
-from triax.common.errors import ExitCode, UserError
-from triax.common.quantities import format_count, parse_count
+from triax.common.errors import ExitCode
 from triax.data.prepare.corpus import TOKENS_PER_SHARD, prepare
 from triax.data.prepare.findings import findings
 from triax.data.record import SplitCounts
-from triax.launcher.terminal.arguments import add_inputs, as_path, utf8
+from triax.launcher.terminal.arguments import add_inputs, add_tokens_per_shard, as_path, utf8
 from triax.launcher.terminal.messages import print_warning
 from triax.launcher.terminal.progress import show_progress
 
@@ -47,12 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TOKEN",
         help="begins each document (by default none does)",
     )
-    parser.add_argument(
-        "--tokens-per-shard",
-        default=TOKENS_PER_SHARD,
-        metavar="N",
-        help=f"for instance 500M ({format_count(TOKENS_PER_SHARD)})",
-    )
+    add_tokens_per_shard(parser, TOKENS_PER_SHARD)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -71,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
             num_workers=args.workers,
             validation_fraction=args.validation_fraction,
             text_field=args.text_field,
-            tokens_per_shard=_count(args.tokens_per_shard),
+            tokens_per_shard=args.tokens_per_shard,
             end_of_text=args.end_of_text,
             begin_of_text=args.begin_of_text,
             progress=progress,
@@ -93,10 +87,3 @@ def run(args: argparse.Namespace) -> int:
 def _counted(counts: SplitCounts) -> str:
     shards = "1 shard" if counts.shards == 1 else f"{counts.shards:,} shards"
     return f"{counts.tokens:,} tokens, {counts.documents:,} documents, {shards}"
-
-
-def _count(text: str | int) -> int:
-    try:
-        return parse_count(text)
-    except ValueError as error:
-        raise UserError(f"--tokens-per-shard: {error}") from None

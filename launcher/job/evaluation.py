@@ -39,8 +39,8 @@ def make_evaluator(job: Job, validation: Source | None, others: Mapping[str, Sou
     # One after the other: the bytes are counted over all batches, and what is wrong with one is to
     # be told by the process that reads it.
     own = job.together(lambda: {name: _own_batches(job, sources[name]) for name in sources})
-    sizes = job.together(lambda: {name: _num_bytes(job, sources[name]) for name in sources})
-    sets = {name: ValidationSet(own[name], sizes[name]) for name in sources}
+    num_bytes = job.together(lambda: _num_bytes(job, sources))
+    sets = {name: ValidationSet(own[name], num_bytes.get(name)) for name in sources}
     measure = make_objective(job.config).evaluate
     if not job.config.eval.tasks:
         return Evaluator(sets, measure=measure)
@@ -67,14 +67,17 @@ def _own_batches(job: Job, source: Source) -> list[Batch]:
     )
 
 
-def _num_bytes(job: Job, source: Source) -> int | None:
-    """Of the text of all of a set's targets, on rank 0, which tells; None on the others, where the
-    tokenizer isn't known, and of pairs, whose loss isn't one of text."""
+def _num_bytes(job: Job, sources: Mapping[str, Source]) -> dict[str, int | None]:
+    """Of the text of all of each set's targets, on rank 0, which tells; nothing on the others,
+    where the tokenizer isn't known, and of pairs, whose loss isn't one of text."""
     data, is_text = job.config.data, job.config.objective.kind != "dpo"
     if data.tokenizer is None or not job.processes.is_main or not is_text:
-        return None
+        return {}
     sizes = token_bytes(load_tokenizer(Path(data.tokenizer)), job.config.model.vocab_size)
-    return text_bytes(sizes, _batches(job, source)(dp_rank=0, dp_size=1))
+    return {
+        name: text_bytes(sizes, _batches(job, source)(dp_rank=0, dp_size=1))
+        for name, source in sources.items()
+    }
 
 
 def text_bytes(sizes: NDArray[np.int64], batches: Iterable[Batch]) -> int | None:

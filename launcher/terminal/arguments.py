@@ -7,7 +7,7 @@ from pathlib import Path
 
 from triax.common.errors import UserError
 from triax.common.paths import expand
-from triax.common.quantities import parse_count
+from triax.common.quantities import format_count, parse_count
 
 
 def positive_int(text: str) -> int:
@@ -110,4 +110,15 @@ def add_num_processes(parser: argparse._ActionsContainer) -> None:
         type=positive_int,
         metavar="N",
         help="start N processes on this machine, one for each GPU (default: one process)",
+    )
+
+
+def add_tokens_per_shard(parser: argparse.ArgumentParser, default: int) -> None:
+    """Declare how large shards become, as `tokens_per_shard`."""
+    parser.add_argument(
+        "--tokens-per-shard",
+        type=large_count,
+        default=default,
+        metavar="N",
+        help=f"for instance 500M ({format_count(default)})",
     )

@@ -14,9 +14,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from triax.common.tokens import IGNORE_INDEX
+from triax.data.read.packing import best_fit
 from triax.models.batch import Batch
 from triax.parallel.engine import Engine
 
@@ -105,7 +107,9 @@ class Choices:
             for choice in question.choices
         ]
         self._num_rows = len(rows)
-        bins = _packed([len(tokens) - 1 for tokens, _ in rows], seq_len)
+        lengths = np.array([len(tokens) - 1 for tokens, _ in rows], np.int64)
+        packed = best_fit(lengths, seq_len)
+        bins = [packed[number].tolist() for number in range(len(packed))]
         num_batches = -(-len(bins) // (dp_size * micro_batch_size))
         per_rank = num_batches * micro_batch_size
         own = bins[dp_rank * per_rank : (dp_rank + 1) * per_rank]
@@ -153,21 +157,6 @@ class Choices:
             # What fills the sequence up is a document too, which nothing is asked of.
             positions_BT[sequence, start:] = torch.arange(seq_len - start)
         return Batch(tokens_BT, targets_BT, documents_BT, positions_BT)
-
-
-def _packed(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """First-fit decreasing: which rows stand in which sequence."""
-    order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
-    bins: list[list[int]] = []
-    room: list[int] = []
-    for row in order:
-        place = next((i for i, left in enumerate(room) if left >= lengths[row]), len(bins))
-        if place == len(bins):
-            bins.append([])
-            room.append(capacity)
-        bins[place].append(row)
-        room[place] -= lengths[row]
-    return bins
 
 
 def _score(task: Task, log_probs: Iterator[float]) -> Score:
