@@ -24,7 +24,7 @@ def leaves_no_groups(
     """
 
     @functools.wraps(function)
-    def run(case: Any, *args: P.args, **kwargs: P.kwargs) -> T:
+    def run(case: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
         before = set(distributed_c10d._world.pg_map)
         result = function(case, *args, **kwargs)
         if case.parallel.get("engine") != "deepspeed":
