@@ -111,7 +111,7 @@ def test_grid(expert: int, tensor: int, pipeline: int) -> None:
         names = ["gpipe", "interleaved-1f1b"] + [ZBV, "dualpipe-v"] * CAN_SPLIT_BACKWARD
         layouts += [layouts[stage] | {"pipeline_schedule": n} for n in names for stage in (1, 3)]
     # DualPipeV wants a micro-batch for each of its four stages, two on each of two ranks.
-    rows = {"global_batch_size": max(8, 4 * num_shards), "num_steps": 5}
+    rows = {"global_batch_size": max(8, 4 * num_shards), "num_steps": 2}
     for experts in (EXPERTS, DEEPSEEK):
         found = measure(num_processes, sparse_model(experts), layouts, **rows)
         for layout, each in zip(layouts, found, strict=True):

@@ -10,7 +10,7 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
-from groups import leaves_no_groups
+from groups import shares_meshes
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from weighted import validation_rows
@@ -87,7 +87,7 @@ def written_next(cases: list[Case], lengths: Sequence[int]) -> list[dict[int, Te
     return [_written_next(case, lengths) for case in cases]
 
 
-@leaves_no_groups
+@shares_meshes
 def _written_next(case: Case, lengths: Sequence[int]) -> dict[int, Tensor]:
     parallel = ParallelConfig(**case.parallel)
     mesh = build_mesh(Layout.of(parallel, dist.get_world_size()), "cpu")

@@ -1,38 +1,31 @@
-"""Process groups of one case after another in the same processes."""
+"""Device meshes of one case after another in the same processes."""
 
 from __future__ import annotations
 
 import functools
-import gc
 from collections.abc import Callable
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
+from unittest import mock
 
-import torch.distributed as dist
-from torch.distributed import distributed_c10d
-from torch.distributed.tensor.debug import _clear_sharding_prop_cache
+from torch.distributed.device_mesh import init_device_mesh
+
+from triax.parallel import mesh
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_init_device_mesh = functools.cache(init_device_mesh)
 
-def leaves_no_groups(
-    function: Callable[Concatenate[Any, P], T],
-) -> Callable[Concatenate[Any, P], T]:
-    """Process groups that a case makes end with it, and their threads; DeepSpeed keeps its own.
+
+def shares_meshes(case: Callable[P, T]) -> Callable[P, T]:
+    """Cases of the same layout in one process have the same meshes, and so the same groups.
 
     A gloo group that nobody uses wakes a hundred times a second: those of thirty cases take a core.
     """
 
-    @functools.wraps(function)
-    def run(case: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        before = set(distributed_c10d._world.pg_map)
-        result = function(case, *args, **kwargs)
-        if case.parallel.get("engine") != "deepspeed":
-            dist.barrier()  # no other process waits any more for what this one sent
-            _clear_sharding_prop_cache()  # whose entries name the mesh that was first like this one
-            gc.collect()
-            for group in set(distributed_c10d._world.pg_map) - before:
-                dist.destroy_process_group(group)
-        return result
+    @functools.wraps(case)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        with mock.patch.object(mesh, "init_device_mesh", _init_device_mesh):
+            return case(*args, **kwargs)
 
     return run
