@@ -53,6 +53,10 @@ COMMANDS = {
         "Say what a run's processes did when it stopped or hung.",
     ),
     "eval": ("triax.launcher.commands.eval", "Measure a checkpoint's loss on a dataset."),
+    "recipe": (
+        "triax.launcher.commands.recipe",
+        "Take a recipe's steps, such as from-scratch: from raw text to answers.",
+    ),
 }
 """Module and one-line help by name. Only the chosen command is imported: most need torch."""
 
