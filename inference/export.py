@@ -72,15 +72,12 @@ def export_run(
         tokens = recorded_tokens(record, tokenizer)
         exported = tokenizer_export(tokenizer, tokens)
         warning = unseen_by_training(tokenizer, tokens)
-    own = _weights(checkpoint)
     if format == "peft":
         base = _where_base_is(checkpoint, record) if model.lora is not None else ""
-        export_peft(own, model, output, base=base, dtype=dtype, tokenizer=exported)
+        export_peft(_weights(checkpoint), model, output, base=base, dtype=dtype, tokenizer=exported)
         return Exported(checkpoint, tokenizer, warning)
-    if model.lora is not None:
-        own = merged(_weights(base_of(checkpoint, record)), own, model.lora)
     export_huggingface(
-        own,
+        _merged_weights(checkpoint, record, model),
         model.without_adapters,
         output,
         dtype=dtype,
@@ -94,6 +91,16 @@ def _weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     """A checkpoint's weights, by their own names."""
     tensors = read_tensors(checkpoint, prefix=_PREFIX)
     return {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}
+
+
+def _merged_weights(
+    checkpoint: Path, record: Mapping[str, Any], model: ModelConfig
+) -> dict[str, torch.Tensor]:
+    """A checkpoint's weights, or of adapters those of their model with them merged in."""
+    own = _weights(checkpoint)
+    if model.lora is None:
+        return own
+    return merged(_weights(base_of(checkpoint, record)), own, model.lora)
 
 
 def _where_base_is(checkpoint: Path, record: Mapping[str, Any]) -> str:

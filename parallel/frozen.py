@@ -15,6 +15,8 @@ def freeze(model: Transformer, dtype: torch.dtype) -> None:
         model: the transformer or a pipeline stage of it, on any device, split or not, before ZeRO.
         dtype: of what is computed.
     """
+    if model.config.lora is None:
+        return
     for name, module in model.named_modules():
         for own, parameter in list(module.named_parameters(recurse=False)):
             row = model.description.by_name[f"{name}.{own}"]

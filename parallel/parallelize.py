@@ -75,15 +75,13 @@ def parallelize(
             split_tensors(part.module, mesh["tensor"], config.sequence_parallel)
             part.module.tie()  # or ZeRO would gather and reduce the tied weight twice
         spread_all_experts(part.module, mesh, expert_mesh, config)
-        if model.lora is not None:
-            freeze(part.module, DTYPES[precision.compute])
+        freeze(part.module, DTYPES[precision.compute])
         if masks_in_blocks(part.module.description, config, mesh.device_type, seq_len):
             part.module.make_mask = block_mask
         elif seq_len > DENSE_TOKENS[mesh.device_type]:
             part.module.make_mask = reach
         if config.context > 1:
-            name = config.context_method
-            divide_attention(part.module, context_mesh, name, tensor=config.tensor)
+            divide_attention(part.module, context_mesh, config.context_method, tensor=config.tensor)
         for block in part.module.blocks.values():
             assert isinstance(block, Block)
             if model.lora is None and multiplies_jointly(config):

@@ -73,7 +73,7 @@ def test_adapters_are_used_and_exported_as_one_with_their_model(taught: Path) ->
     ))  # fmt: skip
     again = find_model(str(taught / "back")).load()
     assert all(map(torch.equal, ours.parameters(), again.parameters()))
-    evaluated = good(triax(taught, "eval", "back", "--data", "chats/validation"))
+    evaluated = good(triax(taught, "eval", "runs/tuned", "--data", "chats/validation"))
     assert "loss" in evaluated.out
 
 
