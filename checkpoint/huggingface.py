@@ -29,6 +29,7 @@ _MAX_JSON_BYTES = 1 << 28
 """The largest tokenizers have some 30 MB."""
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_GENERATION = "generation_config.json"
 _THEIR_HEAD = "lm_head.weight"
 _MOST_ELEMENTS = 1 << 62
 """Of a tensor: torch counts its bytes in 64 bits."""
@@ -78,11 +79,28 @@ def export_huggingface(
     special_tokens = {} if tokenizer is None else dict(tokenizer.ids)
     config = to_huggingface(model, dtype=stored_as, seq_len=seq_len, special_tokens=special_tokens)
     with new_folder(output) as folder:
-        _write_json(folder / "config.json", config)
-        _write_json(folder / "generation_config.json", special_tokens)
+        write_json(folder / "config.json", config)
+        write_json(folder / _GENERATION, _generation_settings(tokenizer))
         _write_weights(folder, weights, max_file_bytes)
         if tokenizer is not None:
             copy_tokenizer(tokenizer, folder)
+
+
+def _generation_settings(tokenizer: TokenizerExport | None) -> dict[str, Any]:
+    """How text is generated: as the file beside the tokenizer says, which a model that was imported
+    brought along, ending with its tokens and ours."""
+    if tokenizer is None:
+        return {}
+    folder = tokenizer.path if tokenizer.path.is_dir() else tokenizer.path.parent
+    path = folder / _GENERATION
+    theirs = read_json(path) if path.is_file() else {}
+    ends: list[Any] = []
+    for given in (tokenizer.ids.get("eos_token_id"), theirs.get("eos_token_id")):
+        ends += [] if given is None else given if isinstance(given, list) else [given]
+    settings = theirs | dict(tokenizer.ids)
+    if len(different := list(dict.fromkeys(ends))) > 1:
+        settings["eos_token_id"] = different
+    return settings
 
 
 def _checked(
@@ -106,19 +124,20 @@ def _write_weights(folder: Path, weights: dict[str, torch.Tensor], max_file_byte
         parts[-1][name] = tensor
         num_bytes += tensor.nbytes
     if len(parts) == 1:
-        _save(weights, folder / _WEIGHTS)
+        save_tensors(weights, folder / _WEIGHTS)
         return
     weight_map: dict[str, str] = {}
     for number, part in enumerate(parts, start=1):
         file = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
-        _save(part, folder / file)
+        save_tensors(part, folder / file)
         weight_map |= dict.fromkeys(part, file)
     total = sum(tensor.nbytes for tensor in weights.values())
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-    _write_json(folder / _INDEX, index)
+    write_json(folder / _INDEX, index)
 
 
-def _save(weights: dict[str, torch.Tensor], path: Path) -> None:
+def save_tensors(weights: dict[str, torch.Tensor], path: Path) -> None:
+    """Write a safetensors file."""
     path.touch()
     mode = path.stat().st_mode  # by the umask; safetensors' own are for the owner's eyes only
     save_file(weights, path, metadata={"format": "pt"})
@@ -141,7 +160,7 @@ def import_huggingface(folder: Path) -> tuple[ModelConfig, dict[str, torch.Tenso
             f"{folder}: not a folder; download the model first and give its local folder"
         )
     config_path = folder / "config.json"
-    read, config = dict(_read_weights(folder)), _read_json(config_path)
+    read, config = dict(_read_weights(folder)), read_json(config_path)
     theirs = format_of(config, str(config_path))
     known = {name: theirs.known_as(name) for name in read}
     weights = {ours: read[name] for name, ours in known.items() if ours is not None}
@@ -225,7 +244,7 @@ def _read_index(folder: Path) -> dict[str, Path] | None:
     if has_one:
         return None
     if has_index:
-        given = _read_json(folder / _INDEX).get("weight_map")
+        given = read_json(folder / _INDEX).get("weight_map")
         weight_map: dict[str, Any] = given if isinstance(given, dict) else {"": None}
         files = weight_map.values()
         if not all(isinstance(file, str) and file and Path(file).name == file for file in files):
@@ -248,7 +267,12 @@ def _drop_tied_head(weights: dict[str, torch.Tensor], embedding: str, folder: Pa
         )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file of a model's folder.
+
+    Raises:
+        UserError: there is none.
+    """
     try:
         content = json.loads(read_regular(path, _MAX_JSON_BYTES))
     except OSError as error:
@@ -260,5 +284,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a file of a model's folder."""
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -67,6 +67,12 @@ class Manifest(Section):
         return sum(entry.bytes for entry in self.files.values())
 
     @property
+    def digest(self) -> str:
+        """Of all files' contents, whatever the record says."""
+        files = sorted((name, entry.xxh3_128) for name, entry in self.files.items())
+        return xxhash.xxh3_128_hexdigest(repr(files).encode())
+
+    @property
     def age_seconds(self) -> float:
         """Seconds since it was written."""
         return (datetime.now(UTC) - datetime.fromisoformat(self.created)).total_seconds()

@@ -14,9 +14,6 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 
 from triax.checkpoint.storage import ShardMap, ShardReader
 from triax.common.errors import UserError
-from triax.models.config import ModelConfig
-from triax.models.description import describe
-from triax.models.layers.transformer import Transformer
 
 _NUM_SHOWN = 5
 
@@ -61,7 +58,7 @@ def read_into(
     reader = ShardReader(folder)
     metadata = reader.read_metadata() if shard_map is None else reader.take_map(shard_map)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    _refuse_another_model(folder, _differences(_tensor_metadata(metadata), shapes))
+    refuse_another_model(folder, _differences(_tensor_metadata(metadata), shapes))
     planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     planner.set_up_planner(dict(tensors), metadata, is_coordinator=False)
     reader.set_up_storage_reader(metadata, is_coordinator=False)
@@ -70,6 +67,15 @@ def read_into(
         reader.read_data(planner.finish_plan(plan), planner).wait()
     except Exception as error:  # a malformed file raises almost anything
         raise UserError(f"{folder}: its shards cannot be read: {error}") from error
+
+
+def count_tensors(folder: Path) -> int:
+    """How many tensors a checkpoint holds.
+
+    Raises:
+        UserError: its metadata can't be read.
+    """
+    return len(_tensor_metadata(ShardReader(folder).read_metadata()))
 
 
 def check_weights(folder: Path, shapes: Mapping[str, tuple[int, ...]], *, prefix: str) -> None:
@@ -85,45 +91,7 @@ def check_weights(folder: Path, shapes: Mapping[str, tuple[int, ...]], *, prefix
         for name, tensor in saved.items()
         if name.startswith(prefix) and name not in shapes
     ]
-    _refuse_another_model(folder, differences)
-
-
-def check_model(folder: Path, config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The shapes of the model's tensors by their names in the checkpoint, which holds just those.
-
-    Raises:
-        UserError: it is a checkpoint of another model, or its metadata can't be read.
-    """
-    num_saved = len(_tensor_metadata(ShardReader(folder).read_metadata()))
-    if config.num_layers > num_saved:  # to describe so many may take for ever
-        differences = [f"  {config.num_layers} layers here, {num_saved} tensors in the checkpoint"]
-        _refuse_another_model(folder, differences)
-    table = describe(config).parameters
-    shapes = {f"model.{name}": row.shape for name, row in table.items()}
-    check_weights(folder, shapes, prefix="model.")
-    return shapes
-
-
-def load_model(folder: Path, config: ModelConfig) -> Transformer:
-    """The checkpoint's weights as a plain model on the CPU, in fp32.
-
-    Raises:
-        UserError: it is a checkpoint of another model or optimizer, or its shards cannot be read.
-    """
-    weights = {name: torch.empty(shape) for name, shape in check_model(folder, config).items()}
-    read_into(folder, weights)
-    return model_of(
-        config, {name.removeprefix("model."): tensor for name, tensor in weights.items()}
-    )
-
-
-def model_of(config: ModelConfig, weights: Mapping[str, torch.Tensor]) -> Transformer:
-    """A plain model that takes over the given weights; with tied embeddings they lack the head."""
-    with torch.device("meta"):
-        model = Transformer(config)
-    model.load_state_dict(dict(weights), strict=not config.tie_embeddings, assign=True)
-    model.tie()
-    return model
+    refuse_another_model(folder, differences)
 
 
 def _tensor_metadata(metadata: Metadata) -> dict[str, TensorStorageMetadata]:
@@ -148,7 +116,12 @@ def _differences(
     return differences
 
 
-def _refuse_another_model(folder: Path, differences: list[str]) -> None:
+def refuse_another_model(folder: Path, differences: list[str]) -> None:
+    """Let through a checkpoint without any.
+
+    Raises:
+        UserError: there are some; it says which.
+    """
     if differences:
         shown = "\n".join(differences[:_NUM_SHOWN])
         rest = len(differences) - _NUM_SHOWN

@@ -154,9 +154,15 @@ def _table(record: Mapping[str, Any], checkpoint: Path) -> Mapping[str, Paramete
     if not isinstance(config, dict) or "model" not in config:
         raise UserError(f"{checkpoint}: its record holds no model config; it was not made by a run")
     try:
-        return describe(recorded_model(config["model"])).parameters
+        model = recorded_model(config["model"])
     except ValidationError as error:
         raise UserError(f"{checkpoint}: its record holds no valid model: {error}") from None
+    if model.lora is not None:
+        raise UserError(
+            f"{checkpoint}: holds adapters, which the deepspeed engine doesn't train: `triax "
+            "checkpoint export` writes them for others, or the model with them merged in"
+        )
+    return describe(model).parameters
 
 
 def _dimension(name: str, table: Mapping[str, Parameter]) -> int:

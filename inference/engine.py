@@ -69,7 +69,7 @@ def evaluation_engine(
             seed=0,
             make_optimizer=_NoOptimizer,
         )
-        state = engine.state()
+        state = engine.state() | engine.frozen_state()
         folder.fill({name.removeprefix("model."): tensor for name, tensor in state.items()})
         yield engine
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from triax.checkpoint.folders import inspect, resolve_checkpoint
 from triax.checkpoint.huggingface import import_huggingface
-from triax.checkpoint.reading import check_model, read_into
+from triax.checkpoint.model import check_model, read_model_into
 from triax.checkpoint.run_folder import recorded_table, tokenizer_of
 from triax.common.errors import UserError
 from triax.common.files import is_file, read_regular
@@ -165,10 +165,11 @@ def _of_run(path: str) -> ModelFolder:
         model_config = recorded_model(config.get("model"))
     except ValidationError as error:
         raise UserError(f"{info.path}: its record holds no valid model: {error}") from None
-    check_model(info.path, model_config)
+    check_model(info.path, model_config, info.manifest)
 
     def fill(tensors: Mapping[str, Tensor]) -> None:
-        read_into(info.path, {f"model.{name}": tensor for name, tensor in tensors.items()})
+        named = {f"model.{name}": tensor for name, tensor in tensors.items()}
+        read_model_into(info.path, model_config, named, info.manifest)
 
     seq_len = recorded_table(config, "data").get("seq_len")
     return ModelFolder(

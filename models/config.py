@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from triax.common.section import NonNegativeFp32, PositiveFp32, Section
 from triax.models.architecture import Architecture
+from triax.models.lora import LoraConfig
 from triax.models.presets import PRESETS
 
 MOST_LAYERS = 10_000
@@ -34,10 +35,17 @@ class ModelConfig(Section):
     z_loss: NonNegativeFp32 = 0.0
     """Weight of the mean squared log-normaliser (PaLM, section 5; 1e-4 there)."""
     init_std: PositiveFp32 = 0.02
+    lora: LoraConfig | None = None
+    """Adapters, which are trained in place of the model."""
 
     @abstractmethod
     def architecture(self) -> Architecture:
         """What the model is made of."""
+
+    @property
+    def without_adapters(self) -> ModelConfig:
+        """The model that adapters stand beside, or itself where there are none."""
+        return self if self.lora is None else self.model_copy(update={"lora": None})
 
     @classmethod
     def fill_in(cls, given: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,11 @@ def num_parameters(config: ModelConfig) -> int:
     return sum(parameter.num_elements for parameter in describe(config).weights.values())
 
 
+def num_trained_parameters(config: ModelConfig) -> int:
+    """Weights that have gradients: all, or those of adapters."""
+    return sum(parameter.num_elements for parameter in describe(config).trained.values())
+
+
 def num_active_parameters(config: ModelConfig, *, with_embeddings: bool = True) -> int:
     """Weights that a token passes: of experts, those that it chooses and the shared ones."""
     return sum(

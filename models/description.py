@@ -9,9 +9,10 @@ Korthikanti et al. 2022 (sequence parallelism).
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property, lru_cache
 
@@ -25,6 +26,7 @@ from triax.models.architecture import (
     Norm,
 )
 from triax.models.config import ModelConfig
+from triax.models.lora import FACTORS, LoraConfig, target_of
 
 
 class Role(StrEnum):
@@ -54,13 +56,16 @@ class Role(StrEnum):
     features over the tensor axis."""
     EXPERT_ROW = "expert_row"
     """Likewise, with input features over the tensor axis."""
+    FACTOR = "factor"
+    """Whole: the factor of an adapter that lies on the side of a layer's weight which isn't split.
+    Each process has its part of what comes out of it, or goes in."""
     BALANCE = "balance"
     """A router's state that isn't trained; whole."""
 
 
 EXPERTS = frozenset((Role.EXPERT_COLUMN, Role.EXPERT_ROW))
 """Roles of the weights that all of a layer's experts have in one tensor."""
-MULTIPLIED = frozenset((Role.COLUMN, Role.ROW, Role.HEAD, Role.ROUTER)) | EXPERTS
+MULTIPLIED = EXPERTS | {*(Role.COLUMN, Role.ROW, Role.HEAD, Role.ROUTER, Role.FACTOR)}
 """Roles of the weights that are factors of matrix products."""
 EMBEDDINGS = frozenset((Role.VOCABULARY, Role.POSITIONS, Role.HEAD))
 """Roles that Kaplan et al. (2020) leave out of a model's size."""
@@ -77,8 +82,13 @@ class Parameter:
     """The block that it belongs to; -1 comes before the first, the number of blocks after the
     last."""
     init_std: float = 0.0
-    """Initial values are normal around 0; where this is 0, they are `init_value`."""
+    """Initial values are normal around 0; where this and `init_bound` are 0, they are
+    `init_value`."""
     init_value: float = 0.0
+    init_bound: float = 0.0
+    """Where it isn't 0, initial values are spread evenly from minus this to this."""
+    is_frozen: bool = False
+    """It keeps the values that it begins with: adapters are trained instead."""
     tied_to: str | None = None
     """The parameter that this one is, under a second name."""
     active_share: float = 1.0
@@ -96,6 +106,11 @@ class Parameter:
     @property
     def is_trained(self) -> bool:
         """Whether it has a gradient."""
+        return self.is_weight and not self.is_frozen
+
+    @property
+    def is_weight(self) -> bool:
+        """Whether products or sums read it: it is no state of a router."""
         return self.role is not Role.BALANCE
 
     @property
@@ -105,9 +120,11 @@ class Parameter:
 
     @property
     def flops_per_token(self) -> int:
-        """Of its products in training: 2 for each element, and twice as much backward."""
+        """Of its products in training: 2 for each element, and backward as much for the gradient
+        of the input, and for its own."""
         is_factor = self.role in MULTIPLIED and len(self.shape) > 1
-        return round(6 * self.num_elements * self.active_share) if is_factor else 0
+        num_products = 2 if self.is_frozen else 3
+        return round(2 * num_products * self.num_elements * self.active_share) if is_factor else 0
 
     @property
     def split_dimension(self) -> int | None:
@@ -150,7 +167,12 @@ class Description:
 
     @cached_property
     def weights(self) -> Mapping[str, Parameter]:
-        """Those that are trained, likewise."""
+        """Without the state of routers, likewise."""
+        return {name: p for name, p in self.parameters.items() if p.is_weight}
+
+    @cached_property
+    def trained(self) -> Mapping[str, Parameter]:
+        """Those that have gradients, likewise."""
         return {name: p for name, p in self.parameters.items() if p.is_trained}
 
     @cached_property
@@ -202,7 +224,10 @@ class Description:
 def describe(config: ModelConfig) -> Description:
     """The table of the model that a config stands for."""
     architecture = config.architecture()
-    return Description(architecture, tuple(_table(architecture)))
+    table = _table(architecture)
+    if config.lora is not None:
+        table = _with_adapters(table, config.lora)
+    return Description(architecture, tuple(table))
 
 
 def _widths(layer: Layer) -> Iterable[Width]:
@@ -236,6 +261,26 @@ def _table(model: Architecture) -> Iterator[Parameter]:
     yield from _Block(end, model.hidden_size, std, std).norm("norm", model.norm)
     tied_to = "embedding.weight" if model.tie_embeddings else None
     yield Parameter("head.weight", vocabulary, Role.HEAD, end, std, tied_to=tied_to)
+
+
+def _with_adapters(table: Iterable[Parameter], lora: LoraConfig) -> Iterator[Parameter]:
+    """The rows, frozen, and behind those of each layer that is a target its factors."""
+    for module, group in itertools.groupby(table, key=lambda row: row.name.rpartition(".")[0]):
+        rows = [replace(row, is_frozen=True) for row in group]
+        yield from rows
+        if target_of(module) in lora.targets:
+            yield from _factors(module, rows[0], lora.rank)
+
+
+def _factors(module: str, weight: Parameter, rank: int) -> Iterator[Parameter]:
+    """A evenly within 1 / sqrt(in features), as PEFT has it, and B zero; what lies on the side of
+    the weight that is split is split like it."""
+    num_out, num_in = weight.shape
+    whole, is_column = Role.FACTOR, weight.role is Role.COLUMN
+    roles = (whole, weight.role) if is_column else (weight.role, whole)
+    (first, second), number = FACTORS, weight.layer
+    yield Parameter(f"{module}.{first}", (rank, num_in), roles[0], number, init_bound=num_in**-0.5)
+    yield Parameter(f"{module}.{second}", (num_out, rank), roles[1], number)
 
 
 @dataclass(frozen=True)

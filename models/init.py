@@ -36,12 +36,17 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ _shift_right(x, 31)
 
 
-def _normal(element: Tensor, key: int) -> Tensor:
-    """Standard normal fp32 numbers for int64 element numbers, by Box and Muller (1958)."""
+def _uniform(element: Tensor, key: int) -> tuple[Tensor, Tensor]:
+    """Two independent fp64 numbers between 0 and 1 for each int64 element number."""
     bits = _mix(_mix(element * _signed(0x9E3779B97F4A7C15) + key))
     scale = 2.0**-32
-    uniform = (_shift_right(bits, 32).double() + 0.5) * scale
-    angle = (bits & 0xFFFFFFFF).double() * (2 * math.pi * scale)
+    return (_shift_right(bits, 32).double() + 0.5) * scale, (bits & 0xFFFFFFFF).double() * scale
+
+
+def _normal(element: Tensor, key: int) -> Tensor:
+    """Standard normal fp32 numbers for int64 element numbers, by Box and Muller (1958)."""
+    uniform, turn = _uniform(element, key)
+    angle = turn * (2 * math.pi)
     return (torch.sqrt(-2 * torch.log(uniform)) * torch.cos(angle)).float()
 
 
@@ -62,7 +67,7 @@ def initialise(shard: Tensor, parameter: Parameter, offset: Sequence[int], seed:
     """
     if isinstance(shard, FakeTensor):
         return  # it has no elements
-    if parameter.init_std == 0:
+    if parameter.init_std == parameter.init_bound == 0:
         shard.fill_(parameter.init_value)
         return
     key, shape = _key(seed, parameter.name), parameter.shape
@@ -70,13 +75,14 @@ def initialise(shard: Tensor, parameter: Parameter, offset: Sequence[int], seed:
     matrices, outer = (shard, offset[0]) if shard.ndim == 3 else (shard[None], 0)
     for number, matrix in enumerate(matrices, start=outer):
         first = number * shape[-2] * shape[-1]
-        _fill(matrix, first, shape[-1], offset[-2:], key, parameter.init_std)
+        _fill(matrix, first, parameter, offset[-2:], key)
 
 
 def _fill(
-    matrix: Tensor, first: int, width: int, offset: Sequence[int], key: int, std: float
+    matrix: Tensor, first: int, parameter: Parameter, offset: Sequence[int], key: int
 ) -> None:
-    """Fill a part of a matrix of so many columns, whose elements are numbered from `first` on."""
+    """Fill a part of a matrix whose elements are numbered from `first` on."""
+    width, bound = parameter.shape[-1], parameter.init_bound
     num_rows, num_columns = matrix.shape
     columns = torch.arange(num_columns, device=matrix.device) + (first + offset[1])
     rows_per_chunk = max(1, _CHUNK_ELEMENTS // max(1, num_columns))
@@ -84,7 +90,10 @@ def _fill(
         stop = min(start + rows_per_chunk, num_rows)
         rows = torch.arange(start, stop, device=matrix.device) + offset[0]
         elements = rows[:, None] * width + columns
-        matrix[start:stop] = _normal(elements, key) * std
+        if bound:
+            matrix[start:stop] = (2 * _uniform(elements, key)[0] - 1) * bound
+        else:
+            matrix[start:stop] = _normal(elements, key) * parameter.init_std
 
 
 @torch.no_grad()

@@ -162,3 +162,6 @@ class Engine(Protocol):
         The tensors are the live ones, DTensors or `FlatShard` where they are sharded: writing into
         them, as loading a checkpoint does, changes the engine's state.
         """
+
+    def frozen_state(self) -> dict[str, Tensor]:
+        """Weights that aren't trained as `model.NAME`, live likewise; {} where all are."""

@@ -10,8 +10,10 @@ from triax.models.layers.block import Block
 from triax.models.layers.masks import BLOCK_TOKENS, DENSE_TOKENS, block_mask, reach
 from triax.parallel.config import ParallelConfig, PrecisionConfig
 from triax.parallel.context.attention import divide_attention
+from triax.parallel.dtypes import DTYPES
 from triax.parallel.experts import spread_all_experts
 from triax.parallel.float8 import use_float8
+from triax.parallel.frozen import freeze
 from triax.parallel.fused_projections import project_as_one
 from triax.parallel.mesh import build_expert_mesh, build_weight_mesh, expert_zero_mesh, zero_mesh
 from triax.parallel.pipeline import make_part
@@ -73,16 +75,16 @@ def parallelize(
             split_tensors(part.module, mesh["tensor"], config.sequence_parallel)
             part.module.tie()  # or ZeRO would gather and reduce the tied weight twice
         spread_all_experts(part.module, mesh, expert_mesh, config)
+        freeze(part.module, DTYPES[precision.compute])
         if masks_in_blocks(part.module.description, config, mesh.device_type, seq_len):
             part.module.make_mask = block_mask
         elif seq_len > DENSE_TOKENS[mesh.device_type]:
             part.module.make_mask = reach
         if config.context > 1:
-            name = config.context_method
-            divide_attention(part.module, context_mesh, name, tensor=config.tensor)
+            divide_attention(part.module, context_mesh, config.context_method, tensor=config.tensor)
         for block in part.module.blocks.values():
             assert isinstance(block, Block)
-            if multiplies_jointly(config):
+            if model.lora is None and multiplies_jointly(config):
                 block.attention.project = project_as_one
             checkpoint_and_compile(block, config)
         if config.compile and part.module.head is not None:

@@ -28,10 +28,11 @@ from torch.distributed.tensor.placement_types import Placement
 
 from triax.common.errors import UserError
 from triax.models.batch import Batch
-from triax.models.description import Role
+from triax.models.description import Description, Role
 from triax.models.layers.experts import MixtureOfExperts
 from triax.models.layers.head import Head, head_loss
 from triax.models.layers.loss import LossSums, capped_logits
+from triax.models.layers.low_rank import LowRankLinear, low_rank_linear
 from triax.models.layers.transformer import Transformer
 
 _TOKENS, _HEADS = Shard(1), Shard(2)
@@ -49,11 +50,13 @@ def split_tensors(model: Transformer, mesh: DeviceMesh, sequence_parallel: bool)
     tokens = _TOKENS if sequence_parallel else Replicate()
     plan: dict[str, ParallelStyle] = {}
     mixtures = [f"{n}." for n, m in model.named_modules() if isinstance(m, MixtureOfExperts)]
-    for name, _ in model.named_modules():
+    for name, module in model.named_modules():
         if name.startswith(tuple(mixtures)):
             continue  # split by `parallel/experts.py`
         role = model.description.role_of_module(name)
-        if role is not None:
+        if isinstance(module, LowRankLinear):
+            plan[name] = _LowRank(name, model.description, tokens)
+        elif role is not None:
             plan[name] = _style(role, tokens)
         elif model.description.takes_whole_sequence(name):
             plan[name] = _WholeSequence(tokens)
@@ -170,6 +173,61 @@ class _WholeWeight(ParallelStyle):
         return module
 
 
+class _LowRank(ParallelStyle):
+    """A linear layer with factors, each split as its row of the table says; its bias isn't trained.
+
+    Nothing is sent for the factors: the rows of a column-split layer's B are split, so its output
+    is; and of a row-split layer the product of B and a part of A's sum is a part of the layer's.
+    The whole factor's gradient is a sum over processes.
+    """
+
+    def __init__(self, name: str, description: Description, tokens: Placement) -> None:
+        super().__init__()
+        self._name = name
+        self._description = description
+        self._tokens = tokens
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        assert isinstance(module, LowRankLinear)
+        for name, _ in list(module.named_parameters(recurse=False)):
+            split = self._description.by_name[f"{self._name}.{name}"].split_dimension
+            placement = Replicate() if split is None else Shard(split)
+            distribute(module, device_mesh, placement, only=name)
+        is_column = self._description.role_of_module(self._name) is Role.COLUMN
+        of_part = partial(_column_of_part, module, device_mesh)
+        module.forward = (  # type: ignore[method-assign]
+            of_part if is_column else partial(_row_of_part, module, device_mesh, self._tokens)
+        )
+        return module
+
+
+def _column_of_part(linear: LowRankLinear, mesh: DeviceMesh, x: Tensor) -> Tensor:
+    """This process's output features for whole tokens."""
+    if not isinstance(x, DTensor):
+        x = DTensor.from_local(x, mesh, [Replicate()], run_check=False)
+    assert isinstance(x, DTensor)
+    whole = x.to_local(grad_placements=[Partial()])
+    bias = None if linear.bias is None else _part(linear.bias)
+    a, b = _part(linear.lora_a, is_sum=True), _part(linear.lora_b)
+    return low_rank_linear(whole, _part(linear.weight), bias, a, b, linear.scale)
+
+
+def _row_of_part(linear: LowRankLinear, mesh: DeviceMesh, tokens: Placement, x: Tensor) -> Tensor:
+    """The sum of what all processes make of their input features."""
+    a, b = _part(linear.lora_a), _part(linear.lora_b, is_sum=True)
+    own = low_rank_linear(x, _part(linear.weight), None, a, b, linear.scale)
+    summed: DTensor = DTensor.from_local(own, mesh, [Partial()], run_check=False).redistribute(
+        placements=[tokens]
+    )
+    return summed.to_local() if linear.bias is None else summed.to_local() + _part(linear.bias)
+
+
+def _part(parameter: Tensor, *, is_sum: bool = False) -> Tensor:
+    """What is here of a parameter, whose gradient may be a sum over processes."""
+    assert isinstance(parameter, DTensor)
+    return parameter.to_local(grad_placements=[Partial()] if is_sum else None)
+
+
 class _VocabularyHead(ParallelStyle):
     """The head's rows are split; the loss needs one maximum and two sums for each token."""
 
@@ -224,8 +282,13 @@ class SplitVocabulary:
         return x_C
 
 
-def distribute(module: nn.Module, mesh: DeviceMesh, placement: Placement) -> None:
+def distribute(
+    module: nn.Module, mesh: DeviceMesh, placement: Placement, only: str | None = None
+) -> None:
+    """Make DTensors of a module's own parameters, or of one of them."""
     for name, parameter in list(module.named_parameters(recurse=False)):
+        if only not in (None, name):
+            continue
         # Every process makes the same weights later: nothing is sent.
         split = distribute_tensor(parameter, mesh, [placement], src_data_rank=None)
         module.register_parameter(name, nn.Parameter(split))

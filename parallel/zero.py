@@ -103,7 +103,7 @@ def keep_gradients_in(model: nn.Module, dtype: torch.dtype) -> None:
         assert parameter.grad is not None
         parameter.grad = parameter.grad.to(dtype)
 
-    for parameter in model.parameters():
+    for parameter in (each for each in model.parameters() if each.requires_grad):
         if not isinstance(model, FSDPModule):
             parameter.grad_dtype = dtype
             continue

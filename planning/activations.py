@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple
 from triax.models.architecture import Experts, FeedForward, FeedForwardKind, Layer, Norm, NormKind
 from triax.models.config import ModelConfig
 from triax.models.description import describe
+from triax.models.lora import LoraConfig, Target
 from triax.planning.setup import Setup
 
 _FP32, _INT64 = 4, 8
@@ -46,6 +47,8 @@ class Rules:
         has_dropout: as Megatron's GPT has it: one byte for each element of both residual branches,
             and of the softmax, which is kept once more after its dropout.
         expert: processes over which experts are divided.
+        lora: of the model, whose weights then are frozen: what only their gradients read isn't
+            kept.
         gathers_again: products keep their part of the tokens and gather the others again in the
             backward pass (Megatron's choice); here the gathered input is kept.
     """
@@ -59,6 +62,7 @@ class Rules:
     keeps_scores: bool = False
     has_dropout: bool = False
     expert: int = 1
+    lora: LoraConfig | None = None
     gathers_again: bool = False
 
     @staticmethod
@@ -75,12 +79,24 @@ class Rules:
             size_of_inputs=1 if is_fp8 else setup.compute_bytes,
             keeps_scores=_keeps_scores(setup),
             expert=parallel.expert,
+            lora=setup.model.lora,
         )
 
     @property
     def residual_share(self) -> float:
         """What a process has of the tokens between the split layers."""
         return 1 / self.tensor if self.divides_tokens else 1.0
+
+    def keeps_input(self, *targets: Target) -> bool:
+        """Whether products with these layers' weights or adapters keep what they multiply."""
+        return self.lora is None or any(target in self.lora.targets for target in targets)
+
+    def between_factors(self, *targets: Target) -> Iterator[Term]:
+        """What lies between the factors of these layers' adapters."""
+        num = 0 if self.lora is None else len(set(targets) & set(self.lora.targets))
+        if self.lora is not None and num:
+            size = self.size * num * self.lora.rank
+            yield Term(f"adapters of {', '.join(targets)}: between the factors", size)
 
     @property
     def input_share(self) -> float:
@@ -142,7 +158,9 @@ def norm_terms(name: str, norm: Norm, size: float, rows: float, rules: Rules) ->
     if norm.kind is NormKind.RMS:
         statistics = _FP32 * rows
         if rules.on_cpu and not rules.is_compiled:
-            yield Term(f"{name}: input and result in fp32", 2 * _FP32 * size + statistics)
+            # The result is kept for the gradient of the weight.
+            num = 2 if rules.lora is None else 1
+            yield Term(f"{name}: input and result in fp32", num * _FP32 * size + statistics)
             return
     else:
         statistics = 2 * (rules.size if rules.on_cpu else _FP32) * rows
@@ -156,7 +174,9 @@ def _kept_by_none(layer: Layer, width: int, seq_len: int, rules: Rules) -> Itera
     queries, keys = heads * attention.head_dim, groups * attention.head_dim
     products = rules.size_of_inputs
     yield from norm_terms("attention norm", layer.norm, width * share, share, rules)
-    yield Term("query, key, value: input", products * width * rules.input_share)
+    if rules.keeps_input("query", "key", "value"):
+        yield Term("query, key, value: input", products * width * rules.input_share)
+    yield from rules.between_factors("query", "key", "value", "output")
     if attention.qk_norm is not None:
         both = queries + keys
         yield from norm_terms("query and key norm", attention.qk_norm, both, heads + groups, rules)
@@ -170,7 +190,9 @@ def _kept_by_none(layer: Layer, width: int, seq_len: int, rules: Rules) -> Itera
     if isinstance(layer.feed_forward, Experts):
         yield from _experts(layer.feed_forward, width, rules)
         return
-    yield Term("feed-forward: input", products * width * rules.input_share)
+    if rules.keeps_input("gate", "up"):
+        yield Term("feed-forward: input", products * width * rules.input_share)
+    yield from rules.between_factors("gate", "up", "down")
     yield from _feed_forward(layer.feed_forward, rules)
 
 
@@ -194,7 +216,8 @@ def _feed_forward(layer: FeedForward, rules: Rules) -> Iterator[Term]:
             yield Term("feed-forward: silu(gate)", rules.size * hidden)
     else:
         yield Term("feed-forward: up", rules.size * hidden)
-    yield Term("down: input", rules.size_of_inputs * hidden)
+    if rules.keeps_input("down"):
+        yield Term("down: input", rules.size_of_inputs * hidden)
 
 
 def _experts(layer: Experts, width: int, rules: Rules) -> Iterator[Term]:

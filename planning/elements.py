@@ -111,12 +111,14 @@ class Depth:
 
 
 @lru_cache(maxsize=1024)
-def depth_of(model: ModelConfig, spread: Spread) -> Depth:
-    """What a process at this place would hold of every layer."""
+def depth_of(model: ModelConfig, spread: Spread, *, is_trained: bool = True) -> Depth:
+    """What a process at this place would hold of every layer: of the weights that are trained, or
+    of those that are frozen beside adapters."""
     num_layers = len(describe(model).architecture.layers)
     layers = [Elements()] * num_layers
     embedding = tied = norm = head = Elements()
-    for parameter in (each for each in describe(model).table if each.is_trained):
+    rows = (row for row in describe(model).table if row.is_weight and row.is_frozen != is_trained)
+    for parameter in rows:
         here = elements_of(parameter, spread)
         if 0 <= parameter.layer < num_layers:
             layers[parameter.layer] = total((layers[parameter.layer], here))

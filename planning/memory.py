@@ -129,15 +129,17 @@ def _sums(states: Sequence[States]) -> dict[str, int]:
 def _gathered_weights(setup: Setup, part: StagePart) -> int:
     """Stages 0 to 2 gather all until the update; 3 gathers what isn't in blocks, and of these the
     one that computes and the next (FSDP2's prefetch)."""
-    stage, size = part.elements, setup.compute_bytes
+    stage, frozen, size = part.elements, part.frozen, setup.compute_bytes
     if setup.parallel.engine == "deepspeed":
         return size * 2 * stage.largest_block.whole if setup.parallel.zero_stage == 3 else 0
     if not setup.shards:
         return 0
+    both = (stage, frozen)
     if setup.parallel.zero_stage < 3:
-        return size * stage.all.whole
+        return size * sum(each.all.whole for each in both)
     at_once = min(2, len(part.layers))
-    return size * (stage.all.whole - stage.blocks.whole + at_once * stage.largest_block.whole)
+    rest = sum(each.all.whole - each.blocks.whole for each in both)
+    return size * (rest + at_once * sum(each.largest_block.whole for each in both))
 
 
 def _gradient_buffers(setup: Setup, part: StagePart) -> int:
@@ -208,7 +210,8 @@ def end_bytes_per_token(model: ModelConfig, rules: Rules) -> float:
 
 def _logits(setup: Setup) -> int:
     """A chunk's logits, in fp32 too where nothing is compiled (four times over in the gradient,
-    `models.layers.loss.chunk_gradient`), and the head's gradient, in fp32 if chunks are added."""
+    `models.layers.loss.chunk_gradient`), and the head's gradient, in fp32 if chunks are added; none
+    where it is frozen."""
     architecture = describe(setup.model).architecture
     rows = architecture.vocab_size // setup.parallel.tensor
     tokens, size = setup.micro_batch_tokens, setup.compute_bytes
@@ -217,7 +220,7 @@ def _logits(setup: Setup) -> int:
     chunk = min(tokens, CHUNK_TOKENS * (16 if setup.parallel.compile else 1))
     logits = chunk * rows * (size if setup.parallel.compile else size + 4 * FP32)
     head = rows * architecture.hidden_size * (size if chunk == tokens else FP32)
-    return logits + head
+    return logits + (head if setup.model.lora is None else 0)
 
 
 def _stage_messages(setup: Setup, parts: Sequence[StagePart]) -> int:
@@ -274,6 +277,8 @@ def buffer_terms(setup: Setup, parts: Sequence[StagePart]) -> Iterator[tuple[str
     hidden = round(size * model.hidden_size * tokens * share)
     yield "a block's gradients of activations", 2 * hidden + _inner_gradients(setup)
     if setup.shards and setup.weight_shards > 1:
-        largest = max(part.elements.largest_block.whole for part in parts)
+        largest = max(
+            part.elements.largest_block.whole + part.frozen.largest_block.whole for part in parts
+        )
         yield "messages of ZeRO", 2 * size * largest
     yield "optimizer's step counts", FP32 * sum(p.elements.updated.num_parameters for p in parts)

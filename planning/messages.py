@@ -74,7 +74,9 @@ def zero_messages(setup: Setup, part: StagePart) -> Iterator[Message]:
     shards, stage = setup.weight_shards, setup.parallel.zero_stage
     blocks, rest = part.elements.blocks.message, part.elements.rest.message
     rest += part.elements.follower.message
-    num_blocks, num_rest = len(part.layers), int(rest > 0)
+    all_blocks = blocks + part.frozen.blocks.message
+    all_rest = rest + part.frozen.all.message - part.frozen.blocks.message
+    num_blocks, num_rest = len(part.layers), int(all_rest > 0)
     gathers = setup.num_micro_batches if stage == 3 else 1
     of_blocks = 2 * gathers if stage == 3 else 1
     yield Message(
@@ -82,11 +84,11 @@ def zero_messages(setup: Setup, part: StagePart) -> Iterator[Message]:
         "all-gather",
         "weights",
         of_blocks * num_blocks + gathers * num_rest,
-        setup.compute_bytes * shards * (of_blocks * blocks + gathers * rest),
+        setup.compute_bytes * shards * (of_blocks * all_blocks + gathers * all_rest),
         shards,
     )
     reductions = setup.num_micro_batches if stage >= 2 else 1
-    count = num_blocks + num_rest
+    count = num_blocks + int(rest > 0)
     whole = _FP32 * (blocks + rest)
     yield Message(
         "shard",
@@ -107,26 +109,28 @@ def _zero_messages_of_experts(
     """Likewise, over the processes that have the same experts."""
     num_layers = len(_expert_layers(setup.model, part.layers))
     group, share = setup.spread.expert_shard, part.elements.blocks.expert_message
+    all_share = share + part.frozen.blocks.expert_message
+    num_trained = num_layers if share else 0
     yield Message(
         "expert shard",
         "all-gather",
         "weights",
         gathers * num_layers,
-        setup.compute_bytes * group * gathers * share,
+        setup.compute_bytes * group * gathers * all_share,
         group,
     )
     yield Message(
         "expert shard",
         "reduce-scatter",
         "gradients",
-        reductions * num_layers,
+        reductions * num_trained,
         reductions * group * _FP32 * share,
         group,
     )
     replicas = setup.weight_replicas
     if setup.weight_shards == 1:
         replicas //= setup.parallel.expert
-    yield Message("replicate", "all-reduce", "experts", num_layers, _FP32 * share, replicas)
+    yield Message("replicate", "all-reduce", "experts", num_trained, _FP32 * share, replicas)
 
 
 def context_messages(setup: Setup, part: StagePart) -> Iterator[Message]:
@@ -255,7 +259,8 @@ def _whole_weight_messages(setup: Setup, part: StagePart) -> Message:
 @lru_cache(maxsize=1 << 12)
 def _whole_weights(model: ModelConfig, part: StagePart, divides_tokens: bool) -> tuple[int, int]:
     """How many there are, and their elements."""
-    roles = {Role.HEAD_NORM, Role.ROUTER} | ({Role.NORM} if divides_tokens else set())
+    roles = {Role.HEAD_NORM, Role.ROUTER, Role.FACTOR}
+    roles |= {Role.NORM} if divides_tokens else set()
     updated, _ = part.parameters(model)
     whole = [each.num_elements for each in updated if each.role in roles]
     return len(whole), sum(whole)
@@ -277,11 +282,13 @@ def pipeline_messages(setup: Setup, part: StagePart) -> Iterator[Message]:
 
 
 def _tied_message(setup: Setup, part: StagePart) -> Message:
-    """The embedding's weight to a tied head of another process, and the head's gradient back."""
+    """The embedding's weight to a tied head of another process, and the head's gradient back; where
+    both are frozen, neither after the first step."""
     last = num_stages(setup.parallel) - 1
     is_apart = rank_of_stage(0, setup.parallel) != rank_of_stage(last, setup.parallel)
     is_end = part.is_first or part.is_last
-    num = int(setup.model.tie_embeddings and is_apart and is_end)
+    moves = setup.model.tie_embeddings and setup.model.lora is None
+    num = int(moves and is_apart and is_end)
     embedding = describe(setup.model).parameters["embedding.weight"]
     here = elements_of(embedding, setup.spread)
     of_weight = _FP32 if setup.shards else setup.compute_bytes

@@ -81,6 +81,12 @@ class Setup:
         return COMPUTE_BYTES[self.precision.compute]
 
     @property
+    def backward_products(self) -> int:
+        """For each product of the forward pass: one for the gradient of its input, and one for that
+        of the weight, if it isn't frozen beside adapters (whose own products are left out)."""
+        return 2 if self.model.lora is None else 1
+
+    @property
     def divides_tokens(self) -> bool:
         """Whether tokens are divided between the split layers (Korthikanti et al. 2022)."""
         return self.parallel.tensor > 1 and self.parallel.sequence_parallel

@@ -23,7 +23,8 @@ class StagePart:
         stage: its number, in the order of the layers.
         layers: the blocks.
         is_first, is_last: whether it has the embedding, and norm and head.
-        elements: of its weights.
+        elements: of its weights, those that are trained.
+        frozen: of those beside adapters.
         sends_on, sends_back: whether the next and the former stage are other processes'.
     """
 
@@ -32,6 +33,7 @@ class StagePart:
     is_first: bool
     is_last: bool
     elements: StageElements
+    frozen: StageElements
     sends_on: bool
     sends_back: bool
 
@@ -136,23 +138,27 @@ class _Shape(NamedTuple):
 
 @lru_cache(maxsize=1 << 14)
 def _parts(shape: _Shape, here: tuple[int, ...]) -> tuple[StagePart, ...]:
-    depth = depth_of(shape.model, shape.spread)
     count = shape.num_stages
     splits = _kept_splits(shape.model, count, shape.by_hand, shape.seq_len)
+
+    def elements(stage: int, *, is_trained: bool) -> StageElements:
+        return stage_elements(
+            shape.model,
+            depth_of(shape.model, shape.spread, is_trained=is_trained),
+            splits[stage],
+            is_first=stage == 0,
+            is_last=stage == count - 1,
+            is_alone=shape.pipeline == 1,
+        )
+
     return tuple(
         StagePart(
             stage,
             splits[stage],
             stage == 0,
             stage == count - 1,
-            stage_elements(
-                shape.model,
-                depth,
-                splits[stage],
-                is_first=stage == 0,
-                is_last=stage == count - 1,
-                is_alone=shape.pipeline == 1,
-            ),
+            elements(stage, is_trained=True),
+            elements(stage, is_trained=False),
             sends_on=stage < count - 1 and stage + 1 not in here,
             sends_back=stage > 0 and stage - 1 not in here,
         )

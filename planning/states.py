@@ -24,7 +24,8 @@ class States:
     Attributes:
         weights: what products read, where it is held beside what is updated: in the compute dtype
             on a single data-parallel process, in flat buffers under DeepSpeed, and a head that
-            follows an embedding of another stage.
+            follows an embedding of another stage; and what is frozen beside adapters, of which
+            there is nothing else.
         main_params: what the optimizer updates: fp32, ZeRO's share of it (`Engine.state()`'s
             `model.*`).
         gradients: of the main params, after the last backward pass and before the update.
@@ -44,19 +45,20 @@ def states_of(setup: Setup, part: StagePart) -> States:
     if setup.parallel.engine == "deepspeed":
         flat = flat_states(setup, *part.parameters(setup.model))
         return States(flat.weights, flat.main_params, flat.gradients, flat.moments, flat.host)
-    stage = part.elements
+    stage, frozen = part.elements, part.frozen.all
     updated = stage.updated
     state_bytes = 2 if setup.optimizer.state_dtype == "bf16" else FP32
     if setup.shards:
         return States(
-            weights=FP32 * stage.follower.shard,
+            weights=FP32 * stage.follower.shard + setup.compute_bytes * frozen.shard,
             main_params=FP32 * updated.shard,
             gradients=gradient_bytes(setup) * updated.shard,
             moments=2 * state_bytes * updated.shard,
         )
     copy_bytes = 0 if setup.precision.compute == "fp32" else setup.compute_bytes
+    followers = (copy_bytes or FP32) * stage.follower.whole
     return States(
-        weights=copy_bytes * updated.whole + (copy_bytes or FP32) * stage.follower.whole,
+        weights=copy_bytes * updated.whole + followers + setup.compute_bytes * frozen.whole,
         main_params=FP32 * updated.whole,
         gradients=_gradients_of_one_process(setup, stage),
         moments=2 * state_bytes * updated.whole,

@@ -113,6 +113,7 @@ class _RankTime:
     """Seconds of one micro-batch on a rank of the pipeline."""
 
     compute: Seconds
+    backward_products: int
     again: float
     tensor_messages: float
     context_messages: float
@@ -128,7 +129,8 @@ class _RankTime:
 
     @property
     def backward(self) -> float:
-        return self.compute.backward + self.again + self.messages / 2
+        frozen = (2 - self.backward_products) * self.compute.products
+        return self.compute.backward - frozen + self.again + self.messages / 2
 
     @property
     def total(self) -> float:
@@ -146,7 +148,7 @@ def step_time(setup: Setup, device: Device, software: Software = OURS) -> StepTi
     slowest = max(range(len(ranks)), key=lambda rank: times[rank].total)
     time, parts, count = times[slowest], ranks[slowest], setup.num_micro_batches
     return StepTime(
-        products=count * 3 * time.compute.products,
+        products=count * (1 + setup.backward_products) * time.compute.products,
         attention=count * 3.5 * time.compute.attention,
         elementwise=count * 3 * time.compute.elementwise,
         recomputation=count * time.again,
@@ -208,6 +210,7 @@ def _rank_time(
     )
     return _RankTime(
         blocks.plus(head),
+        setup.backward_products,
         again,
         seconds * (1 - hidden) / setup.num_micro_batches,
         _exposed_context(setup, parts, blocks.attention, device),

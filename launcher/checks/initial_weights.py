@@ -68,6 +68,25 @@ def initial_weights_fit(
         yield Problem("checkpoint.init_from", str(error))
 
 
+def adapters_have_a_base(
+    run: RunSection, model: ModelConfig, checkpoint: CheckpointConfig
+) -> Iterator[Problem]:
+    """Adapters stand beside the weights of a trained model."""
+    if model.lora is None:
+        return
+    if checkpoint.init_from is None and not has_begun(Path(run.dir) / run.name):
+        yield Problem(
+            "checkpoint.init_from",
+            "not set, but adapters (model.lora) stand beside a trained model: name its checkpoint",
+        )
+    if checkpoint.init_from_noise:
+        yield Problem(
+            "checkpoint.init_from_noise",
+            "is for experts that are made of a dense model, and adapters (model.lora) need a model "
+            "as it is",
+        )
+
+
 def compare_settings(
     record: Mapping[str, Any], model: ModelConfig, checkpoint: CheckpointConfig
 ) -> list[str]:
@@ -82,6 +101,13 @@ def compare_settings(
     recorded = _recorded_model(record)
     if recorded is None:
         return []
+    if recorded.lora is None:
+        model = model.without_adapters
+    elif model.lora is None:
+        raise UserError(
+            "it holds adapters, not a model: add its [model.lora], or merge them into their "
+            "model with `triax checkpoint export`, and import that"
+        )
     is_dense = is_upcycled(recorded, model)
     if is_dense:
         _refuse_shared_experts(model)
@@ -129,6 +155,12 @@ def gets_experts(record: Mapping[str, Any], model: ModelConfig) -> bool:
     """Whether a checkpoint's record tells of a dense model, and this one has experts."""
     recorded = _recorded_model(record)
     return recorded is not None and is_upcycled(recorded, model)
+
+
+def has_adapters(record: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint's record tells of adapters alone."""
+    recorded = _recorded_model(record)
+    return recorded is not None and recorded.lora is not None
 
 
 def _refuse_shared_experts(model: ModelConfig) -> None:

@@ -11,6 +11,7 @@ from triax.data.config import DataConfig
 from triax.launcher.config.problems import Problem
 from triax.models.config import ModelConfig
 from triax.models.description import Width, describe
+from triax.models.lora import target_of
 from triax.parallel.config import ParallelConfig, PrecisionConfig
 from triax.parallel.context.methods import has_whole_shares
 from triax.parallel.layout import Layout
@@ -287,4 +288,38 @@ def recomputation_fits_schedule(parallel: ParallelConfig) -> Iterator[Problem]:
             "parallel.compile",
             f"a compiled block's backward pass can't be split as {parallel.pipeline_schedule} "
             "does: use interleaved-1f1b, or set it to false",
+        )
+
+
+def adapters_have_layers(model: ModelConfig) -> Iterator[Problem]:
+    """Every target that isn't there by default is a layer of the model."""
+    if model.lora is None:
+        return
+    has = {target_of(name.rpartition(".")[0]) for name in describe(model).parameters}
+    asked = model.lora.targets if "targets" in model.lora.model_fields_set else ()
+    for missing in (target for target in asked if target not in has):
+        why = "its feed-forward layers are experts" if getattr(model, "experts", None) else (
+            f'the family "{model.family}" has no such layer'
+        )  # fmt: skip
+        yield Problem("model.lora.targets", f'"{missing}", but {why}: leave it out')
+    if has == {None}:
+        yield Problem("model.lora.targets", "none of them is a layer of the model")
+
+
+def adapters_are_computed(
+    model: ModelConfig, parallel: ParallelConfig, precision: PrecisionConfig
+) -> Iterator[Problem]:
+    """What adapters can't be combined with."""
+    if model.lora is None:
+        return
+    if parallel.engine == "deepspeed":
+        yield Problem(
+            "model.lora",
+            "the deepspeed engine keeps fp32 copies and gradients of all weights, and adapters are "
+            'there to do without: use parallel.engine = "native"',
+        )
+    if precision.compute == "fp8":
+        yield Problem(
+            "model.lora",
+            'precision.compute = "fp8" multiplies whole layers, without adapters: use "bf16"',
         )

@@ -51,7 +51,7 @@ from triax.launcher.checks.experts import (
     experts_divide,
     heads_are_normalised_whole,
 )
-from triax.launcher.checks.initial_weights import initial_weights_fit
+from triax.launcher.checks.initial_weights import adapters_have_a_base, initial_weights_fit
 from triax.launcher.checks.objective import (
     conversations_stay_whole,
     objective_has_its_data,
@@ -59,6 +59,8 @@ from triax.launcher.checks.objective import (
     preferences_have_a_reference,
 )
 from triax.launcher.checks.parallel import (
+    adapters_are_computed,
+    adapters_have_layers,
     batch_divides,
     context_divides_sequences,
     float8_fits_shapes,
@@ -226,6 +228,8 @@ STEP_CHECKS: tuple[Check, ...] = (
     experts_are_recomputed,
     heads_are_normalised_whole,
     deepspeed_has_no_experts,
+    adapters_have_layers,
+    adapters_are_computed,
 )
 CHECKS: tuple[Check, ...] = (
     *STEP_CHECKS,
@@ -246,6 +250,7 @@ CHECKS: tuple[Check, ...] = (
     made_with_this_tokenizer,
     evaluations_are_possible,
     initial_weights_fit,
+    adapters_have_a_base,
     deepspeed_flips_together,
     wandb_is_installed,
     run_dir_is_writable,

@@ -18,6 +18,7 @@ from triax.models.counts import (
     num_active_parameters,
     num_non_embedding_parameters,
     num_parameters,
+    num_trained_parameters,
 )
 from triax.training.step.budget import resolve_budget
 
@@ -31,7 +32,8 @@ def summary(config: RunConfig, world_size: int | None) -> list[str]:
     micro, size = config.batch.micro_batch_size, config.batch.global_batch_size
     rows = {
         "run": str(config.run_dir),
-        "model": f"{format_count(parameters)} parameters{active_parameters(config.model)}, "
+        "model": f"{format_count(parameters)} parameters{active_parameters(config.model)}"
+        f"{trained_parameters(config.model)}, "
         f"{format_count(num_non_embedding_parameters(config.model))} outside the embeddings",
         "length": f"{budget.num_tokens:,} tokens in {budget.num_steps:,} steps, "
         f"{budget.num_tokens / num_active_parameters(config.model):.3g} per parameter",
@@ -78,6 +80,11 @@ def active_parameters(model: ModelConfig) -> str:
     """How many parameters a token passes, where that isn't all of them."""
     active = num_active_parameters(model)
     return "" if active == num_parameters(model) else f", {format_count(active)} of them active"
+
+
+def trained_parameters(model: ModelConfig) -> str:
+    """How many parameters are trained, where those are adapters."""
+    return "" if model.lora is None else f", {format_count(num_trained_parameters(model))} trained"
 
 
 def _processes(world_size: int | None) -> str:

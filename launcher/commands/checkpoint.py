@@ -12,10 +12,11 @@ from triax.checkpoint.folders import (
     refuse_existing,
     resolve_checkpoint,
 )
-from triax.checkpoint.importing import import_checkpoint
+from triax.checkpoint.importing import import_adapters, import_checkpoint
+from triax.checkpoint.peft import CONFIG_FILE
 from triax.checkpoint.universal import export_universal, import_universal
 from triax.common.errors import ExitCode, UserError
-from triax.common.files import write_atomically
+from triax.common.files import is_file, write_atomically
 from triax.common.quantities import format_count
 from triax.common.showing import printable
 from triax.inference.export import export_run
@@ -31,6 +32,8 @@ examples:
   triax checkpoint verify runs/my-run
   triax checkpoint export runs/my-run --output hf-model --dtype bf16
   triax checkpoint import hf-model --output imported --write-config model.toml
+  triax checkpoint export runs/my-lora-run --format peft --output adapters
+  triax checkpoint import adapters --base imported --output imported-adapters
   triax checkpoint convert runs/my-run --to deepspeed --output universal
 """
 
@@ -55,15 +58,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     verify.add_argument("path", type=as_path, metavar="CHECKPOINT", help=either)
     export = add("export", "write the model for other programs")
     export.add_argument("path", type=as_path, metavar="CHECKPOINT", help=f"{either} (its newest)")
-    export.add_argument("--format", choices=["hf"], default="hf", help="Hugging Face transformers")
+    export.add_argument(
+        "--format", choices=["hf", "peft"], default="hf", help="transformers, or PEFT's of adapters"
+    )
     export.add_argument("--output", type=as_path, required=True, metavar="DIR")
     export.add_argument("--dtype", choices=["fp32", "bf16"], help="of the weights (as they are)")
     export.add_argument("--tokenizer", type=as_path, metavar="DIR", help="(the run's)")
     export.add_argument(
         "--seq-len", type=positive_int, metavar="N", help="longest sequence (the run's)"
     )
-    import_ = add("import", "turn a local transformers folder into a checkpoint to start from")
+    import_ = add("import", "turn a folder of transformers or PEFT into a checkpoint to start from")
     import_.add_argument("path", type=as_path, metavar="HF_DIR", help="with safetensors files")
+    import_.add_argument(
+        "--base", type=as_path, metavar="CHECKPOINT", help="of PEFT's: the model of the adapters"
+    )
     import_.add_argument("--output", type=as_path, required=True, metavar="CHECKPOINT_DIR")
     import_.add_argument(
         "--write-config", type=as_path, metavar="FILE", help="write the [model] section that fits"
@@ -116,6 +124,7 @@ def _export(args: argparse.Namespace) -> int:
     done = export_run(
         args.path,
         args.output,
+        format=args.format,
         dtype=DTYPES.get(args.dtype),
         tokenizer=args.tokenizer,
         seq_len=args.seq_len,
@@ -130,7 +139,17 @@ def _export(args: argparse.Namespace) -> int:
 def _import(args: argparse.Namespace) -> int:
     if args.write_config is not None:
         refuse_existing(args.write_config)
-    model = import_checkpoint(args.path, args.output)
+    if is_file(args.path / CONFIG_FILE):
+        if args.base is None:
+            raise UserError(
+                f"{args.path}: holds adapters of PEFT: name the checkpoint of their model with "
+                "--base"
+            )
+        model = import_adapters(args.path, args.output, args.base)
+    elif args.base is not None:
+        raise UserError(f"{args.path}: --base is for PEFT's folders, which have a {CONFIG_FILE}")
+    else:
+        model = import_checkpoint(args.path, args.output)
     section = tomli_w.dumps({"model": model.model_dump(mode="json", exclude_none=True)})
     print(f"{format_count(num_parameters(model))} parameters imported to {args.output}")
     print(f'start a run from them with checkpoint.init_from = "{args.output}" and\n\n{section}')

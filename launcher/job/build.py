@@ -98,7 +98,7 @@ def build(job: Job, sources: Sources, start: Start, parts: ExitStack) -> Run:
     data = make_data(job, sources, start.resume_point, verification)
     resume_weights(job, start, engine)
     parts.enter_context(verification)
-    keeper = RecordKeeper(config, job.layout, engine.device, start.resume_point)
+    keeper = RecordKeeper(config, job.layout, engine.device, start.resume_point, start.base)
     if keeper.guard_news is not None:
         job.say(keeper.guard_news)
     on_first(partial(_write_down, job), job.processes.control_group)

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from triax.checkpoint.folders import CheckpointInfo
+from triax.checkpoint.model import base_record
 from triax.common.errors import record_errors
 from triax.data.prepare.document_tokens import tokens_of_run
 from triax.launcher.config.resolved import absolute_paths
@@ -29,13 +31,20 @@ class RecordKeeper:
         layout: of this session.
         device: where the engine computes.
         resume_point: what the run goes on from; its record is put back at once.
+        base: whose weights the run's adapters stand beside.
     """
 
     def __init__(
-        self, config: RunConfig, layout: Layout, device: torch.device, resume_point: ResumePoint
+        self,
+        config: RunConfig,
+        layout: Layout,
+        device: torch.device,
+        resume_point: ResumePoint,
+        base: CheckpointInfo | None = None,
     ) -> None:
         self._config = config
         self._layout = layout
+        self._base = {} if base is None else {"base": base_record(base)}
         self._resume_point = resume_point
         # A run that is shown without a tokenizer for a while still has the one it began with.
         recorded = (resume_point.record or {}).get("tokenizer")
@@ -61,15 +70,19 @@ class RecordKeeper:
 
     def make(self, state: TrainState) -> dict[str, Any]:
         """The record of a checkpoint at a state; waits for the device."""
-        return self._resume_point.record_of(state) | {
-            "config": absolute_paths(self._config.model_dump(mode="json"), RunConfig),
-            "tokenizer": self._tokenizer,
-            "document_tokens": None if self._tokens is None else self._tokens.to_json(),
-            "layout": asdict(self._layout),
-            "loss_scaler": self.scaler.state(),
-            "guard": self.guard.state(),
-            "escalation": self.escalation.state(),
-        }
+        return (
+            self._resume_point.record_of(state)
+            | self._base
+            | {
+                "config": absolute_paths(self._config.model_dump(mode="json"), RunConfig),
+                "tokenizer": self._tokenizer,
+                "document_tokens": None if self._tokens is None else self._tokens.to_json(),
+                "layout": asdict(self._layout),
+                "loss_scaler": self.scaler.state(),
+                "guard": self.guard.state(),
+                "escalation": self.escalation.state(),
+            }
+        )
 
     @record_errors()
     def restore(self, record: Mapping[str, Any]) -> None:

@@ -18,15 +18,15 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from triax.checkpoint.folders import CheckpointInfo
 from triax.common.errors import UserError
 from triax.common.files import make_folder, read_regular, replace_bytes, write_errors
 from triax.data.read.conversations import Conversations
 from triax.data.read.identity import Identity
 from triax.data.read.loader import make_batch
 from triax.data.read.source import Source
-from triax.launcher.job.checkpoints import Start, find_initial_weights, load_initial_weights
+from triax.launcher.job.checkpoints import Start
 from triax.launcher.job.data import Sources
+from triax.launcher.job.initial_weights import Initial, find_initial_weights, load_initial_weights
 from triax.launcher.job.job import Job
 from triax.parallel.agreement import on_first
 from triax.parallel.collectives import reduce_objects
@@ -104,12 +104,12 @@ class _Table:
 def _load_reference(job: Job, start: Start, engine: Engine, tables: list[_Table]) -> bytes:
     """Let the engine have the reference's weights; returns their digest."""
     if start.initial is not None:
-        return _digest_of(start.initial)
+        return start.initial.digest
     initial = find_initial_weights(
         start.store, job.config, job.processes.control_group, lambda _: None
     )
     assert initial is not None, "the checks ask for it"
-    model = _digest_of(initial)
+    model = initial.digest
     if any(each.model not in (model, bytes(_DIGEST_BYTES)) for each in tables):
         raise UserError(
             f"checkpoint.init_from: {initial.path} isn't what the run started from, which is its "
@@ -119,13 +119,7 @@ def _load_reference(job: Job, start: Start, engine: Engine, tables: list[_Table]
     return model
 
 
-def _digest_of(checkpoint: CheckpointInfo) -> bytes:
-    assert checkpoint.manifest is not None
-    files = sorted((name, entry.xxh3_128) for name, entry in checkpoint.manifest.files.items())
-    return xxhash.xxh3_128_digest(repr(files).encode())
-
-
-def _known(job: Job, source: Source, identity: Identity, initial: CheckpointInfo | None) -> _Table:
+def _known(job: Job, source: Source, identity: Identity, initial: Initial | None) -> _Table:
     """What the run's folder knows of a source.
 
     Args:
@@ -138,7 +132,7 @@ def _known(job: Job, source: Source, identity: Identity, initial: CheckpointInfo
         )
     path = job.directory.path / FOLDER / f"{_name(job, source, identity)}.npy"
     model, values = on_first(lambda: _read(path, source.num_documents), job.processes.control_group)
-    if initial is not None and model != _digest_of(initial):
+    if initial is not None and model != initial.digest:
         return _Table(source, path, np.full_like(values, np.nan))
     return _Table(source, path, values, model)
 

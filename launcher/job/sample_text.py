@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from pathlib import Path
 
-from triax.checkpoint.reading import load_model
+from triax.checkpoint.model import load_model
 from triax.checkpoint.run_folder import kept_tokenizer
 from triax.common.showing import tamed
 from triax.data.prepare.document_tokens import tokens_of_run

@@ -15,7 +15,7 @@ from triax.checkpoint.folders import resolve_checkpoint
 from triax.common.errors import ExitCode
 from triax.common.quantities import format_count, format_seconds
 from triax.launcher.checks.parallel import reduced_dtypes
-from triax.launcher.checks.summary import active_parameters
+from triax.launcher.checks.summary import active_parameters, trained_parameters
 from triax.launcher.cluster.environment import Environment
 from triax.launcher.config.run_config import RunConfig
 from triax.launcher.job.job import Job
@@ -77,7 +77,7 @@ def opening_summary(config: RunConfig, budget: Budget, layout: Layout, device: t
         (
             f"run      {config.run_dir}",
             f"model    {name}, {format_count(num_parameters(config.model))} parameters"
-            f"{active_parameters(config.model)}",
+            f"{active_parameters(config.model)}{trained_parameters(config.model)}",
             f"budget   {budget.num_tokens:,} tokens in {budget.num_steps:,} steps of "
             f"{budget.tokens_per_step:,}",
             f"batch    {config.batch.global_batch_size} sequences of {config.data.seq_len} tokens, "

@@ -200,12 +200,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             weight_C = counts_C * weight
             grad_CV = options.gradient(chunk.logits_CV, rows_C, log_normaliser_C, weight_C, options)
             torch.mm(grad_CV, head_VD, out=h_grad_ND[part])
+            if not ctx.needs_input_grad[1]:
+                continue  # the head is frozen
             if h_CD.shape[0] == h_ND.shape[0]:
                 head_grad_VD = grad_CV.T @ h_CD  # nothing is added, so nothing rounded in between
             else:
                 head_grad_VD = _plus_product(head_grad_VD, grad_CV.T, h_CD)
         ctx.dtype = head_VD.dtype
-        if h_grad_ND is not None and head_grad_VD is not None:
+        if h_grad_ND is not None:
             ctx.save_for_backward(h_grad_ND, head_grad_VD)
         cross_entropy, z_loss = sums[0].clone(), sums[1].clone()
         ctx.mark_non_differentiable(cross_entropy, z_loss, log_probs_N)
@@ -215,8 +217,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         h_grad_ND, head_grad_VD = ctx.saved_tensors
-        scaled = torch.empty_like(head_grad_VD, dtype=ctx.dtype)
-        torch.mul(head_grad_VD, grads[0], out=scaled)  # multiplies and casts in one pass
+        scaled = None
+        if head_grad_VD is not None:
+            scaled = torch.empty_like(head_grad_VD, dtype=ctx.dtype)
+            torch.mul(head_grad_VD, grads[0], out=scaled)  # multiplies and casts in one pass
         h_grad_ND = h_grad_ND * grads[0].to(h_grad_ND.dtype)
         return h_grad_ND, scaled, None, None, None, None, None
 

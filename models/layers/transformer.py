@@ -16,6 +16,7 @@ from triax.models.description import describe
 from triax.models.layers.block import Block
 from triax.models.layers.head import Head
 from triax.models.layers.loss import LossSums
+from triax.models.layers.low_rank import add_factors
 from triax.models.layers.masks import Mask, attention_mask
 from triax.models.layers.norm import make_norm
 from triax.models.layers.output import (
@@ -60,6 +61,8 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleDict(
             {str(number): Block(layer, width) for number, layer in enumerate(model.layers)}
         )
+        if config.lora is not None:
+            add_factors(self, self.description, config.lora.scale)
         self.norm = make_norm(model.norm, width)
         self.head = Head(model)
         self.sum_shapes = {"cross_entropy": (), "objective": ()}

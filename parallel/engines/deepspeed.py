@@ -186,6 +186,9 @@ class DeepSpeedEngine:
                     tensors[f"optimizer.{name}.{key}"] = values[share.buffer]
         return tensors
 
+    def frozen_state(self) -> dict[str, Tensor]:
+        return {}
+
     def _squared_norm(self) -> Tensor:
         """Of this process's shares of the gradients; fp64 scalar on the device."""
         total = torch.zeros((), dtype=torch.float64, device=self.device)

@@ -78,19 +78,21 @@ class NativeEngine:
         self._tied = tied_head(model, mesh, config, self.parts)
         weights = {n: p for part in self.parts for n, p in part.module.named_parameters()}
         followers = [] if self._tied is None else [weights.pop("head.weight", None)]
+        self._frozen = {n: weights.pop(n) for n, p in [*weights.items()] if not p.requires_grad}
         self.parameters: dict[str, Tensor] = dict(weights)
         self._gradient_dtype = DTYPES[precision.gradients]
         self._main_params: MainParams | None = None
         if any(weight.dtype != torch.float32 for weight in weights.values()):
-            others = [weight for weight in followers if weight is not None]
+            others = [each for each in followers if each is not None and each.requires_grad]
             tied = {"embedding.weight"} if model.tie_embeddings else set()
             self._main_params = MainParams(weights, others, self._gradient_dtype, used_twice=tied)
             self.parameters = self._main_params.parameters
         elif self._gradient_dtype != torch.float32:
             for part in self.parts:
                 keep_gradients_in(part.module, self._gradient_dtype)
-        initialise_parts(self.parameters, model, seed)
-        self._balance = Balance(self.parts)
+        initialise_parts(self.parameters | self._frozen, model, seed)
+        # The state of routers belongs to what is frozen.
+        self._balance = Balance([] if model.lora is not None else self.parts)
         self._schedule = _make_schedule(self.parts, mesh, config, precision, model.hidden_size)
         copies = [num_copies(parameter, mesh) for parameter in self.parameters.values()]
         self._num_copies = torch.tensor(copies, device=self.device)
@@ -100,7 +102,7 @@ class NativeEngine:
         if self._main_params is not None and isinstance(self.optimizer, CopyingOptimizer):
             self.optimizer.copies = self._main_params.copies
             self._writes_copies = True
-        self._is_published = False
+        self._is_published = self._is_followed = False
         self._fill_in_optimizer_state()
 
     def count_targets(self, micro_batches: Sequence[Batch]) -> Counts:
@@ -175,11 +177,22 @@ class NativeEngine:
         tensors = {
             f"model.{name}": parameter.detach() for name, parameter in self.parameters.items()
         }
-        tensors |= {f"model.{name}": buffer for name, buffer in self._buffers.items()}
+        if not self._frozen:
+            tensors |= self._named_buffers()
         for name, parameter in self.parameters.items():
             for key, value in self.optimizer.state[parameter].items():
                 tensors[f"optimizer.{name}.{key}"] = value
         return tensors
+
+    def frozen_state(self) -> dict[str, Tensor]:
+        if not self._frozen:
+            return {}
+        self._is_followed = False  # the caller may write into it
+        tensors = {f"model.{name}": weight.detach() for name, weight in self._frozen.items()}
+        return tensors | self._named_buffers()
+
+    def _named_buffers(self) -> dict[str, Tensor]:
+        return {f"model.{name}": buffer for name, buffer in self._buffers.items()}
 
     def local_gradients(self) -> list[Tensor]:
         """What the update reads on this process: there from the passes to the update."""
@@ -197,8 +210,9 @@ class NativeEngine:
         if self._main_params is not None and not self._is_published:
             self._main_params.publish()
             self._is_published = True
-        if self._tied is not None:
+        if self._tied is not None and not self._is_followed:
             self._tied.follow()
+            self._is_followed = bool(self._frozen)  # an embedding that isn't trained stays
 
     def _fill_in_optimizer_state(self) -> None:
         """Let the optimizer make its state now, so that a checkpoint can be read into it.

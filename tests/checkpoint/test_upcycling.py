@@ -10,7 +10,7 @@ from expert_worlds import EXPERTS, routers_of, upcycled_weights
 from fleet import run_fleet
 from worlds import SEED, SMALL, Case
 
-from triax.checkpoint.reading import load_model
+from triax.checkpoint.model import load_model
 from triax.checkpoint.staging import whole
 from triax.checkpoint.writing import write_checkpoint
 from triax.models.families import model_config

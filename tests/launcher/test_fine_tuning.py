@@ -2,56 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
-from jobs import Ended, curve, kills, read_events, read_rows, train, triax
-
-CHATS = '--data.sources=[{"path": "chats/train"}]'
-SFT = (
-    "--run.name=sft", "--objective.kind=sft", CHATS, "--data.validation=chats/validation",
-    "--data.tokenizer=chats/tokenizer", "--data.seq_len=63", "--budget.tokens=4032",
-)  # fmt: skip
-DPO = (
-    "--run.name=dpo", "--objective.kind=dpo", '--data.sources=[{"path": "pairs/train"}]',
-    "--data.validation=pairs/validation", "--data.tokenizer=chats/tokenizer", "--data.seq_len=63",
-    "--budget.tokens=4032", "--optimizer.lr=1e-3", "--checkpoint.init_from=runs/sft",
-)  # fmt: skip
-
-
-def write_rows(folder: Path) -> None:
-    """Conversations and pairs from the job's own words."""
-    chats = [
-        {"prompt": f"the cat {n}", "completion": f"and the dog {n % 3}", "tools": None}
-        for n in range(60)
-    ]
-    pairs = [
-        {"prompt": f"the cat {n}", "chosen": f"the dog {n % 3}", "rejected": f"a tree {n % 5}"}
-        for n in range(60)
-    ]
-    for name, rows in (("chats", chats), ("pairs", pairs)):
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
-
-
-def good(ended: Ended) -> Ended:
-    assert ended.code == 0, ended.text
-    return ended
+from fine_tuning_jobs import CHATS, DPO, SFT, good, make_taught
+from jobs import curve, kills, read_events, read_rows, train, triax
 
 
 @pytest.fixture(scope="module")
 def taught(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with conversations, pairs, and a run that learned the conversations."""
-    from jobs import make_job
-
-    folder = make_job(corpus, tmp_path_factory.mktemp("taught"))
-    write_rows(folder)
-    for command in ("chats.jsonl --output chats", "pairs.jsonl --pairs --output pairs"):
-        good(triax(
-            folder, "data", "conversations", *command.split(),
-            "--tokenizer", "tokenizer", "--validation-fraction", "0.1",
-        ))  # fmt: skip
+    folder = make_taught(corpus, tmp_path_factory.mktemp("taught"))
     good(train(folder, *SFT))
     return folder
 

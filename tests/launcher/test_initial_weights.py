@@ -21,7 +21,7 @@ from triax.launcher.checks.sections import find_problems
 from triax.launcher.cli import main
 from triax.launcher.config.loading import load_config
 from triax.launcher.config.run_config import RunConfig
-from triax.launcher.job.checkpoints import find_initial_weights
+from triax.launcher.job.initial_weights import find_initial_weights
 from triax.models.families import recorded_model
 from triax.models.layers.transformer import Transformer
 

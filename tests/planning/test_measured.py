@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 
 import pytest
 from fleet import run_fleet
-from measured import DEEP, EVEN, GPT2, TIED, case, differences, grid
+from measured import ADAPTERS, DEEP, EVEN, GPT2, TIED, case, differences, grid
 from parity import skip_unless_torch_can
 from rehearsed import both
 from worlds import Case
@@ -36,6 +36,8 @@ def test_rehearsals_and_forecasts_are_what_four_processes_do() -> None:
         case({"pipeline": 2, "pipeline_schedule": "interleaved-1f1b"}, model=DEEP),
         case({"zero_stage": 0, "pipeline": 2}, model=TIED, compute="fp32"),
         case({"zero_stage": 3, "expert": 2, "tensor": 2}, model={"experts": EVEN}),
+        case({"zero_stage": 2, "tensor": 2}, model=ADAPTERS),
+        case({"zero_stage": 3}, model=ADAPTERS),
         case({"engine": "deepspeed", "zero_stage": 2, "tensor": 2}),
     ]
     check(4, cases, ranks={3})

@@ -41,6 +41,27 @@ def test_one_process_holds_16_bytes_a_weight_and_2_more_that_products_read() -> 
     assert memory.gathered_weights == 0
 
 
+def test_adapters_leave_two_bytes_a_weight_and_18_a_factor() -> None:
+    """The model is held in bf16 alone; gradients, main params and moments are the factors'."""
+    setup = make_setup(1, model={**TINY, "ffn_hidden_size": 80, "lora": {"rank": 4, "alpha": 8}})
+    memory, table = memory_of_place(setup, 0), describe(setup.model)
+    factors = sum(row.num_elements for row in table.trained.values())
+    assert memory.weights == 2 * num_parameters(setup.model)
+    assert memory.main_params == memory.gradients == 4 * factors
+    assert memory.moments == 8 * factors
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+def test_frozen_weights_are_divided_too(zero_stage: int) -> None:
+    model = {**TINY, "ffn_hidden_size": 80, "lora": {"rank": 4, "alpha": 8}}
+    setup = make_setup(6, model=model, zero_stage=zero_stage)
+    of_ranks, table = [memory_of_rank(setup, rank) for rank in range(6)], describe(setup.model)
+    factors = sum(row.num_elements for row in table.trained.values())
+    assert sum(each.main_params for each in of_ranks) == 4 * factors
+    frozen = num_parameters(setup.model) - factors
+    assert sum(each.weights for each in of_ranks) == 2 * frozen
+
+
 def test_bf16_moments_and_gradients_take_half() -> None:
     memory = memory_of_place(make_setup(1, optimizer={"state_dtype": "bf16"}), 0)
     assert memory.moments == memory.main_params

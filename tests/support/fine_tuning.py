@@ -105,11 +105,21 @@ class Tuned:
 
 
 def tuned(
-    folder: Path, name: str, parallel: dict[str, Any], objective: dict[str, Any], num_steps: int
+    folder: Path,
+    name: str,
+    parallel: dict[str, Any],
+    objective: dict[str, Any],
+    num_steps: int,
+    changes: dict[str, Any] | None = None,
 ) -> Tuned:
-    """Steps of an objective in a layout; the reference of pairs is the start."""
-    config = import_huggingface(folder / "hf")[0]
-    case = Case(model=config.model_dump(), parallel=parallel, seq_len=SEQ_LEN, optimizer=OPTIMIZER)
+    """Steps of an objective in a layout; the reference of pairs is the start.
+
+    Args:
+        changes: of the model: `lora` is trained beside the start, with `experts` it is a new one.
+    """
+    changes = changes or {}
+    model = import_huggingface(folder / "hf")[0].model_dump() | changes
+    case = Case(model=model, parallel=parallel, seq_len=SEQ_LEN, optimizer=OPTIMIZER)
     engine = make_engine(case, recording(engine_class(case)))
     group = dist.new_group(backend="gloo")
     store = CheckpointStore(
@@ -117,7 +127,9 @@ def tuned(
         group=group, say=print,
     )  # fmt: skip
     weights = {n: t for n, t in engine.state().items() if n.startswith("model.")}
-    store.load(inspect(folder / "start"), weights)
+    if "experts" not in changes:
+        begin = engine.frozen_state() if "lora" in changes else weights
+        store.load(inspect(folder / "start"), begin)
     context = StepContext(
         engine, LossScaler(PrecisionConfig(), engine.device), Guard(device=engine.device), 1.0,
         OBJECTIVES[objective["kind"]](ObjectiveConfig(**objective)),
@@ -144,10 +156,10 @@ def tuned(
 
 def several(
     folder: Path, name: str, layouts: list[dict[str, Any]], objective: dict[str, Any],
-    num_steps: int,
+    num_steps: int, changes: dict[str, Any] | None = None,
 ) -> list[Tuned]:  # fmt: skip
     """Several layouts one after the other in the same processes."""
-    return [tuned(folder, name, layout, objective, num_steps) for layout in layouts]
+    return [tuned(folder, name, layout, objective, num_steps, changes) for layout in layouts]
 
 
 def invented_reference(source: Conversations) -> Any:

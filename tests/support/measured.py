@@ -55,6 +55,7 @@ EXPERTS = {
     "num_experts": 4, "top_k": 2, "ffn_hidden_size": 32, "first_dense_layers": 1,
     "num_shared_experts": 1, "sequence_loss": 0.05,
 }  # fmt: skip
+ADAPTERS = {"lora": {"rank": 4, "alpha": 8.0}}
 EVEN = EXPERTS | {"top_k": 4, "scores": "sigmoid", "bias_rate": 0.01, "num_shared_experts": 0}
 """Every token goes to all experts, so that the load is even."""
 
@@ -106,6 +107,7 @@ def grid() -> dict[str, tuple[int, list[Case]]]:
         "deep": (8, deep),
         "experts": (2, list(_experts())),
         "context": (4, list(_context())),
+        "adapters": (4, list(_adapters())),
         "spread experts": (4, list(_spread_experts())),
     }
 
@@ -122,6 +124,21 @@ def _experts() -> Iterator[Case]:
         {"zero_stage": 3, "expert": 2, "activation_checkpointing": "full"},
         model={"experts": EVEN},
     )
+
+
+def _adapters() -> Iterator[Case]:
+    for stage in range(4):
+        yield case({"zero_stage": stage}, model=ADAPTERS)
+        yield case({"zero_stage": stage, "tensor": 2}, model=ADAPTERS)
+    yield case({"zero_stage": 1, "activation_checkpointing": "full"}, model=ADAPTERS)
+    yield case({"zero_stage": 3, "replicate": 2}, model=ADAPTERS, compute="fp32")
+    yield case({"tensor": 2, "sequence_parallel": False}, model=ADAPTERS | TIED)
+    yield case({"zero_stage": 1, "context": 2}, model=ADAPTERS)
+    yield case({"pipeline": 2, "zero_stage": 2}, model=ADAPTERS | DEEP)
+    of_some = {"lora": {"rank": 2, "alpha": 1.0, "targets": ["value", "down"]}}
+    yield case({"zero_stage": 2}, model=of_some | {"tie_embeddings": True})
+    attention = {"lora": {"rank": 4, "alpha": 4.0, "targets": ["query", "value"]}}
+    yield case({"zero_stage": 2, "expert": 2}, model=attention | {"experts": EVEN})
 
 
 def _context() -> Iterator[Case]:

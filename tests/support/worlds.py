@@ -313,9 +313,14 @@ Begin = Callable[[Mapping[str, Tensor]], object]
 
 
 @shares_meshes
-def engine_run(case: Case, begin: Begin | None = None) -> Run:
-    """The case on this process among its peers; every rank returns the whole result."""
+def engine_run(case: Case, begin: Begin | None = None, keep: Callable[[Any], object] = id) -> Run:
+    """The case on this process among its peers; every rank returns the whole result.
+
+    Args:
+        keep: is given the engine.
+    """
     engine = make_engine(case, recording(engine_class(case)))
+    keep(engine)
     if begin is not None:
         begin(engine.state())
     context = make_context(case, engine)

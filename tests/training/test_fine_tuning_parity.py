@@ -20,9 +20,15 @@ from fine_tuning import (
     tuned,
 )
 from fleet import run_fleet
+from safetensors.torch import load_file
 from torch.nn import functional as F
+from worlds import SEED
 
 from triax.checkpoint.huggingface import import_huggingface
+from triax.checkpoint.peft import export_peft
+from triax.models.description import describe
+from triax.models.init import initialise
+from triax.models.lora import LoraConfig
 
 SFT = {"kind": "sft"}
 NUM_STEPS = 20
@@ -30,7 +36,9 @@ LAYOUTS: list[dict[str, Any]] = [
     {"tensor": 2},
     {"pipeline": 2, "activation_checkpointing": "full"},
     {"zero_stage": 3},
+    {"context": 2},
 ]
+DEEPSPEED: dict[str, Any] = {"engine": "deepspeed", "zero_stage": 2}
 PREFERENCES: list[dict[str, Any]] = [
     {"kind": "dpo", "beta": 0.1},
     {"kind": "dpo", "beta": 0.3, "loss": "ipo"},
@@ -64,12 +72,11 @@ def examples(folder: Path, name: str, number: int) -> list[tuple[list[int], list
     return found
 
 
-def plain_losses(folder: Path) -> list[float]:
+def plain_losses(folder: Path, model: Any) -> list[float]:
     """A loop over conversations, each by itself, with torch's AdamW and clipping."""
-    model = their_model(folder)
     num_windows = source_of(folder, "chats").num_windows
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    others = [p for p in model.parameters() if p.ndim < 2]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    matrices, others = ([p for p in trained if (p.ndim < 2) == is_other] for is_other in (0, 1))
     optimizer = torch.optim.AdamW(
         [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}],
         lr=LR, eps=OPTIMIZER["eps"], betas=(0.9, 0.95),
@@ -92,10 +99,38 @@ def plain_losses(folder: Path) -> list[float]:
 
 
 def test_fine_tuning_is_that_of_a_plain_loop_in_every_layout(start: Path) -> None:
-    expected = plain_losses(start)
+    expected = plain_losses(start, their_model(start))
     [alone] = run_fleet(1, tuned, start, "chats", {}, SFT, NUM_STEPS)
     assert alone.losses == pytest.approx(expected, rel=1e-5)
-    by_rank = run_fleet(2, several, start, "chats", LAYOUTS, SFT, NUM_STEPS, timeout=240)
+    layouts = [*LAYOUTS, DEEPSPEED]
+    by_rank = run_fleet(2, several, start, "chats", layouts, SFT, NUM_STEPS, timeout=240)
+    for of_rank in by_rank:
+        for found, layout in zip(of_rank, layouts, strict=True):
+            assert found.losses == pytest.approx(expected, rel=1e-5), layout
+
+
+def test_adapters_are_those_of_peft_in_every_layout(start: Path) -> None:
+    peft = pytest.importorskip("peft")
+    lora = {"rank": 4, "alpha": 12.0}
+    config = import_huggingface(start / "hf")[0].model_copy(update={"lora": LoraConfig(**lora)})
+    settings = peft.LoraConfig(r=4, lora_alpha=12, lora_dropout=0.0, target_modules="all-linear")
+    model = peft.get_peft_model(their_model(start), settings)
+    rows = describe(config).trained
+    factors = {name: torch.empty(row.shape) for name, row in rows.items()}
+    for name, tensor in factors.items():
+        initialise(tensor, rows[name], [0, 0], SEED)
+    export_peft(factors, config, start / "adapters", base="")
+    peft.set_peft_model_state_dict(
+        model, load_file(start / "adapters" / "adapter_model.safetensors")
+    )
+    assert sum(p.requires_grad for p in model.parameters()) == len(factors)
+    expected = plain_losses(start, model)
+    [alone] = run_fleet(1, tuned, start, "chats", {}, SFT, NUM_STEPS, {"lora": lora})
+    assert alone.losses == pytest.approx(expected, rel=1e-5)
+    assert expected[-1] < expected[0] - 0.1
+    by_rank = run_fleet(
+        2, several, start, "chats", LAYOUTS, SFT, NUM_STEPS, {"lora": lora}, timeout=240
+    )
     for of_rank in by_rank:
         for found, layout in zip(of_rank, LAYOUTS, strict=True):
             assert found.losses == pytest.approx(expected, rel=1e-5), layout
@@ -258,11 +293,23 @@ def preference_by_trl(
 def test_preferences_in_every_layout(start: Path) -> None:
     objective = PREFERENCES[0]
     [alone] = run_fleet(1, tuned, start, "pairs", {}, objective, 4)
-    by_rank = run_fleet(2, several, start, "pairs", LAYOUTS, objective, 4, timeout=240)
-    for number, layout in enumerate(LAYOUTS):
+    layouts = [*LAYOUTS, DEEPSPEED]
+    by_rank = run_fleet(2, several, start, "pairs", layouts, objective, 4, timeout=240)
+    for number, layout in enumerate(layouts):
         gradients = {n: g for of_rank in by_rank for n, g in of_rank[number].gradients.items()}
         assert gradients.keys() == alone.gradients.keys()
         compare(gradients, alone.gradients)
         for of_rank in by_rank:
             assert of_rank[number].losses == pytest.approx(alone.losses, rel=1e-5), layout
             assert of_rank[number].extra == pytest.approx(alone.extra, rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["chats", "pairs"])
+def test_a_model_with_experts_in_layouts(start: Path, name: str) -> None:
+    experts = {"num_experts": 4, "top_k": 2, "ffn_hidden_size": 32, "sequence_loss": 0.01}
+    objective, changes = {"chats": SFT, "pairs": PREFERENCES[0]}[name], {"experts": experts}
+    [alone] = run_fleet(1, tuned, start, name, {}, objective, 4, changes)
+    layouts: list[dict[str, Any]] = [{"expert": 2, "zero_stage": 2}, {"tensor": 2}]
+    for of_rank in run_fleet(2, several, start, name, layouts, objective, 4, changes, timeout=240):
+        for found, layout in zip(of_rank, layouts, strict=True):
+            assert found.losses == pytest.approx(alone.losses, rel=1e-5), layout

@@ -136,6 +136,7 @@ class FaultyEngine:
         self.log_probs = engine.log_probs
         self.sum_over_data = engine.sum_over_data
         self.state = engine.state
+        self.frozen_state = engine.frozen_state
         self.locate_non_finite = engine.locate_non_finite
 
     def count_targets(self, micro_batches: Sequence[Batch]) -> Counts:
