@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch.distributed as dist
 from torch import Tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from worlds import Case, engine_class, make_context, make_engine, micro_batches
+from worlds import FP32, Case, engine_class, make_context, make_engine, micro_batches
 
 from triax.models.families import model_config
 from triax.parallel.config import ParallelConfig, PrecisionConfig
@@ -71,7 +71,7 @@ def setup_of(case: Case, world_size: int) -> Setup:
     return Setup(
         model_config(**case.model),
         ParallelConfig(**case.parallel),
-        PrecisionConfig(**case.precision),
+        PrecisionConfig(**FP32 | case.precision),
         BatchConfig(
             global_batch_size=case.global_batch_size, micro_batch_size=case.micro_batch_size
         ),
