@@ -41,6 +41,7 @@ from triax.launcher.cluster.environment import Environment
 from triax.launcher.cluster.preflight import common_facts, refuse_differences
 from triax.launcher.cluster.process_group import joined, log_to_file
 from triax.launcher.config.run_config import RunConfig
+from triax.launcher.job.run import local_files
 from triax.parallel.agreement import agreed
 from triax.training.records.run_directory import RunDirectory
 from triax.training.stability.control import ControlLine, Requests
@@ -149,7 +150,8 @@ class Rank:
         with (
             self.phase("start"),
         ):
-            log_to_file(directory.logs / f"rank-{self.rank}.log")
+            files = local_files(config, directory, self.environment)
+            log_to_file(files)
             context = joined(
                 self.environment,
                 timeout_seconds=self.args.timeout,
@@ -158,7 +160,7 @@ class Rank:
             )
             processes = context.__enter__()
             stability = StabilityConfig(hang_after=Duration(60, Unit.SECONDS))
-            watchdog = Watchdog(directory, stability, rank=self.rank, world_size=self.size)
+            watchdog = Watchdog(files, stability, world_size=self.size)
             watchdog.__enter__()
             refuse_differences(common_facts(config), processes, config)
         with self.phase("agree"):

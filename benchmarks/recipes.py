@@ -40,6 +40,7 @@ _REST = """
 | [quickstart.toml](quickstart.toml) | from text to a trained model in five minutes |
 | [long-context.toml](long-context.toml) | the quickstart's model goes on at 8 times its length |
 | [llama3-70b-16x8.toml](llama3-70b-16x8.toml) | 70B on 16 nodes, and what happens when one dies |
+| [from-scratch/](from-scratch) | from raw text to answers, step by step |
 | [clean.toml](clean.toml) | rules for `triax data clean` |
 | [two-runs.ipynb](two-runs.ipynb) | two runs, a callback and a model, from a notebook |
 | [slurm/](slurm), [kubernetes/](kubernetes), [deepspeed/](deepspeed) | for launchers |

@@ -58,6 +58,10 @@ COMMANDS = {
         "triax.launcher.commands.completion",
         "Print what makes a shell complete triax's commands and options.",
     ),
+    "recipe": (
+        "triax.launcher.commands.recipe",
+        "Take a recipe's steps, such as from-scratch: from raw text to answers.",
+    ),
 }
 """Module and one-line help by name. Only the chosen command is imported: most need torch."""
 

@@ -194,7 +194,7 @@ def _attempt(step: Callable[[], T], group: dist.ProcessGroup | None) -> T | _Fai
     try:
         return step()
     except Exception as error:
-        _log.info("a step failed on this rank", exc_info=True)
+        _log.warning("a step failed on this rank", exc_info=True)
         return _Failure(group_rank(group), describe(error), isinstance(error, UserError))
 
 

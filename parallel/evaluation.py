@@ -14,11 +14,13 @@ class Evaluation(NamedTuple):
     """What a validation found."""
 
     loss: float
-    """Mean cross entropy of the target tokens, weighted if they have weights, in nats; NaN where
-    there are none."""
+    """Mean cross entropy of the target tokens, weighted if they have weights, in nats, or another
+    mean loss; NaN where there are none."""
     num_targets: int
     num_bytes: int | None = None
     """Of the targets' text, see `token_bytes`; None where nobody has counted them."""
+    is_cross_entropy: bool = True
+    """Whether the loss is one; a preference loss is none, and has no perplexity to tell."""
 
     @property
     def perplexity(self) -> float:
@@ -30,7 +32,7 @@ class Evaluation(NamedTuple):
         """The targets' whole cross entropy in bits over the bytes of their text, to compare over
         tokenizers. A target without text, as a document's end, adds to the bits alone. None where
         there are no bytes, or nobody has counted them."""
-        if not self.num_bytes or not self.num_targets:
+        if not self.num_bytes or not self.num_targets or not self.is_cross_entropy:
             return None
         return self.loss * self.num_targets / math.log(2) / self.num_bytes
 
@@ -38,6 +40,8 @@ class Evaluation(NamedTuple):
         """In words."""
         if self.num_targets == 0:
             return "no loss: there is no target token"
+        if not self.is_cross_entropy:
+            return f"loss {self.loss:.4f}"
         bits = "" if self.bits_per_byte is None else f", {self.bits_per_byte:.4f} bits per byte"
         return f"loss {self.loss:.4f}, perplexity {self.perplexity:.2f}{bits}"
 

@@ -156,7 +156,7 @@ def test_a_family_an_optimizer_a_source_and_a_launcher_train(extended: Path) -> 
     rows = train(extended, 2)
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert rows[-1]["loss"] < rows[0]["loss"]
-    log = (extended / "runs/extended/logs/rank-0.log").read_text()
+    log = (extended / "runs/extended/logs/node-0.log").read_text()
     assert "mpiexec: 2 processes on 1 node" in log
     assert [row["step"] for row in train(extended, 1, "--budget.tokens=2048")][6:] == [7, 8]
 

@@ -8,11 +8,10 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,6 +20,7 @@ from triax.common.errors import UserError
 from triax.common.files import open_own, write_errors
 from triax.launcher.cluster.environment import Environment
 from triax.launcher.cluster.rendezvous import Job, meet
+from triax.training.records.local_files import LocalFiles
 
 _PR_SET_PDEATHSIG = 1
 
@@ -99,23 +99,46 @@ def make_deterministic(device: torch.device) -> None:
     torch.use_deterministic_algorithms(True)
 
 
-class _LogFile(logging.StreamHandler[Any]):
-    """What can't be written, on a full disk, is lost without a word."""
+class _LogFile(logging.Handler):
+    """A file that the node's processes share: each record is one write, each line has its rank.
 
-    def handleError(self, record: logging.LogRecord) -> None:
-        pass
+    What can't be written, on a full disk, is lost without a word.
+    """
+
+    def __init__(self, files: LocalFiles) -> None:
+        super().__init__(logging.INFO if files.speaks else logging.WARNING)
+        self._path, self._prefix = files.log, f"rank {files.rank} | "
+        self._descriptor: int | None = None
+
+    def open(self) -> int:
+        """The file's descriptor; opened when first asked for.
+
+        Raises:
+            OSError: it can't be.
+        """
+        if self._descriptor is None:
+            self._descriptor = open_own(self._path, os.O_WRONLY | os.O_APPEND)
+        return self._descriptor
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError):
+            text = self.format(record).replace("\n", f"\n{self._prefix}")
+            os.write(self.open(), f"{self._prefix}{text}\n".encode(errors="backslashreplace"))
 
 
-def log_to_file(path: Path) -> None:
-    """Send this process's log records to its own file.
+def log_to_file(files: LocalFiles) -> None:
+    """Send this process's log records to its node's file.
+
+    Of all that the node's processes would log alike, one logs; warnings and errors are each one's.
 
     Raises:
         UserError: it can't be written.
     """
-    with write_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = open_own(path, os.O_WRONLY | os.O_APPEND)
-    handler = _LogFile(os.fdopen(descriptor, "a", encoding="utf-8", errors="backslashreplace"))
+    handler = _LogFile(files)
+    if files.speaks:
+        files.create()
+        with write_errors(files.log):
+            handler.open()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logger = logging.getLogger("triax")
     logger.setLevel(logging.INFO)

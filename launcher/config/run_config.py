@@ -35,6 +35,12 @@ class RunSection(Section):
 
     name: str
     dir: PathField = "runs"
+    local_dir: PathField | None = None
+    """A folder on each node's own drive for its log, stacks and heartbeats; what is new in them is
+    copied into the run directory when something fails. None: they are written there."""
+    files_per_rank: bool = False
+    """Each process writes a log, stacks and heartbeats of its own, instead of one of each a
+    node."""
     seed: int = Field(0, ge=0, lt=2**63)
     deterministic: bool = False
     """Bitwise repeatable on a GPU too, at a cost in speed. A CPU run always is."""

@@ -22,6 +22,7 @@ from triax.launcher.job.job import Host, Job
 from triax.launcher.job.precision import with_precision
 from triax.parallel.float8 import require_float8
 from triax.training.loop.loop import Outcome
+from triax.training.records.local_files import LocalFiles
 from triax.training.records.run_directory import RunDirectory
 from triax.training.stability.control import StopSignal
 from triax.training.stability.watchdog import Watchdog, enable_flight_recorder
@@ -47,6 +48,7 @@ def run(
         UserError: the data, the run directory or a checkpoint doesn't fit the config.
     """
     directory = RunDirectory(config.run_dir)
+    files = local_files(config, directory, environment)
     with ExitStack() as stack:
         former = None
         if environment.rank == 0:
@@ -56,9 +58,9 @@ def run(
             directory.forget_exit()
         outcome: Outcome | None = None
         try:
-            log_to_file(directory.logs / f"rank-{environment.rank}.log")
+            log_to_file(files)
             with ExitStack() as parts:
-                job = _joined(config, environment, directory, former, parts, host)
+                job = _joined(config, environment, files, former, parts, host)
                 _check_processes(job, preflight=preflight)
                 if config.run.deterministic:
                     make_deterministic(job.processes.device)
@@ -69,19 +71,36 @@ def run(
                 log.exception("after the end")
                 return outcome.code
             log.exception("the job ends with an error")
+            files.gather()
             # After a hang its cause is there already: this error only follows from it.
             if environment.rank == 0 and not directory.exit.exists():
                 with suppress(OSError):
                     directory.write_exit(*ending_by(error))
             raise
         log.info("ended: %s", outcome)
+        if files.speaks:
+            files.gather()
     return outcome.code
+
+
+def local_files(config: RunConfig, directory: RunDirectory, environment: Environment) -> LocalFiles:
+    """Where a process writes its log, stacks and heartbeats."""
+    return LocalFiles.of(
+        directory,
+        rank=environment.rank,
+        local_rank=environment.local_rank,
+        node_rank=environment.node_rank,
+        world_size=environment.world_size,
+        local_world_size=environment.local_world_size,
+        local_dir=config.run.local_dir,
+        per_rank=config.run.files_per_rank,
+    )
 
 
 def _joined(
     config: RunConfig,
     environment: Environment,
-    directory: RunDirectory,
+    files: LocalFiles,
     former: dict[str, Any] | None,
     parts: ExitStack,
     host: Host,
@@ -99,9 +118,8 @@ def _joined(
     log.info("%s on %s", environment, processes.device)
     watchdog = parts.enter_context(
         Watchdog(
-            directory,
+            files,
             config.stability,
-            rank=environment.rank,
             world_size=environment.world_size,
             at_least=_unhurried(config.checkpoint.deadline.amount),
             end=host.end,
@@ -110,7 +128,7 @@ def _joined(
     own = StopSignal() if processes.is_main else StopSignal(_say_nothing)
     stop = parts.enter_context((processes.is_main and host.stop) or own)
     config = with_precision(config, processes)
-    return Job.of(config, processes, directory, watchdog, stop, former, host)
+    return Job.of(config, processes, files.directory, watchdog, stop, former, host)
 
 
 def _say_nothing(_message: str) -> None:

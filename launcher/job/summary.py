@@ -114,7 +114,8 @@ def closing_summary(
         lines += _or_why_not(
             "sample", lambda: sample_lines(config, directory.path, _newest_checkpoint(directory))
         )
-        lines.append(_chinchilla(config, outcome.tokens_per_second))
+        if config.objective.kind == "pretrain":
+            lines.append(_chinchilla(config, outcome.tokens_per_second))
     lines += _or_why_not("loss plot", partial(_plot, config, directory))
     lines += _or_why_not("experts", partial(_experts, config, directory))
     lines += _or_why_not("checkpoint", lambda: [f"checkpoint   {_newest_checkpoint(directory)}"])

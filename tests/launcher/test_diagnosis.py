@@ -9,7 +9,7 @@ import pytest
 from triax.launcher.cli import main
 from triax.training.records.run_directory import RunDirectory
 from triax.training.stability.diagnosis import diagnose
-from triax.training.stability.heartbeat import STACKS_OF, Heartbeat, write_heartbeat
+from triax.training.stability.heartbeat import STACKS_OF, Board, Heartbeat
 
 THREADING = "/data/miniconda3/lib/python3.11/threading.py"
 TORCH = "/opt/python/site-packages/torch/utils/data/sampler.py"
@@ -36,9 +36,9 @@ def test_only_frames_of_triax_are_named_as_its_own(
     directory.create()
     directory.heartbeats.mkdir()
     beat = Heartbeat(0, "host", 1, 5, "stepping", 9, since=1.0, time=2.0, period=1.0)
-    write_heartbeat(directory.heartbeats, beat)
+    Board(directory.heartbeats / "node-0.jsonl").write(beat)
     frames = "".join(f'  File "{file}", line 1 in f{n}\n' for n, file in enumerate(files))
-    (directory.logs / "rank-0.stacks").write_text(
+    (directory.logs / "node-0.stacks").write_text(
         f'{STACKS_OF} 0\nThread 0x1 (most recent call first):\n  File "{TORCH}", line 1 in g\n\n'
         f"Thread 0x2 (most recent call first):\n{frames}"
     )
@@ -52,7 +52,7 @@ def test_files_that_nobody_wrote_are_left_out_and_counted(
     directory.create()
     directory.heartbeats.mkdir()
     beat = Heartbeat(0, "[red]\x1b]0;host", 1, 5, "stepping", 9, since=1.0, time=2.0, period=1.0)
-    write_heartbeat(directory.heartbeats, beat)
+    Board(directory.heartbeats / "node-0.jsonl").write(beat)
     directory.events.write_bytes(
         b'\xff\n{"event": 1}\n{"event": "start"}\n{"event": "hang", "time": 1e300, "ranks": 7}\n'
         b'{"event": "hang", "time": "x", "reason": "\\ud800\\u001b[2J"}\n'

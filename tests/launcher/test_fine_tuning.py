@@ -79,6 +79,7 @@ def test_preferences_are_learned_against_the_start_and_resume_exactly(taught: Pa
     seen = '--eval.sets=[{"name": "seen", "path": "pairs/train"}]'
     said = good(train(taught, *DPO, seen))
     assert "reference log-probabilities of" in said.out
+    assert "perplexity" not in said.out and "chinchilla" not in said.out
     losses = [
         event["sets"]["seen"]["loss"] for event in read_events(taught / "runs/dpo", "evaluation")
     ]

@@ -115,7 +115,7 @@ def test_a_run_leaves_its_figures_its_config_and_its_checkpoints(
     ).read_bytes()
     assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert list((run / "tensorboard").glob("events.out.tfevents.*"))
-    assert "ended" in (run / "logs/rank-0.log").read_text()
+    assert "ended" in (run / "logs/node-0.log").read_text()
 
 
 def test_a_finished_run_says_so_and_goes_on_with_a_larger_budget(copied: Path) -> None:
@@ -151,7 +151,7 @@ def test_the_same_job_started_in_any_way_gives_the_same_losses(
     # One process adds up in another order than two, which a large learning rate magnifies.
     for one, two_ in zip(curve(job / "runs/module"), curve(job / "runs/agent"), strict=True):
         assert one == pytest.approx(two_, rel=2e-4)
-    assert (job / "runs/agent/logs/rank-1.log").exists()
+    assert [path.name for path in (job / "runs/agent/logs").glob("*.log")] == ["node-0.log"]
 
 
 def test_what_can_be_done_with_a_run(copied: Path) -> None:

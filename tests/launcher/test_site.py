@@ -46,6 +46,7 @@ ELSEWHERE = {
     "docs/experts.md": "tests/launcher/test_initial_weights.py",
     "docs/export.md": "tests/launcher/test_checkpoint_command.py",
     "docs/finetuning.md": "tests/launcher/test_fine_tuning.py",
+    "docs/from-scratch.md": "tests/launcher/test_recipes.py",
     "docs/inference.md": "tests/launcher/test_generate_command.py",
     "docs/launching.md": "tests/launcher/test_submit.py",
     "docs/parallelism.md": "tests/launcher/test_parallel_checks.py",

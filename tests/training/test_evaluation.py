@@ -16,7 +16,7 @@ from triax.launcher.job.evaluation import text_bytes
 from triax.models.batch import Batch
 from triax.parallel.config import PrecisionConfig
 from triax.parallel.engine import Counts, StepSums
-from triax.parallel.evaluation import mean_loss
+from triax.parallel.evaluation import Evaluation, mean_loss
 from triax.training.evaluation.builtin import continuation
 from triax.training.evaluation.evaluator import Findings
 from triax.training.records import console, metrics
@@ -100,6 +100,13 @@ def test_a_mean_loss_has_its_perplexity() -> None:
     assert evaluation.loss == 2.0 and evaluation.perplexity == math.exp(2.0)
     assert evaluation.describe() == "loss 2.0000, perplexity 7.39"
     assert mean_loss(1e6, 1).perplexity == math.inf
+
+
+def test_a_preference_loss_has_no_perplexity() -> None:
+    evaluation = Evaluation(0.6931, 3, num_bytes=9, is_cross_entropy=False)
+    assert evaluation.describe() == "loss 0.6931" and evaluation.bits_per_byte is None
+    found = Findings({"validation": evaluation}).record()
+    assert found["loss"] == 0.6931 and found["perplexity"] is None
 
 
 def step_result(extra: dict[str, torch.Tensor]) -> StepResult[torch.Tensor]:

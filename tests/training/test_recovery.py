@@ -12,6 +12,7 @@ import pytest
 from rehearsal import Ended, faults, run_job, steps, write_config
 
 from triax.training.stability.escalation import Rollback
+from triax.training.stability.heartbeat import STACKS_OF
 from triax.training.stability.recovery import Recovery
 from triax.training.step.state import TrainState
 
@@ -239,7 +240,8 @@ def test_a_hang_ends_the_job_and_names_the_culprit(
     assert f"rank {rank} on" in run.exit["reason"] and words in run.exit["reason"]
     (event,) = run.events("hang")
     assert event["ranks"] == [rank]
-    peer = (run.run_dir / f"logs/rank-{1 - rank}.stacks").read_text()
+    stacks = (run.run_dir / "logs/node-0.stacks").read_text()
+    peer = stacks.split(f"{STACKS_OF} {1 - rank}")[1].split(STACKS_OF)[0]
     assert "train_step" in peer
     text = diagnosed(run)
     assert f"rank {rank} on" in text.split("likely cause:")[1]

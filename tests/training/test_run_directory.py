@@ -12,7 +12,7 @@ import pytest
 
 from triax.common.errors import UserError
 from triax.training.records.run_directory import RunDirectory
-from triax.training.stability.heartbeat import Heartbeat, read_heartbeats, write_heartbeat
+from triax.training.stability.heartbeat import Board, Heartbeat, read_heartbeats
 
 
 @pytest.fixture
@@ -190,8 +190,8 @@ def test_a_lock_may_not_be_something_to_wait_for(directory: RunDirectory) -> Non
 def test_heartbeats_that_are_none_are_left_out(directory: RunDirectory) -> None:
     directory.heartbeats.mkdir()
     beat = Heartbeat(0, "host", 1, 5, "stepping", 9, since=1.0, time=2.0, period=1.0)
-    write_heartbeat(directory.heartbeats, beat)
-    good = (directory.heartbeats / "rank-0.json").read_bytes()
+    Board(directory.heartbeats / "node-0.jsonl").write(beat)
+    good = (directory.heartbeats / "node-0.jsonl").read_bytes()
     for number, text in enumerate(
         (
             b"\xff", b"[" * 200_000, b"{}", good.replace(b"2.0", b"Infinity"),
@@ -199,5 +199,5 @@ def test_heartbeats_that_are_none_are_left_out(directory: RunDirectory) -> None:
             good.replace(b'"status"', b'"other"'),
         )
     ):  # fmt: skip
-        (directory.heartbeats / f"rank-{number + 1}.json").write_bytes(text)
+        (directory.heartbeats / f"node-{number + 1}.jsonl").write_bytes(text)
     assert read_heartbeats(directory.heartbeats) == [beat]

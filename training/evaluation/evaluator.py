@@ -94,9 +94,10 @@ class Evaluator:
 
 def _record(evaluation: Evaluation) -> dict[str, Any]:
     has_targets = evaluation.num_targets > 0
+    has_perplexity = has_targets and evaluation.is_cross_entropy
     return {
         "loss": evaluation.loss if has_targets else None,
-        "perplexity": evaluation.perplexity if has_targets else None,
+        "perplexity": evaluation.perplexity if has_perplexity else None,
         "bits_per_byte": evaluation.bits_per_byte,
         "num_targets": evaluation.num_targets,
     }

@@ -66,7 +66,7 @@ class DirectPreference:
         figures = dict(zip(_FIGURES, sums.tolist(), strict=True))
         num_pairs = figures["pairs"]
         loss = figures["loss"] / num_pairs if num_pairs else float("nan")
-        return Evaluation(loss, int(figures["tokens"]))
+        return Evaluation(loss, int(figures["tokens"]), is_cross_entropy=False)
 
     def _judge(self, engine: Engine, micro_batches: Sequence[Batch]) -> list[_Judged]:
         found = engine.log_probs(micro_batches)

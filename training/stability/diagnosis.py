@@ -112,12 +112,13 @@ def _process(
     directory: RunDirectory, heartbeat: Heartbeat, is_over: bool, gone: set[int]
 ) -> Process:
     fate: str = heartbeat.status
-    place = _main_thread_place(directory.logs / f"rank-{heartbeat.rank}.stacks")
+    place = _main_thread_place(directory.logs / f"{heartbeat.files}.stacks", heartbeat.rank)
     if fate == "running" and heartbeat.rank in gone:
         fate = "silent"
     elif fate == "running" and is_over:
         fate = "hung" if place else "died"
-    error = _last_error(directory.logs / f"rank-{heartbeat.rank}.log") if fate == "failed" else ""
+    log = directory.logs / f"{heartbeat.files}.log"
+    error = _last_error(log, heartbeat.rank) if fate == "failed" else ""
     return Process(heartbeat, fate, place, error)
 
 
@@ -169,14 +170,14 @@ def _explain_hang(event: dict[str, Any], processes: list[Process]) -> tuple[str,
     for process in culprits:
         if process.place:
             cause += f"; {_name(process)} was in {process.place}"
-            advice.append(f"read logs/rank-{process.heartbeat.rank}.stacks for what it did there")
+            advice.append(f"read logs/{process.heartbeat.files}.stacks for what it did there")
         else:
             advice.append(
                 f"look at {process.heartbeat.host}: process {process.heartbeat.pid} wrote no "
                 "stacks, so it was stopped, its machine was down, or its disk was"
             )
     if not culprits:
-        advice.append("compare logs/rank-*.stacks: who is not in a collective holds the others up")
+        advice.append("compare logs/*.stacks: who is not in a collective holds the others up")
         advice.append("with NCCL, logs/rank-*.flight-recorder.json holds the last collectives")
     advice.append("run the same command again; if that machine hangs again, take it out")
     return cause, advice
@@ -191,7 +192,7 @@ def _name(process: Process) -> str:
 
 
 def _log(directory: RunDirectory, process: Process) -> Path:
-    return directory.logs / f"rank-{process.heartbeat.rank}.log"
+    return directory.logs / f"{process.heartbeat.files}.log"
 
 
 def _since_start(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -200,9 +201,14 @@ def _since_start(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return events[starts[-1] :] if starts else events
 
 
-def _main_thread_place(stacks: Path) -> str:
-    """The innermost frame of the main thread in the last dump, and the innermost of triax's."""
-    dump = _text(stacks).rpartition(STACKS_OF)[2]
+def _main_thread_place(stacks: Path, rank: int) -> str:
+    """The innermost frame of the main thread in a rank's last dump, and the innermost of triax's.
+
+    What C has written of a stuck interpreter has no header; such a dump is the first text.
+    """
+    first, *rest = _text(stacks).split(STACKS_OF)
+    own = [dump for dump in rest if re.match(rf" {rank}\b", dump)]
+    dump = own[-1] if own else first
     # faulthandler lists the main thread last.
     frames = list(_FRAME.finditer(dump.rpartition("Thread 0x")[2]))
     if not frames:
@@ -228,11 +234,11 @@ def _part_of_triax(file: str) -> str | None:
     return None
 
 
-def _last_error(log: Path) -> str:
-    """The last exception's line in a rank's log."""
-    found = ""
+def _last_error(log: Path, rank: int) -> str:
+    """The last exception's line in a log that is a rank's."""
+    found, prefix = "", f"rank {rank} | "
     for line in _text(log).splitlines():
-        if match := _ERROR.match(line):
+        if line.startswith(prefix) and (match := _ERROR.match(line.removeprefix(prefix))):
             found = match[0]
     return found[:300]
 

@@ -1,8 +1,9 @@
-"""What each process was doing when it was last heard of, as small files. Imports no torch."""
+"""What each process was doing when it was last heard of: a small file a node. Imports no torch."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,11 +11,14 @@ from typing import ClassVar, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from triax.common.files import replace_text
-from triax.common.json_lines import read_object
+from triax.common.files import open_own, read_regular
 
 STACKS_OF = "=== stacks of rank"
-"""How each of the dumps in a rank's `.stacks` file begins."""
+"""How each of the dumps in a `.stacks` file begins."""
+LINE_BYTES = 1024
+"""Of each process's place in its node's file."""
+_MOST_BYTES = 1 << 20
+"""Of a node's file."""
 STALE_SECONDS = 3.0
 """A file so much older than the newest, and than its own rhythm, is of a process that is stopped
 or dead."""
@@ -24,7 +28,7 @@ or dead."""
 class Heartbeat:
     """One process at one moment."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     rank: int
     host: str
@@ -43,35 +47,74 @@ class Heartbeat:
     """Seconds from one writing to the next."""
     status: Literal["running", "ended", "failed"] = "running"
     """Whether the process has left the job: in an orderly way, or with an error of its own."""
+    files: str = "node-0"
+    """How its log and its stacks are called, in `logs/`."""
+    called: float = 0.0
+    """When it had written its stacks for a hang, in seconds since 1970; 0: for none."""
 
 
 _HEARTBEAT = TypeAdapter(Heartbeat)
 
 
-def heartbeat_path(folder: Path, rank: int) -> Path:
-    """The file of a rank."""
-    return folder / f"rank-{rank}.json"
+class Board:
+    """The heartbeats of one node's processes in one file, where each has a line of its own.
 
-
-def write_heartbeat(folder: Path, heartbeat: Heartbeat) -> None:
-    """Write a rank's file, whole or not at all.
+    Args:
+        path: of the file; its folder is there.
+        slot: this process's line.
+        num_slots: how many there are.
 
     Raises:
-        OSError: the file system doesn't take it.
+        OSError: it can't be opened.
     """
-    path = heartbeat_path(folder, heartbeat.rank)
-    replace_text(path, json.dumps(asdict(heartbeat)) + "\n")
+
+    def __init__(self, path: Path, slot: int = 0, num_slots: int = 1) -> None:
+        self._offset = slot * LINE_BYTES
+        self._descriptor = open_own(path, os.O_RDWR)
+        if os.fstat(self._descriptor).st_size > num_slots * LINE_BYTES:
+            os.ftruncate(self._descriptor, num_slots * LINE_BYTES)  # of a job of more a node
+
+    def write(self, heartbeat: Heartbeat) -> None:
+        """Write this process's line.
+
+        Raises:
+            OSError: the file system doesn't take it.
+        """
+        line = json.dumps(asdict(heartbeat)).encode()
+        assert len(line) < LINE_BYTES, line
+        os.pwrite(self._descriptor, line.ljust(LINE_BYTES - 1) + b"\n", self._offset)
+
+    def read(self) -> list[Heartbeat]:
+        """The heartbeats of all that share the file."""
+        return _parsed(os.pread(self._descriptor, _MOST_BYTES, 0))
+
+    def close(self) -> None:
+        """Write no more."""
+        os.close(self._descriptor)
 
 
 def read_heartbeats(folder: Path) -> list[Heartbeat]:
-    """All ranks' files, by rank; what can't be read is left out."""
-    found = []
-    for path in folder.glob("rank-*.json"):
+    """All ranks' last heartbeats, by rank; what can't be read is left out."""
+    newest: dict[int, Heartbeat] = {}
+    for path in folder.glob("*.jsonl"):
         try:
-            found.append(_HEARTBEAT.validate_python(read_object(path)))
-        except ValidationError:
+            found = _parsed(read_regular(path, _MOST_BYTES))
+        except OSError:
             continue
-    return sorted(found, key=lambda heartbeat: heartbeat.rank)
+        for heartbeat in found:
+            if heartbeat.rank not in newest or newest[heartbeat.rank].time < heartbeat.time:
+                newest[heartbeat.rank] = heartbeat
+    return [newest[rank] for rank in sorted(newest)]
+
+
+def _parsed(content: bytes) -> list[Heartbeat]:
+    found = []
+    for line in content.split(b"\n"):
+        try:
+            found.append(_HEARTBEAT.validate_json(line.strip(b" \0")))
+        except ValidationError:  # one that hasn't written yet, or is writing
+            continue
+    return found
 
 
 def silent(heartbeats: Sequence[Heartbeat], now: float) -> list[Heartbeat]:

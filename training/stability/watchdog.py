@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import fcntl
 import json
 import logging
+import math
 import os
 import socket
 import sys
@@ -20,14 +22,14 @@ from typing import Literal
 import torch
 
 from triax.common.errors import ExitCode
-from triax.training.records.run_directory import RunDirectory
+from triax.common.files import open_own, write_errors
+from triax.training.records.local_files import LocalFiles
 from triax.training.stability.heartbeat import (
     STACKS_OF,
+    Board,
     Heartbeat,
     blame,
-    heartbeat_path,
     read_heartbeats,
-    write_heartbeat,
 )
 from triax.training.stability_config import StabilityConfig
 
@@ -38,6 +40,9 @@ _REMEMBERED = 32
 _LONGEST_TIMER = 30 * 86400.0
 _GRACE_SECONDS = 5.0
 """For the other processes to write their stacks before the first one ends."""
+_LOOK_SECONDS = 0.2
+_GATHER_SECONDS = 60.0
+"""From one copy of a node's heartbeats in the run directory to the next."""
 
 
 def enable_flight_recorder() -> None:
@@ -86,29 +91,30 @@ class Limits:
 class Watchdog:
     """A thread that writes this process's heartbeat and looks whether the main thread goes on.
 
-    A context manager. On a hang each process writes its stacks to `logs/`, one of those that
-    still run says in `exit.json` who holds the others up, and all end with exit code 1.
+    A context manager. On a hang each process writes its stacks, the first that has found it says
+    in `exit.json` who holds the others up, and all end with exit code 1. A process that hears of a
+    hang tells its node; so of each node only one at a time looks into the run directory.
 
     Args:
-        directory: the run's; `heartbeats/` in it is this class's own.
+        files: this process's; its `heartbeats/` and `.stacks` are this class's own.
         config: the `[stability]` section.
-        rank, world_size: this process among the others.
+        world_size: how many processes there are.
         at_least: see `Limits`.
         end: ends the process at once, whatever its threads do.
     """
 
     def __init__(
         self,
-        directory: RunDirectory,
+        files: LocalFiles,
         config: StabilityConfig,
         *,
-        rank: int,
         world_size: int,
         at_least: Mapping[str, float] = MappingProxyType({}),
         end: Callable[[int], None] = os._exit,
     ) -> None:
-        self._directory = directory
-        self._rank = rank
+        self._files = files
+        self._directory = files.directory
+        self._rank = files.rank
         self._world_size = world_size
         self._end = end
         self._limits = Limits(config, at_least)
@@ -118,6 +124,7 @@ class Watchdog:
         self._closing = threading.Event()
         self._main = (0, "starting", time.time(), 0)
         self._status: Literal["running", "ended", "failed"] = "running"
+        self._called = 0.0
 
     def beat(self, activity: str, step: int) -> None:
         """The main thread goes on to another activity; costs a microsecond or two."""
@@ -127,10 +134,12 @@ class Watchdog:
         self._main = (step, activity, now, num_beats + 1)
 
     def __enter__(self) -> Watchdog:
-        self._directory.heartbeats.mkdir(parents=True, exist_ok=True)
-        self._done_path.unlink(missing_ok=True)
+        self._files.create()
         if self._rank == 0:
             self._forget_other_sessions()
+        with write_errors(self._files.heartbeats):
+            self._board = Board(self._files.heartbeats, self._files.slot, self._files.num_slots)
+            self._stacks = open_own(self._files.stacks, os.O_WRONLY | os.O_APPEND)
         self._write()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
@@ -142,45 +151,57 @@ class Watchdog:
         faulthandler.cancel_dump_traceback_later()
         self._status = "ended" if exception[0] is None else "failed"
         self._write()
+        if self._files.speaks or exception[0] is not None:
+            with contextlib.suppress(OSError):
+                self._files.gather_heartbeats()
+        if not self._thread.is_alive():
+            self._board.close()
+            os.close(self._stacks)
 
     def _watch(self) -> None:
-        with self._stacks_path.open("a", encoding="utf-8") as stacks:
-            while not self._closing.wait(self._period):
-                self._write()
-                _, activity, since, _ = self._main
-                limit = self._limits.of(activity)
-                # A second line, in C: this thread is stuck too where the interpreter is.
-                faulthandler.dump_traceback_later(
-                    min(2 * limit + 60, _LONGEST_TIMER), exit=True, file=stacks
-                )
-                if time.time() - since > limit or self._is_called():
-                    faulthandler.cancel_dump_traceback_later()
-                    self._call(stacks.fileno(), time.time() - since > limit, limit)
-                    return  # where a program around it lives on, a hang is told once
+        gathered = -math.inf
+        while not self._closing.wait(self._period):
+            self._write()
+            if self._is_its_turn(_GATHER_SECONDS) and time.monotonic() - gathered > _GATHER_SECONDS:
+                gathered = time.monotonic()
+                with contextlib.suppress(OSError):
+                    self._files.gather_heartbeats()
+            _, activity, since, _ = self._main
+            limit = self._limits.of(activity)
+            # A second line, in C: this thread is stuck too where the interpreter is.
+            faulthandler.dump_traceback_later(
+                min(2 * limit + 60, _LONGEST_TIMER), exit=True, file=self._stacks
+            )
+            if time.time() - since > limit or self._is_called():
+                faulthandler.cancel_dump_traceback_later()
+                self._call(time.time() - since > limit, limit)
+                return  # where a program around it lives on, a hang is told once
 
-    def _call(self, stacks: int, is_first_hand: bool, limit: float) -> None:
+    def _call(self, is_first_hand: bool, limit: float) -> None:
         """Write all that is known, wait for the others to do so too, and end the process."""
         step, activity, since, _ = self._main
         now = time.time()
         header = f"{STACKS_OF} {self._rank}, step {step}, {activity} for {now - since:.0f} s\n"
-        os.write(stacks, header.encode())
-        faulthandler.dump_traceback(file=stacks, all_threads=True)
+        with contextlib.suppress(OSError):
+            fcntl.flock(self._stacks, fcntl.LOCK_EX)  # the node's others write there too
+        os.write(self._stacks, header.encode())
+        faulthandler.dump_traceback(file=self._stacks, all_threads=True)
+        with contextlib.suppress(OSError):
+            fcntl.flock(self._stacks, fcntl.LOCK_UN)
         with contextlib.suppress(Exception):
             self._dump_flight_recorder()
-        if is_first_hand:
-            with contextlib.suppress(OSError):
-                self._hang_file.write_text(json.dumps({"rank": self._rank, "time": now}))
-        self._done_path.touch()
         log.error("hang: %s", header.strip())
-        self._wait_for_others()
-        verdict = blame(read_heartbeats(self._directory.heartbeats), time.time())
-        reason = f"hang at step {step}: {verdict}"
-        culprits = {heartbeat.rank for heartbeat in verdict.culprits}
-        speakers = [r for r in range(self._world_size) if r not in culprits or len(culprits) == 0]
-        if self._rank == (speakers or [0])[0]:
-            self._tell(reason, step, sorted(culprits), limit)
+        speaks = is_first_hand and not self._neighbours_called() and self._is_first()
+        self._called = now
+        self._write()
+        self._files.gather()
+        if speaks:
+            self._wait_for_others()
+            verdict = blame(read_heartbeats(self._directory.heartbeats), time.time())
+            culprits = sorted(heartbeat.rank for heartbeat in verdict.culprits)
+            self._tell(f"hang at step {step}: {verdict}", step, culprits, limit)
         else:
-            time.sleep(1.0)
+            self._wait_for_words()
         self._end(ExitCode.FAILED)
 
     def _tell(self, reason: str, step: int, culprits: list[int], limit: float) -> None:
@@ -195,20 +216,61 @@ class Watchdog:
         )  # fmt: skip
 
     def _wait_for_others(self) -> None:
-        end = time.monotonic() + _GRACE_SECONDS + 2 * self._period
+        """Until all have written their stacks, or those that do so should have."""
+        end = time.monotonic() + self._grace
         while time.monotonic() < end:
-            if len(list(self._directory.logs.glob("rank-*.stacks-done"))) >= self._world_size:
-                break
             self._write()
-            time.sleep(0.1)
-        self._write()
+            with contextlib.suppress(OSError):
+                self._files.gather_heartbeats()
+            found = read_heartbeats(self._directory.heartbeats)
+            if sum(heartbeat.called >= self.started for heartbeat in found) >= self._world_size:
+                return
+            time.sleep(_LOOK_SECONDS)
+
+    def _wait_for_words(self) -> None:
+        """Until the one that speaks has told why the job ends, or should have."""
+        end = time.monotonic() + self._grace + 1
+        while time.monotonic() < end:
+            self._write()
+            if self._is_its_turn(_LOOK_SECONDS) and self._directory.exit.exists():
+                return
+            time.sleep(_LOOK_SECONDS)
+
+    @property
+    def _grace(self) -> float:
+        return _GRACE_SECONDS + 2 * self._period
+
+    def _is_its_turn(self, period: float) -> bool:
+        """Whether it is now this one of the node's processes that looks into the run directory."""
+        return int(time.time() / period) % self._files.num_slots == self._files.slot
 
     def _is_called(self) -> bool:
         """Whether another process of this session has found a hang."""
+        if self._neighbours_called():
+            return True
         try:
-            return self._hang_file.stat().st_mtime >= self.started
+            return (
+                self._is_its_turn(self._period) and self._hang_file.stat().st_mtime >= self.started
+            )
         except OSError:
             return False
+
+    def _neighbours_called(self) -> bool:
+        """Whether one of the node's processes knows of a hang of this session."""
+        with contextlib.suppress(OSError):
+            return any(heartbeat.called >= self.started for heartbeat in self._board.read())
+        return False
+
+    def _is_first(self) -> bool:
+        """Whether no other process of the job has said before that there is a hang."""
+        try:
+            with self._hang_file.open("x") as file:
+                json.dump({"rank": self._rank, "time": time.time()}, file)
+        except FileExistsError:
+            return False
+        except OSError:
+            return True  # nobody can say so: each tells by itself
+        return True
 
     def _dump_flight_recorder(self) -> None:
         """NCCL's record of its last collectives, as JSON."""
@@ -218,29 +280,25 @@ class Watchdog:
             path.write_bytes(trace if isinstance(trace, bytes) else str(trace).encode())
 
     def _forget_other_sessions(self) -> None:
-        """Remove what a job of more processes, or one that hung, has left."""
-        for heartbeat in read_heartbeats(self._directory.heartbeats):
-            if heartbeat.rank >= self._world_size:
-                heartbeat_path(self._directory.heartbeats, heartbeat.rank).unlink(missing_ok=True)
-        self._hang_file.unlink(missing_ok=True)
+        """Remove what a job of more nodes, or one that hung, has left."""
+        kind = self._files.name.partition("-")[0]
+        ours = {f"{kind}-{number}.jsonl" for number in range(self._files.num_names)}
+        folder = self._directory.heartbeats
+        folder.mkdir(exist_ok=True)
+        for path in folder.iterdir():
+            if path.name not in ours:
+                with contextlib.suppress(OSError):
+                    path.unlink()
 
     def _write(self) -> None:
         step, activity, since, num_beats = self._main
         heartbeat = Heartbeat(
             self._rank, socket.gethostname(), os.getpid(), step, activity, num_beats, since,
-            time.time(), self._period, self._status,
+            time.time(), self._period, self._status, self._files.name, self._called,
         )  # fmt: skip
         with contextlib.suppress(OSError):  # a full disk is no hang
-            write_heartbeat(self._directory.heartbeats, heartbeat)
+            self._board.write(heartbeat)
 
     @property
     def _hang_file(self) -> Path:
         return self._directory.heartbeats / "hang.json"
-
-    @property
-    def _done_path(self) -> Path:
-        return self._directory.logs / f"rank-{self._rank}.stacks-done"
-
-    @property
-    def _stacks_path(self) -> Path:
-        return self._directory.logs / f"rank-{self._rank}.stacks"

@@ -1,0 +1,1 @@
+"""Recipes: commands one after the other, each once."""
