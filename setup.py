@@ -29,6 +29,7 @@ setup(
     package_data={
         "triax": ["py.typed"],
         **{f"triax.{folder}": ["py.typed"] for folder in FOLDERS},
+        "triax.launcher.init": ["templates/*.toml"],
         "triax.launcher.report": ["assets/*"],
         "triax.launcher.slurm": ["job.sh"],
     },

@@ -43,7 +43,7 @@ from triax.launcher.job.bench_config import bench_config
 from triax.training.bench.batches import RandomBatches
 from triax.training.bench.measure import Measured, measure, release_memory
 from triax.training.bench.report import Report, as_table
-from triax.training.records.hardware import device_name
+from triax.training.records.hardware import device_name, multiplies_bf16
 from triax.training.step.step import StepResult
 
 
@@ -198,6 +198,9 @@ def main(argv: Sequence[str]) -> int:
     overrides += [] if args.precision is None else [f"precision.compute={args.precision}"]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     config = bench_config(None, [*overrides, *args.overrides], device, 1)
+    has_bf16 = multiplies_bf16(torch.device(device))
+    precision = config.precision.resolved(has_bf16=has_bf16)
+    config = config.model_copy(update={"precision": precision})
     environment: Environment = discover()
     report = bench(config, environment, num_steps=args.steps)
     torch._dynamo.reset()

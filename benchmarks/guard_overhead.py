@@ -83,7 +83,7 @@ def main() -> None:
         ),
     )
     guard = TimedGuard(device)
-    context = StepContext(engine, LossScaler(PrecisionConfig(), device), guard, 1.0)
+    context = StepContext(engine, LossScaler(precision, device), guard, 1.0)
     seconds = []
     for step in range(args.steps + 2):
         tokens = torch.randint(model.vocab_size, (args.batch, args.seq_len + 1))

@@ -50,6 +50,8 @@ seq_len = {seq_len}
 prepare = {{ inputs = ["text"], output = "data", vocab_size = 4096 }}
 [budget]
 tokens = {tokens}
+[precision]
+compute = "fp32"
 [batch]
 global_batch_size = {batch}
 micro_batch_size = {micro}
@@ -73,7 +75,7 @@ class PlainLoop:
         self.model = Transformer(config.model).to(device)
         initialise_model(self.model, self.model.description, config.run.seed)
         make = optimizer_maker(
-            config.optimizer, PrecisionConfig(), self.model.description.parameters
+            config.optimizer, PrecisionConfig(compute="fp32"), self.model.description.parameters
         )
         self.optimizer = make(dict(self.model.named_parameters()))
         self.losses: list[float] = []

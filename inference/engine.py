@@ -80,11 +80,12 @@ def recorded_precision(folder: ModelFolder, compute: str | None) -> PrecisionCon
     Raises:
         UserError: the record's is none.
     """
-    fields = dict(recorded_table(recorded_table(folder.record, "config"), "precision"))
+    fields = {"compute": "fp32"}
+    fields |= recorded_table(recorded_table(folder.record, "config"), "precision")
     if compute is not None:
         fields["compute"] = compute
     try:
-        return PrecisionConfig.model_validate(fields)
+        return PrecisionConfig.model_validate(fields).resolved(has_bf16=False)
     except ValidationError as error:
         raise UserError(f"{folder.path}: its record holds no valid precision: {error}") from None
 

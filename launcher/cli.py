@@ -17,6 +17,7 @@ from triax.launcher.cluster.exits import run_to_exit_code
 from triax.launcher.config.overrides import parse_arguments
 
 COMMANDS = {
+    "init": ("triax.launcher.commands.init", "Write a new run's file from a recipe."),
     "check": ("triax.launcher.commands.check", "Say everything that is wrong with a config."),
     "train": ("triax.launcher.commands.train", "Train a model, or resume where a run stopped."),
     "plan": (
@@ -53,6 +54,10 @@ COMMANDS = {
         "Say what a run's processes did when it stopped or hung.",
     ),
     "eval": ("triax.launcher.commands.eval", "Measure a checkpoint's loss on a dataset."),
+    "completion": (
+        "triax.launcher.commands.completion",
+        "Print what makes a shell complete triax's commands and options.",
+    ),
     "recipe": (
         "triax.launcher.commands.recipe",
         "Take a recipe's steps, such as from-scratch: from raw text to answers.",
@@ -88,21 +93,33 @@ def _dispatch(argv: list[str]) -> int:
         name, *arguments = argv
         if name not in COMMANDS:
             raise UserError(_unknown(name))
-        module, help_line = COMMANDS[name]
-        command = cast(Command, importlib.import_module(module))
-        parser = argparse.ArgumentParser(
-            prog=f"triax {name}",
-            description=help_line,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-        command.add_arguments(parser)
+        command, parser = parser_of(name)
         args = parse_arguments(parser, arguments)
         args.argv = argv  # for commands that start themselves several times
+        args.parsers = all_parsers  # for the one about the others
     except SystemExit as exit_:
         # argparse ends the process after --help, --version and usage errors.
         return exit_.code if isinstance(exit_.code, int) else ExitCode.DONE
     return command.run(args)
+
+
+def parser_of(name: str) -> tuple[Command, argparse.ArgumentParser]:
+    """A command's module, which is imported now, and the parser of its arguments."""
+    module, help_line = COMMANDS[name]
+    command = cast(Command, importlib.import_module(module))
+    parser = argparse.ArgumentParser(
+        prog=f"triax {name}",
+        description=help_line,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.add_arguments(parser)
+    return command, parser
+
+
+def all_parsers() -> dict[str, tuple[str, argparse.ArgumentParser]]:
+    """Every command's one-line help and parser, by name."""
+    return {name: (text, parser_of(name)[1]) for name, (_, text) in COMMANDS.items()}
 
 
 def _top_level_parser() -> argparse.ArgumentParser:

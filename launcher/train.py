@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stdout
 from functools import partial
 
 from triax.common.output import lossy_output
@@ -30,17 +32,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--preflight", action="store_true", help="check and compare the machines first"
     )
+    parser.add_argument(
+        "-q", "--quiet", action="store_true", help="print nothing but warnings and errors"
+    )
     # The deepspeed launcher gives it besides the variable.
     parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)
     parser.set_defaults(overrides=())
     args = parse_arguments(parser, sys.argv[1:] if argv is None else argv)
-    with lossy_output():
+    with lossy_output(), redirect_stdout(io.StringIO()) if args.quiet else nullcontext():
         return run_to_exit_code(partial(_discover_and_train, args))
 
 
 def _discover_and_train(args: argparse.Namespace) -> int:
     # `triax train` blocks them. SIGUSR1 asks for a save: it waits until there is something to save.
     let_signals_through(but=(signal.SIGUSR1,))
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # a profiler would announce itself
     environment = discover()
     if environment.launcher != "single":
         end_with_launcher()

@@ -69,8 +69,9 @@ class ParallelConfig(Section):
 class PrecisionConfig(Section):
     """`[precision]`: what matrices are multiplied in; the optimizer updates fp32 weights."""
 
-    compute: Literal["fp32", "bf16", "fp16", "fp8"] = "fp32"
-    """fp8: the blocks' linear layers; all else as in bf16."""
+    compute: Literal["auto", "fp32", "bf16", "fp16", "fp8"] = "auto"
+    """auto: bf16 where the devices of all processes multiply in it, else fp32; a run resolves it
+    as it starts. fp8: the blocks' linear layers; all else as in bf16."""
     fp8_recipe: Literal["tensorwise", "rowwise"] = "tensorwise"
     """One scale a matrix, or one a row: slower, and closer to bf16 where outliers are."""
     gradients: Literal["fp32", "bf16"] = "fp32"
@@ -80,3 +81,9 @@ class PrecisionConfig(Section):
     initial_loss_scale: float = Field(65536.0, ge=1, le=LARGEST_FP32)
     """fp16 only; halved at each overflow, doubled after `loss_scale_window` clean steps."""
     loss_scale_window: PositiveInt = 1000
+
+    def resolved(self, *, has_bf16: bool) -> PrecisionConfig:
+        """With what "auto" stands for on devices that multiply in bf16, or don't."""
+        if self.compute != "auto":
+            return self
+        return self.model_copy(update={"compute": "bf16" if has_bf16 else "fp32"})

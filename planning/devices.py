@@ -132,6 +132,11 @@ class Device:
         return float(tflops) * 1e12
 
     @property
+    def has_bf16(self) -> bool:
+        """Whether it multiplies in bf16: that and TF32 came together, with Ampere."""
+        return self.peak.tf32 is not None
+
+    @property
     def attention_flops(self) -> float:
         """FLOP/s that attention reaches."""
         return self.peak.half * 1e12 * self.reach.attention

@@ -48,6 +48,8 @@ text_field = "body"
 zero_stage = 3
 [budget]
 tokens = "1536"
+[precision]
+compute = "fp32"
 [batch]
 global_batch_size = 8
 [optimizer]

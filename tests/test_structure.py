@@ -43,6 +43,7 @@ TORCH_FREE = (
     "triax.launcher.cluster.launchers",
     "triax.launcher.commands.check",
     "triax.launcher.commands.diagnose",
+    "triax.launcher.commands.init",
     "triax.launcher.commands.plan",
     "triax.launcher.commands.report",
     "triax.launcher.api.planning",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, PositiveInt
+from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeInt, PositiveInt
 
 from triax.common.paths import PathField
 from triax.common.quantities import (
@@ -128,3 +128,43 @@ class MetricsConfig(Section):
     tensorboard: bool = True
     wandb_project: str | None = None
     """Also log to this Weights & Biases project (the `wandb` extra)."""
+    mlflow_experiment: str | None = None
+    """Also log to this MLflow experiment (the `mlflow` extra), where MLFLOW_TRACKING_URI says, by
+    default into the run's own folder."""
+    comet_project: str | None = None
+    """Also log to this Comet project (the `comet` extra); without COMET_API_KEY into an archive in
+    the run's folder."""
+
+
+def _as_window(text: str) -> str:
+    """As written, once it is one step or two with a dash between.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    first, dash, last = text.partition("-")
+    parts = [first, last] if dash else [first]
+    if not all(part.isascii() and part.isdigit() and len(part) < 16 for part in parts):
+        raise ValueError(f'expected steps such as "100-103" or "100", got {text[:40]!r}')
+    if not 0 < int(first) <= int(last or first):
+        raise ValueError(f'steps are counted from 1, the first one first, got "{text}"')
+    return text
+
+
+class ProfileConfig(Section):
+    """`[profile]`: a few steps under torch's profiler, written to the run's `profile/`."""
+
+    steps: Annotated[str, AfterValidator(_as_window)] | None = None
+    """Such as "100-103". They are slower than others, and a trace grows with them."""
+    ranks: tuple[NonNegativeInt, ...] = (0,)
+    """Processes that profile, each into a file of its own."""
+    memory: bool = True
+    """On CUDA also keep a snapshot of the allocator's memory and its history over these steps."""
+
+    @property
+    def window(self) -> range | None:
+        """The steps; None for none."""
+        if self.steps is None:
+            return None
+        first, _, last = self.steps.partition("-")
+        return range(int(first), int(last or first) + 1)

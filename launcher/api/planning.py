@@ -52,7 +52,8 @@ def plan(
         if preset is not None
         else planned_from_file(str(config), changes)
     )
-    setup, device = setup_of(planned.config, gpus), find_device(gpu)
+    device = find_device(gpu)
+    setup = setup_of(planned.config, gpus, has_bf16=device.has_bf16)
     found = search(
         setup, device, default_space(setup, device),
         lambda candidate: refusal_of(planned.config, candidate), _TOP,

@@ -89,6 +89,7 @@ from triax.training.config import (
     BatchConfig,
     BudgetConfig,
     MetricsConfig,
+    ProfileConfig,
     ScheduleConfig,
 )
 from triax.training.step.budget import resolve_budget
@@ -174,12 +175,28 @@ def budget_fits(
         )
 
 
-def wandb_is_installed(metrics: MetricsConfig) -> Iterator[Problem]:
+def boards_are_installed(metrics: MetricsConfig) -> Iterator[Problem]:
     """What is asked for can be imported."""
-    if metrics.wandb_project is not None and importlib.util.find_spec("wandb") is None:
+    for key, package, extra in (
+        ("wandb_project", "wandb", "wandb"),
+        ("mlflow_experiment", "mlflow", "mlflow"),
+        ("comet_project", "comet_ml", "comet"),
+    ):
+        if getattr(metrics, key) is not None and importlib.util.find_spec(package) is None:
+            yield Problem(
+                f"metrics.{key}",
+                f'the {package} package is not installed; `pip install "triax[{extra}]"` adds it',
+            )
+
+
+def profiled_ranks_exist(profile: ProfileConfig, world_size: int | None) -> Iterator[Problem]:
+    """The processes that are to profile are there."""
+    if world_size is None:
+        return
+    absent = [rank for rank in profile.ranks if rank >= world_size]
+    if absent:
         yield Problem(
-            "metrics.wandb_project",
-            'the wandb package is not installed; `pip install "triax[wandb]"` adds it',
+            "profile.ranks", f"{absent[0]}: {world_size} processes have ranks 0 to {world_size - 1}"
         )
 
 
@@ -252,7 +269,8 @@ CHECKS: tuple[Check, ...] = (
     initial_weights_fit,
     adapters_have_a_base,
     deepspeed_flips_together,
-    wandb_is_installed,
+    boards_are_installed,
+    profiled_ranks_exist,
     run_dir_is_writable,
 )
 WARNINGS: tuple[Check, ...] = (

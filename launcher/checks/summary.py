@@ -40,7 +40,7 @@ def summary(config: RunConfig, world_size: int | None) -> list[str]:
         "batch": f"{size:,} x {config.data.seq_len:,} = {per_step:,} tokens a step, "
         f"{micro} at a time per process",
         "compute": f"{budget.num_tokens * flops:.3g} FLOPs, {flops:.3g} a token, "
-        f"in {config.precision.compute}",
+        f"in {_computed_in(config)}",
         "layout": f"{config.parallel.engine}, ZeRO stage {config.parallel.zero_stage}, "
         + _processes(world_size),
         "data": ", ".join(source.path for source in config.data.sources),
@@ -50,6 +50,11 @@ def summary(config: RunConfig, world_size: int | None) -> list[str]:
         *(_row("phase", text) for text in _phases(config.data)),
         *(_row("reads", text) for text in _readings(config, budget.num_tokens)),
     ]
+
+
+def _computed_in(config: RunConfig) -> str:
+    compute: str = config.precision.compute
+    return "bf16 or fp32, by the hardware" if compute == "auto" else compute
 
 
 def _phases(data: DataConfig) -> Iterator[str]:

@@ -142,8 +142,11 @@ def as_rehearsed(config: RunConfig) -> tuple[RunConfig, list[str]]:
     if config.parallel.offload == "nvme":
         parallel["offload"] = "cpu"
         notes.append("what is to lie on a drive is counted as memory of the machine")
+    precision = config.precision.resolved(has_bf16=True)
+    if precision != config.precision:
+        notes.append('precision.compute = "auto" is taken for bf16, as on GPUs from Ampere on')
     changed = config.parallel.model_copy(update=parallel)
-    return config.model_copy(update={"parallel": changed}), notes
+    return config.model_copy(update={"parallel": changed, "precision": precision}), notes
 
 
 def with_few_micro_batches(

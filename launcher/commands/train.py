@@ -37,6 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="check and compare the machines first (always done on several nodes)",
     )
+    parser.add_argument(
+        "-q", "--quiet", action="store_true", help="print nothing but warnings and errors"
+    )
     parser.set_defaults(overrides=())
     parser.usage = f"{parser.prog} CONFIG [--nproc-per-node N] [--section.key=value ...]"
     parser.epilog = EXAMPLE
@@ -54,6 +57,8 @@ def run(args: argparse.Namespace) -> int:
     argv = [args.config, *(f"--{override}" for override in args.overrides)]
     if args.preflight:
         argv.append("--preflight")
+    if args.quiet:
+        argv.append("--quiet")
     with lossy_output():
         if args.num_processes is None:
             become_worker(WORKER, argv)

@@ -20,6 +20,7 @@ from triax.training.config import (
     EvalConfig,
     MetricsConfig,
     OptimizerConfig,
+    ProfileConfig,
     ScheduleConfig,
 )
 from triax.training.objectives.config import ObjectiveConfig
@@ -81,6 +82,7 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     eval: EvalConfig = EvalConfig()
     metrics: MetricsConfig = MetricsConfig()
+    profile: ProfileConfig = ProfileConfig()
     stability: StabilityConfig = StabilityConfig()
     faults: FaultsConfig = FaultsConfig()
 

@@ -18,6 +18,7 @@ from triax.launcher.cluster.environment import Environment
 from triax.launcher.cluster.process_group import Processes, joined, make_deterministic
 from triax.launcher.config.run_config import RunConfig
 from triax.launcher.job.engine import make_engine
+from triax.launcher.job.precision import with_precision
 from triax.models.counts import flops_per_token, num_parameters
 from triax.parallel.dtypes import DTYPES
 from triax.parallel.float8 import require_float8
@@ -58,6 +59,7 @@ def bench(
         save_seconds=config.checkpoint.deadline.amount,
         run_dir=config.run_dir,
     ) as processes:
+        config = with_precision(config, processes)
         layout = Layout.of(config.parallel, environment.world_size)
         _refuse_hopeless(config, layout, processes)
         if config.precision.compute == "fp8":

@@ -15,14 +15,13 @@ from triax.data.read.loader import Loader
 from triax.launcher.job.forecast import forecast_writers
 from triax.launcher.job.job import Job
 from triax.models.counts import flops_per_token
+from triax.training.records.boards import Comet, MLflow, TensorBoard, WeightsAndBiases
 from triax.training.records.console import Console
 from triax.training.records.hardware import device_name, peak_flops, peak_memory_gib
 from triax.training.records.metrics import (
     MetricsWriter,
     MetricsWriters,
     Row,
-    TensorBoard,
-    WeightsAndBiases,
     metrics_row,
 )
 from triax.training.records.metrics_logger import MetricsLogger
@@ -70,9 +69,13 @@ def _make_writers(job: Job, next_step: int, console: Console) -> MetricsWriters:
         return MetricsWriters(writers)
     if config.metrics.tensorboard:
         writers.append(TensorBoard(directory.tensorboard, next_step))
+    settings = config.model_dump(mode="json")
     if config.metrics.wandb_project is not None:
-        settings = config.model_dump(mode="json")
         writers.append(WeightsAndBiases(config.metrics.wandb_project, directory.path, settings))
+    if config.metrics.mlflow_experiment is not None:
+        writers.append(MLflow(config.metrics.mlflow_experiment, directory.path, settings))
+    if config.metrics.comet_project is not None:
+        writers.append(Comet(config.metrics.comet_project, directory.path, settings))
     writers += forecast_writers(job, console.say)
     writers += job.host.writers
     return MetricsWriters(writers)

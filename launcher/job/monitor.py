@@ -5,6 +5,7 @@ from __future__ import annotations
 from triax.checkpoint.store import CheckpointStore
 from triax.data.read.loader import Loader
 from triax.launcher.job.job import Job
+from triax.launcher.job.profiling import make_profiling
 from triax.launcher.job.record import RecordKeeper
 from triax.parallel.collectives import gather_objects
 from triax.parallel.engine import Engine
@@ -44,6 +45,7 @@ def make_monitor(
             group, stability.straggler_every, stability.straggler_factor, engine.device
         ),
         faults=job.faults,
+        profiling=make_profiling(job, engine.device, metrics_logger),
         metrics_logger=metrics_logger,
         beat=job.watchdog.beat,
         group=group,

@@ -19,6 +19,7 @@ from triax.launcher.config.run_config import RunConfig
 from triax.launcher.job.build import train
 from triax.launcher.job.ending import TELLING, ending_by, report
 from triax.launcher.job.job import Host, Job
+from triax.launcher.job.precision import with_precision
 from triax.parallel.float8 import require_float8
 from triax.training.loop.loop import Outcome
 from triax.training.records.local_files import LocalFiles
@@ -126,6 +127,7 @@ def _joined(
     )
     own = StopSignal() if processes.is_main else StopSignal(_say_nothing)
     stop = parts.enter_context((processes.is_main and host.stop) or own)
+    config = with_precision(config, processes)
     return Job.of(config, processes, files.directory, watchdog, stop, former, host)
 
 

@@ -55,7 +55,7 @@ def plan(args: argparse.Namespace) -> None:
     if args.gpus is None:
         raise UserError("how many GPUs? Give --gpus N, and --gpu NAME if they aren't H100s")
     planned, device = _planned(args), device_of(args)
-    setup = setup_of(planned.config, args.gpus)
+    setup = setup_of(planned.config, args.gpus, has_bf16=device.has_bf16)
     begin = time.perf_counter()
     found = None if args.as_is else _search(args, planned, setup, device)
     seconds = time.perf_counter() - begin

@@ -59,12 +59,22 @@ class Planned:
     config: RunConfig
 
 
-def setup_of(config: RunConfig, world_size: int, device: Literal["cuda", "cpu"] = "cuda") -> Setup:
-    """What the planner reads of a run's config."""
+def setup_of(
+    config: RunConfig,
+    world_size: int,
+    device: Literal["cuda", "cpu"] = "cuda",
+    *,
+    has_bf16: bool = True,
+) -> Setup:
+    """What the planner reads of a run's config.
+
+    Args:
+        has_bf16: whether `precision.compute = "auto"` means bf16 there.
+    """
     return Setup(
         config.model,
         config.parallel,
-        config.precision,
+        config.precision.resolved(has_bf16=has_bf16),
         config.batch,
         config.optimizer,
         config.data.seq_len,
@@ -81,10 +91,18 @@ def planned_from_file(path: str, overrides: Sequence[str]) -> Planned:
         ConfigError: its sections aren't valid.
         UserError: it can't be read or is no TOML.
     """
-    text = read_config(path)
-    config = parse_config(path, text, overrides)
+    return planned_from_text(path, read_config(path), overrides)
+
+
+def planned_from_text(source: str, text: str, overrides: Sequence[str] = ()) -> Planned:
+    """As `planned_from_file`, of the text of one.
+
+    Args:
+        source: what messages call it.
+    """
+    config = parse_config(source, text, overrides)
     tables, _, _ = apply_overrides(tomllib.loads(text), overrides)
-    return Planned(path, tables, config)
+    return Planned(source, tables, config)
 
 
 def planned_from_preset(

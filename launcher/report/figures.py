@@ -68,6 +68,7 @@ NOTES = {
     "rollback": "The run went back to an earlier checkpoint, and past the data since.",
     "new_level": "The guard took the loss's new level for the usual one.",
     "straggler": "A process was slower than its peers.",
+    "profile": "Steps were profiled; the files are in the run's profile/.",
     "hang": "Nothing moved for longer than granted; stacks are in logs/.",
     "stop": "The run stopped by itself.",
     "damaged_data": "Data were found damaged.",

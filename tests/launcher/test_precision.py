@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from jobs import curve, kills, read_events, read_rows, train
+import torch
+from jobs import CONFIG, curve, kills, read_events, read_rows, train
+
+from triax.launcher.cluster.launchers import discover
+from triax.launcher.cluster.process_group import Processes
+from triax.launcher.config.loading import parse_config
+from triax.launcher.job import precision
+from triax.training.records.hardware import multiplies_bf16
 
 
 @pytest.mark.parametrize("num_processes", [1, 2])
@@ -75,3 +84,36 @@ def test_bf16_learns(job: Path) -> None:
     assert ended.code == 0, ended.text
     losses = [event["loss"] for event in read_events(job / "runs/job", "evaluation")]
     assert losses[-1] < losses[0] - 1.5
+
+
+def test_auto_is_resolved_for_the_run(job: Path) -> None:
+    ended = train(job, "--precision.compute=auto", "--budget.tokens=512", "--eval.every=none")
+    assert ended.code == 0, ended.text
+    compute = tomllib.loads((job / "runs/job/config.toml").read_text())["precision"]["compute"]
+    assert compute == ("bf16" if multiplies_bf16(torch.device("cpu")) else "fp32")
+    assert f"auto     {compute}: cpu has " in ended.out
+    # To go on with what it became is no change.
+    again = train(job, "--precision.compute=auto", "--budget.tokens=1024", "--eval.every=none")
+    assert again.code == 0 and "precision" not in again.out.replace("precision.compute", "")
+
+
+@pytest.mark.parametrize(
+    ("compute", "here", "there", "expected"),
+    [
+        ("auto", True, True, "bf16"),
+        ("auto", True, False, "fp32"),
+        ("auto", False, True, "fp32"),
+        ("fp16", True, True, "fp16"),
+    ],
+)
+def test_all_ranks_take_bf16_or_none(
+    compute: str, here: bool, there: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reduced(value: bool, merge: Callable[[bool, bool], bool], _group: object) -> bool:
+        return merge(value, there)
+
+    monkeypatch.setattr(precision, "multiplies_bf16", lambda _device: here)
+    monkeypatch.setattr(precision, "reduce_objects", reduced)
+    config = parse_config("run.toml", CONFIG, [f"precision.compute={compute}"])
+    processes = Processes(discover({}), torch.device("cpu"), None, None)
+    assert precision.with_precision(config, processes).precision.compute == expected

@@ -41,6 +41,8 @@ tokenizer = "tokenizer"
 seq_len = 32
 [budget]
 tokens = 6144
+[precision]
+compute = "fp32"
 [batch]
 global_batch_size = 8
 micro_batch_size = 2

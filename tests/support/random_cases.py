@@ -80,7 +80,7 @@ def problems(
         "data": DataConfig(sources=(SourceConfig(path="any"),), seq_len=SEQ_LEN),
         "parallel": ParallelConfig(**parallel),
         "batch": BatchConfig(**batch),
-        "precision": PrecisionConfig(),
+        "precision": PrecisionConfig(compute="fp32"),
         "optimizer": OptimizerConfig(),
         "world_size": num_processes,
     }

@@ -19,6 +19,8 @@ preset = "mini-10m"
 [data]
 sources = [{ path = "corpora/<b>bold</b>" }]
 seq_len = 512
+[precision]
+compute = "fp32"
 [batch]
 global_batch_size = 8
 [optimizer]

@@ -40,6 +40,8 @@ vocab_size = {vocab_size}
 [data]
 sources = [{{ path = "{folder}/train" }}]
 seq_len = {seq_len}
+[precision]
+compute = "fp32"
 [batch]
 global_batch_size = 8
 micro_batch_size = 2

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from groups import shares_meshes
 from torch import Tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from worlds import Case, engine_class, make_context, make_engine, micro_batches
+from worlds import FP32, Case, engine_class, make_context, make_engine, micro_batches
 
 from triax.models.families import model_config
 from triax.parallel.config import ParallelConfig, PrecisionConfig
@@ -72,7 +72,7 @@ def setup_of(case: Case, world_size: int) -> Setup:
     return Setup(
         model_config(**case.model),
         ParallelConfig(**case.parallel),
-        PrecisionConfig(**case.precision),
+        PrecisionConfig(**FP32 | case.precision),
         BatchConfig(
             global_batch_size=case.global_batch_size, micro_batch_size=case.micro_batch_size
         ),

@@ -26,6 +26,8 @@ tokenizer = "tokenizer"
 seq_len = 32
 [budget]
 tokens = "TOKENS"
+[precision]
+compute = "fp32"
 [batch]
 global_batch_size = 8
 [optimizer]

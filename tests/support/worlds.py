@@ -45,6 +45,8 @@ from triax.training.step.step import StepContext, train_step
 
 SEQ_LEN = 16
 SEED = 3
+FP32 = {"compute": "fp32"}
+"""Where a case says nothing else: by itself a run takes what the hardware has."""
 
 SMALL = dict(
     num_layers=4, hidden_size=32, num_heads=4, num_kv_heads=2, ffn_hidden_size=48, vocab_size=96,
@@ -274,7 +276,7 @@ def engine_class(case: Case) -> type:
 
 def make_engine(case: Case, kind: type | None = None) -> Any:
     """The case's engine on this process, or one of the given class."""
-    parallel, precision = ParallelConfig(**case.parallel), PrecisionConfig(**case.precision)
+    parallel, precision = ParallelConfig(**case.parallel), PrecisionConfig(**FP32 | case.precision)
     mesh = build_mesh(Layout.of(parallel, dist.get_world_size()), case.device)
     optimizer = OptimizerConfig(**case.optimizer)
     is_native = parallel.engine == "native"
@@ -302,7 +304,7 @@ def micro_batches(case: Case, step: int) -> list[Batch]:
 
 def make_context(case: Case, engine: Any) -> StepContext:
     """What the case's steps work with."""
-    precision = PrecisionConfig(**{"initial_loss_scale": 1024.0, **case.precision})
+    precision = PrecisionConfig(**FP32 | {"initial_loss_scale": 1024.0} | case.precision)
     return StepContext(
         engine, LossScaler(precision, engine.device), Guard(device=engine.device), case.clip_norm
     )

@@ -25,6 +25,7 @@ from triax.training.config import OptimizerConfig
 from triax.training.step.apex import chosen, find_fused_adam, find_fused_rms_norm
 from triax.training.step.optimizer import optimizer_maker
 
+FP32 = PrecisionConfig(compute="fp32")
 TABLE = {
     "w": Parameter("w", (3, 2), Role.COLUMN, 0),
     "v": Parameter("v", (4,), Role.NORM, 0),
@@ -50,7 +51,7 @@ def test_only_nvidias_is_taken(apex: str) -> None:
     config = OptimizerConfig(implementation="apex")
     problems = list(apex_is_nvidias(config, ParallelConfig(engine="deepspeed")))
     assert (problems == []) == (apex in ("nvidia", "not-compiled"))
-    make = optimizer_maker(config, PrecisionConfig(), TABLE)
+    make = optimizer_maker(config, FP32, TABLE)
     if apex == "nvidia":
         assert type(make({"w": nn.Parameter(torch.ones(2, 2))})).__name__ == "CountedFusedAdam"
         assert rms_norm(config) is not None
@@ -69,7 +70,7 @@ def rms_norm(config: OptimizerConfig, *, on_cuda: bool = False) -> object:
 
 def test_auto_needs_a_gpu_and_torch_takes_torchs(apex: str) -> None:  # noqa: ARG001
     for implementation in ("auto", "torch"):
-        make = optimizer_maker(make_config(implementation), PrecisionConfig(), TABLE)
+        make = optimizer_maker(make_config(implementation), FP32, TABLE)
         assert type(make({"w": nn.Parameter(torch.ones(2, 2))})) is torch.optim.AdamW
         assert rms_norm(make_config(implementation)) is None
 
@@ -107,7 +108,7 @@ def test_it_counts_and_updates_as_torch_does(apex: str) -> None:  # noqa: ARG001
     for implementation in ("torch", "apex"):
         parameters = {name: nn.Parameter(value.clone()) for name, value in start.items()}
         config = OptimizerConfig(lr=0.1, implementation=implementation)
-        optimizer = optimizer_maker(config, PrecisionConfig(), TABLE)(parameters)
+        optimizer = optimizer_maker(config, FP32, TABLE)(parameters)
         for step in range(5):
             for parameter in parameters.values():
                 parameter.grad = torch.sin(parameter.detach() + step)
@@ -152,9 +153,7 @@ def test_nvidias_adam_updates_as_torchs() -> None:
     finals = []
     for implementation in ("torch", "apex"):
         weight = nn.Parameter(torch.linspace(-1, 1, 4096, device="cuda").view(64, 64))
-        optimizer = optimizer_maker(make_config(implementation), PrecisionConfig(), TABLE)(
-            {"w": weight}
-        )
+        optimizer = optimizer_maker(make_config(implementation), FP32, TABLE)({"w": weight})
         for step in range(10):
             weight.grad = torch.sin(weight.detach() * 3 + step)
             optimizer.step()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from triax.training.records import hardware
 from triax.training.records.hardware import peak_flops
 from triax.training.records.peaks import PEAKS
 
@@ -69,3 +72,22 @@ def test_what_is_not_known_is_not_guessed(name: str, compute: str) -> None:
 def test_every_entry_can_be_reached() -> None:
     for name, peak in PEAKS.items():
         assert peak_flops(f"NVIDIA {name}", "bf16") == peak.half * 1e12, name
+
+
+@pytest.mark.parametrize(
+    ("text", "has_bf16"),
+    [
+        ("processor : 0\nflags : fpu avx512f avx512_bf16 amx_tile\n", True),
+        ("processor : 0\nflags : fpu avx512f avx512bw\n", False),
+        ("processor : 0\nFeatures : fp asimd i8mm bf16\n", True),
+        ("nothing is known\n", False),
+        (None, False),
+    ],
+)
+def test_a_cpu_tells_whether_it_multiplies_bf16(
+    text: str | None, has_bf16: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardware, "_CPU_INFO", tmp_path / "cpuinfo")
+    if text is not None:
+        (tmp_path / "cpuinfo").write_text(text)
+    assert hardware.multiplies_bf16(torch.device("cpu")) == has_bf16

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from triax.training.records.metrics import MetricsWriters, TensorBoard
+from triax.training.records.boards import TensorBoard
+from triax.training.records.metrics import MetricsWriters
 
 
 def shown(folder: Path) -> list[tuple[int, float]]:

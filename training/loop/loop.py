@@ -124,7 +124,7 @@ class TrainLoop:
     def run(self, state: TrainState) -> Outcome:
         """Train from `state`; the last step reached is saved before this returns."""
         self._ready_after = time.time() - self.plan.started
-        with self.garbage:
+        with self.garbage, closing(self.monitor.profiling):
             return self._run(state)
 
     def _run(self, state: TrainState) -> Outcome:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import resource
 import sys
+from pathlib import Path
 
 import torch
 
 from triax.training.records.peaks import find_peak
+
+_CPU_INFO = Path("/proc/cpuinfo")
+_CPU_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def peak_flops(device_name: str, compute: str) -> float | None:
@@ -31,6 +35,19 @@ def peak_flops(device_name: str, compute: str) -> float | None:
 def uses_tf32() -> bool:
     """Whether torch was told to multiply fp32 matrices in TF32."""
     return torch.get_float32_matmul_precision() != "highest"
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether the device has bf16 products in hardware: NVIDIA's from Ampere on, CPUs with
+    AVX512_BF16, AMX or Arm's BF16. What emulates them is slower than in fp32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    try:
+        text = _CPU_INFO.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    flags = (line.split() for line in text.splitlines() if line.startswith(("flags", "Features")))
+    return not _CPU_FLAGS.isdisjoint(next(flags, ()))
 
 
 def device_name(device: torch.device) -> str:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from functools import partial
-from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -155,60 +153,6 @@ class MetricsWriter(Protocol):
 
     def close(self) -> None:
         """Write what is buffered."""
-
-
-class TensorBoard:
-    """TensorBoard event files.
-
-    Args:
-        folder: the run's `tensorboard/`.
-        next_step: what older files say of this step and later ones is hidden.
-    """
-
-    def __init__(self, folder: Path, next_step: int) -> None:
-        # Slow to import, and chosen by the config.
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._open = partial(SummaryWriter, str(folder))
-        self._writer: Any = self._open(purge_step=next_step)
-
-    def rewind(self, next_step: int) -> None:
-        self._writer.close()
-        self._writer = self._open(purge_step=next_step)
-
-    def log(self, step: int, scalars: dict[str, float]) -> None:
-        for name, value in scalars.items():
-            self._writer.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-class WeightsAndBiases:
-    """A Weights & Biases run that is gone on with under the same name.
-
-    Its own steps can't go back, as a run does that is resumed or rolled back: ours is a metric
-    beside the others, by which they are drawn.
-    """
-
-    def __init__(self, project: str, run_dir: Path, config: dict[str, Any]) -> None:
-        # Only there with the `wandb` extra.
-        import wandb
-
-        self._run: Any = wandb.init(
-            project=project, name=run_dir.name, id=run_dir.name, resume="allow",
-            dir=str(run_dir), config=config,
-        )  # fmt: skip
-        self._run.define_metric("*", step_metric="step")
-
-    def rewind(self, next_step: int) -> None:
-        """Nothing to do: what comes again is drawn at its step again."""
-
-    def log(self, step: int, scalars: dict[str, float]) -> None:
-        self._run.log({"step": step, **scalars})
-
-    def close(self) -> None:
-        self._run.finish()
 
 
 class MetricsWriters:

@@ -46,6 +46,7 @@ class RunDirectory:
         self.tensorboard = path / "tensorboard"
         self.checkpoints = path / "checkpoints"
         self.logs = path / "logs"
+        self.profile = path / "profile"
         self.heartbeats = path / "heartbeats"
         self.abandoned = path / "abandoned.jsonl"
         self.stop_report = path / "stop-report.md"

@@ -17,6 +17,7 @@ from triax.parallel.config import ParallelConfig
 from triax.parallel.engine import Engine
 from triax.parallel.layout import Layout
 from triax.training.records.metrics_logger import MetricsLogger
+from triax.training.records.profiling import Profiling
 from triax.training.stability.control import ControlLine, StopSignal
 from triax.training.stability.escalation import Escalation
 from triax.training.stability.faults import FaultInjector
@@ -51,6 +52,7 @@ class Monitor:
         stop: notes signals.
         stragglers: compares the processes' own times.
         faults: rehearsed failures.
+        profiling: looks into the steps that were chosen for it.
         beat: tells the watchdog that the main thread goes on to an activity of a step.
         group: gloo group of the main thread; None for a single process.
         hosts: every rank's host, on the first rank.
@@ -67,6 +69,7 @@ class Monitor:
     stop: StopSignal
     stragglers: StragglerWatch
     faults: FaultInjector
+    profiling: Profiling
     metrics_logger: MetricsLogger
     beat: Callable[[str, int], None]
     group: dist.ProcessGroup | None
@@ -92,9 +95,11 @@ class Monitor:
         for straggler in self.stragglers.step(time.perf_counter() - self._free_since):
             self._tell_straggler(straggler.rank, straggler.what, after.step)
         self.beat("in the step", after.step)
+        self.profiling.before_step(after.step)
 
     def after_step(self, after: TrainState) -> None:
         """The step's figures are on their way."""
+        self.profiling.after_step(after.step)
         self.faults.at("after-update", after.step)
         self.beat("between steps", after.step)
 

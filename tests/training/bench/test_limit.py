@@ -25,6 +25,8 @@ WORK = Work(
     tensor=1, pipeline=1, optimizer_bytes=10**6,
 )  # fmt: skip
 
+FP32 = PrecisionConfig(compute="fp32")
+
 
 @pytest.mark.parametrize("preset", ["mini-10m", "llama3-8b", "llama3.2-1b-untied"])
 def test_products_are_the_flops_that_are_counted(preset: str) -> None:
@@ -54,7 +56,7 @@ def test_an_update_moves_each_state_twice_and_gradients_once() -> None:
     state = {f"model.{name}": weight for name, weight in weights.items()}
     state |= {f"optimizer.{name}.exp_avg": weight for name, weight in weights.items()}
     half = {f"optimizer.{name}.exp_avg_sq": w.to(torch.bfloat16) for name, w in weights.items()}
-    assert optimizer_bytes(state | half, PrecisionConfig()) == num * (4 + 4 + 4 + 4 + 4 + 2 + 2)
+    assert optimizer_bytes(state | half, FP32) == num * (4 + 4 + 4 + 4 + 4 + 2 + 2)
     assert optimizer_bytes(state | half, PrecisionConfig(compute="bf16")) == num * (24 + 2)
     small = PrecisionConfig(compute="bf16", gradients="bf16")
     assert optimizer_bytes(state | half, small) == num * (24 - 2 + 2)
@@ -62,7 +64,7 @@ def test_an_update_moves_each_state_twice_and_gradients_once() -> None:
 
 def test_of_a_divided_state_only_the_part_that_is_here_counts() -> None:
     quarter = FlatShard(torch.zeros(16), 16, Block((0, 0), (8, 8), (8, 8)))
-    assert optimizer_bytes({"model.weight": quarter}, PrecisionConfig()) == 16 * (2 * 4 + 4)
+    assert optimizer_bytes({"model.weight": quarter}, FP32) == 16 * (2 * 4 + 4)
 
 
 @pytest.mark.parametrize("compute", ["fp32", "bf16"])

@@ -1,0 +1,1 @@
+"""A new run's file from a recipe, as `triax init` writes it. Imports no torch."""
