@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from triax.data.prepare.document_tokens import document_tokens
-from triax.data.prepare.token_bytes import target_bytes, token_bytes
+from triax.data.prepare.token_bytes import text_bytes, token_bytes
 from triax.data.prepare.tokenizer import load_tokenizer
 from triax.data.read.loader import validation_batches
 from triax.data.read.source import Source
@@ -78,22 +75,6 @@ def _num_bytes(job: Job, sources: Mapping[str, Source]) -> dict[str, int | None]
         name: text_bytes(sizes, _batches(job, source)(dp_rank=0, dp_size=1))
         for name, source in sources.items()
     }
-
-
-def text_bytes(sizes: NDArray[np.int64], batches: Iterable[Batch]) -> int | None:
-    """Of the text of all targets; None where some count more than others: their loss is a weighted
-    mean, which doesn't tell what all of the text costs.
-
-    Args:
-        sizes: of each token, see `token_bytes`.
-    """
-    total = 0
-    for batch in batches:
-        weights_BT = batch.weights_BT
-        if weights_BT is not None and bool((weights_BT[batch.is_target_BT] != 1).any()):
-            return None
-        total += target_bytes(sizes, batch.targets_BT.numpy())
-    return total
 
 
 def _batches(job: Job, source: Source) -> Callable[..., Iterator[Batch]]:
