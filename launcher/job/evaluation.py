@@ -14,6 +14,7 @@ from triax.data.read.source import Source
 from triax.inference.lm_eval_questions import read_questions
 from triax.launcher.job.engine import make_objective
 from triax.launcher.job.job import Job
+from triax.launcher.job.text_samples import make_samples
 from triax.models.batch import Batch
 from triax.parallel.agreement import on_first, on_first_however_long
 from triax.training.config import MAIN_SET
@@ -30,7 +31,7 @@ def make_evaluator(job: Job, validation: Source | None, others: Mapping[str, Sou
         others: of `eval.sets`, by name.
 
     Raises:
-        UserError: a task isn't there, or finds nothing to ask.
+        UserError: a task isn't there or finds nothing to ask, or a prompt can't be made tokens.
     """
     sources = ({} if validation is None else {MAIN_SET: validation}) | dict(others)
     # One after the other: the bytes are counted over all batches, and what is wrong with one is to
@@ -39,8 +40,9 @@ def make_evaluator(job: Job, validation: Source | None, others: Mapping[str, Sou
     num_bytes = job.together(lambda: _num_bytes(job, sources))
     sets = {name: ValidationSet(own[name], num_bytes.get(name)) for name in sources}
     measure = make_objective(job.config).evaluate
+    samples = make_samples(job, validation)
     if not job.config.eval.tasks:
-        return Evaluator(sets, measure=measure)
+        return Evaluator(sets, samples=samples, measure=measure)
     tasks = _tasks(job, validation)
     layout = job.layout
     choices = Choices(
@@ -50,7 +52,7 @@ def make_evaluator(job: Job, validation: Source | None, others: Mapping[str, Sou
         dp_rank=layout.data_rank(job.processes.environment.rank),
         dp_size=layout.data_parallel,
     )
-    return Evaluator(sets, choices, measure)
+    return Evaluator(sets, choices, samples, measure)
 
 
 def _own_batches(job: Job, source: Source) -> list[Batch]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -150,6 +151,9 @@ class MetricsWriter(Protocol):
     def log(self, step: int, scalars: dict[str, float]) -> None:
         """Show scalars by name at a step."""
 
+    def log_texts(self, step: int, texts: dict[str, str]) -> None:
+        """Show texts by name at a step."""
+
     def rewind(self, next_step: int) -> None:
         """What was shown of this step and later ones is given up: the run has gone back."""
 
@@ -180,6 +184,11 @@ class TensorBoard:
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, step)
 
+    def log_texts(self, step: int, texts: dict[str, str]) -> None:
+        for name, text in texts.items():
+            # Shown as Markdown, in which indented lines are kept as they are.
+            self._writer.add_text(name, textwrap.indent(text, "    ", lambda _: True), step)
+
     def close(self) -> None:
         self._writer.close()
 
@@ -207,6 +216,9 @@ class WeightsAndBiases:
     def log(self, step: int, scalars: dict[str, float]) -> None:
         self._run.log({"step": step, **scalars})
 
+    def log_texts(self, step: int, texts: dict[str, str]) -> None:
+        self._run.log({"step": step, **texts})
+
     def close(self) -> None:
         self._run.finish()
 
@@ -229,6 +241,12 @@ class MetricsWriters:
     def log_evaluation(self, step: int, scalars: dict[str, float]) -> None:
         """Show what an evaluation found."""
         self._log(step, scalars)
+
+    def log_samples(self, step: int, texts: Sequence[str]) -> None:
+        """Show what the model wrote."""
+        by_name = {f"samples/{number}": text for number, text in enumerate(texts)}
+        for writer in self._writers if by_name else ():
+            writer.log_texts(step, by_name)
 
     def rewind(self, next_step: int) -> None:
         """The run has gone back to before this step."""
