@@ -61,37 +61,47 @@ def compare(
 ) -> Comparison:
     """The losses of several checkpoints on the same targets, one checkpoint in memory at a time.
 
-    The intervals are of a bootstrap over documents, since tokens of one document are alike: each
-    resample draws as many documents as there are, with replacement, the same for all checkpoints
-    (paired), and divides their summed difference by their targets; the interval's ends are the
-    2.5th and 97.5th percentile. The draws are always the same.
+    A target counts as much as it weighs in the data. The intervals are of a bootstrap over
+    documents, since tokens of one document are alike: each resample draws as many documents as
+    there are, with replacement, the same for all checkpoints (paired), and divides their summed
+    difference by what their targets weigh; the interval's ends are the 2.5th and 97.5th percentile.
+    The draws are always the same.
 
     Raises:
         UserError: a checkpoint or the data can't be used, or they read the data in other ways.
     """
     team = team or Team.alone()
-    measured, readings, known = [], [], []
+    measured: list[_Measured] = []
+    readings, known = [], []
     for checkpoint in checkpoints:
         folder = find_model(checkpoint)
         readings.append(read(folder, sequences))
         known.append((folder.path, _tokenizer(folder)))
         _refuse_different(readings, known)
-        measured.append((_losses(folder, readings[0], sequences.compute, team), folder.path))
+        measured.append(_measure(folder, readings[0], sequences.compute, team))
         num_bytes = readings[0].num_bytes(folder)
-    losses_RD = np.stack([losses_D for (losses_D, _), _ in measured])
-    counts_D = measured[0][0][1]
-    seen = counts_D > 0
-    differences = _differences(losses_RD[:, seen], counts_D[seen])
-    num_targets = int(counts_D.sum())
+    losses_RD = np.stack([one.losses_D for one in measured])
+    weights_D = measured[0].weights_D
+    seen = weights_D > 0
+    differences = _differences(losses_RD[:, seen], weights_D[seen])
     compared = [
-        Compared(
-            path,
-            mean_loss(float(losses_D.sum()), num_targets)._replace(num_bytes=num_bytes),
-            difference,
-        )
-        for losses_D, (_, path), difference in zip(losses_RD, measured, differences, strict=True)
+        Compared(path, one.evaluation()._replace(num_bytes=num_bytes), difference)
+        for one, (path, _), difference in zip(measured, known, differences, strict=True)
     ]
     return Comparison(readings[0], int(seen.sum()), compared)
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What a checkpoint makes of the documents."""
+
+    losses_D: NDArray[np.float64]
+    """Summed over each one's targets, each times its own weight."""
+    weights_D: NDArray[np.float64]
+    num_targets: int
+
+    def evaluation(self) -> Evaluation:
+        return mean_loss(float(self.losses_D.sum()), self.num_targets, float(self.weights_D.sum()))
 
 
 def _tokenizer(folder: ModelFolder) -> str | None:
@@ -116,24 +126,25 @@ def _refuse_different(
         )
 
 
-def _losses(
-    folder: ModelFolder, reading: Reading, compute: str | None, team: Team
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Summed loss and number of targets of each document: (D,) and (D,)."""
+def _measure(folder: ModelFolder, reading: Reading, compute: str | None, team: Team) -> _Measured:
     num_documents = reading.source.num_documents
-    losses_D, counts_D = np.zeros(num_documents), np.zeros(num_documents, np.int64)
+    losses_D, weights_D, num_targets = np.zeros(num_documents), np.zeros(num_documents), 0
     part, num_parts = team.data_place
     batches, windows = reading.batches(part, num_parts), iter(reading.windows(part, num_parts))
     with evaluation_engine(folder, reading.seq_len, compute, team) as engine:
         while group := list(islice(batches, _BATCHES_AT_ONCE)):
             for batch, log_probs_BT in zip(group, engine.log_probs(group), strict=True):
                 is_target_BT = batch.is_target_BT.numpy()
-                documents_BT = _documents(reading, batch, windows)
-                chosen = documents_BT[is_target_BT]
+                chosen = _documents(reading, batch, windows)[is_target_BT]
+                weights = np.ones(chosen.size)
+                if batch.weights_BT is not None:
+                    weights = batch.weights_BT.double().numpy()[is_target_BT]
                 values = log_probs_BT.double().cpu().numpy()[is_target_BT]
-                losses_D -= np.bincount(chosen, values, num_documents)
-                counts_D += np.bincount(chosen, minlength=num_documents)
-    return team.summed(losses_D), team.summed(counts_D)
+                losses_D -= np.bincount(chosen, values * weights, num_documents)
+                weights_D += np.bincount(chosen, weights, num_documents)
+                num_targets += chosen.size
+    counts = team.summed(np.array([num_targets]))
+    return _Measured(team.summed(losses_D), team.summed(weights_D), int(counts[0]))
 
 
 def _documents(reading: Reading, batch: Batch, windows: Iterator[int]) -> NDArray[np.int64]:
@@ -145,20 +156,20 @@ def _documents(reading: Reading, batch: Batch, windows: Iterator[int]) -> NDArra
 
 
 def _differences(
-    losses_RD: NDArray[np.float64], counts_D: NDArray[np.int64]
+    losses_RD: NDArray[np.float64], weights_D: NDArray[np.float64]
 ) -> list[Difference | None]:
     """To the first checkpoint."""
     apart_RD = losses_RD[1:] - losses_RD[0]
-    num_documents = counts_D.size
+    num_documents = weights_D.size
     if num_documents == 0:
         return [None] * len(losses_RD)
     draws = np.random.default_rng(0)
     means = np.empty((_NUM_RESAMPLES, len(apart_RD)))
     for resample in means:
         drawn_D = draws.integers(num_documents, size=num_documents)
-        resample[:] = apart_RD[:, drawn_D].sum(1) / counts_D[drawn_D].sum()
+        resample[:] = apart_RD[:, drawn_D].sum(1) / weights_D[drawn_D].sum()
     edge = (1 - _CONFIDENCE) / 2
     lows, highs = np.quantile(means, [edge, 1 - edge], axis=0)
-    found = apart_RD.sum(1) / counts_D.sum()
+    found = apart_RD.sum(1) / weights_D.sum()
     ends = zip(found, lows, highs, strict=True)
     return [None, *(Difference(float(mean), float(low), float(high)) for mean, low, high in ends)]

@@ -76,6 +76,7 @@ class Harness(HarnessTokens):
         self._batch_size = batch_size
         self.max_length = found.context(_DEFAULT_CONTEXT)
         self._model = found.load(team=self._team)
+        self._stop_tokens = found.stop_tokens(tokenizer)
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[object, list[int], list[int]]], **_: object
@@ -158,7 +159,7 @@ class Harness(HarnessTokens):
             context=self.max_length,
             sampling=wish.sampling,
             seeds=[0] * len(prompts),
-            stop_tokens=[self.eot_token_id],
+            stop_tokens=self._stop_tokens,
             team=self._team,
         ):
             for row, new in enumerate(step):

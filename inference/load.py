@@ -19,7 +19,7 @@ from triax.checkpoint.model import check_model, read_model_into
 from triax.checkpoint.run_folder import recorded_table, tokenizer_of
 from triax.common.errors import UserError
 from triax.common.files import is_file, read_regular
-from triax.data.prepare.document_tokens import DocumentTokens
+from triax.data.prepare.document_tokens import DocumentTokens, special_tokens
 from triax.data.prepare.tokenizer import MOST_BYTES, load_tokenizer, vocabulary_size
 from triax.inference.export_tokens import recorded_tokens
 from triax.inference.spread import copy_part, empty_model
@@ -46,6 +46,8 @@ class ModelFolder:
     imported checkpoint)."""
     record: Mapping[str, Any] = field(default_factory=dict)
     """The checkpoint's."""
+    ends: tuple[int, ...] = ()
+    """Tokens that its `generation_config.json` ends texts with."""
 
     def load(self, dtype: str = "fp32", team: Team | None = None) -> Transformer:
         """The model, or this process's part of it, with its weights.
@@ -109,6 +111,17 @@ class ModelFolder:
         """
         return recorded_tokens(self.record, self.chosen_tokenizer(folder))
 
+    def stop_tokens(self, folder: str | None = None) -> set[int]:
+        """What ends a text: what did so in training, the tokenizer's own end, which a model that is
+        tuned further may learn, and `ends`. An exported model stops at the same.
+
+        Raises:
+            UserError: as `document_tokens`.
+        """
+        own = special_tokens(self.chosen_tokenizer(folder)).get("eos_token")
+        known = {self.document_tokens(folder).end.id, *self.ends}
+        return known if own is None else known | {own.id}
+
     def chosen_tokenizer(self, folder: str | None = None) -> str:
         """The folder of the tokenizer that `tokenizer` loads.
 
@@ -141,9 +154,7 @@ def _of_huggingface(folder: Path) -> ModelFolder:
         for name, tensor in tensors.items():
             copy_part(tensor, weights[name])
 
-    longest = json.loads(read_regular(folder / "config.json", MOST_BYTES)).get(
-        "max_position_embeddings"
-    )
+    longest = _read_json(folder / "config.json").get("max_position_embeddings")
     has_tokenizer = is_file(folder / "tokenizer.json")
     return ModelFolder(
         folder,
@@ -152,7 +163,24 @@ def _of_huggingface(folder: Path) -> ModelFolder:
         str(folder) if has_tokenizer else None,
         longest if _is_length(longest) else None,
         {"config": {"model": config.model_dump(mode="json")}},
+        _ends(folder / "generation_config.json", config.vocab_size),
     )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Of a file of transformers'; nothing where it holds no table."""
+    try:
+        found = json.loads(read_regular(path, MOST_BYTES))
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _ends(path: Path, vocab_size: int) -> tuple[int, ...]:
+    """The tokens of `eos_token_id`, which is one or a list."""
+    named = _read_json(path).get("eos_token_id") if is_file(path) else None
+    ends = named if isinstance(named, list) else [named]
+    return tuple(end for end in ends if type(end) is int and 0 <= end < vocab_size)
 
 
 def _of_run(path: str) -> ModelFolder:

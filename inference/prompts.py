@@ -22,6 +22,8 @@ def read_prompts(path: str) -> list[str]:
         UserError: it can't be read, holds no prompt, or a line isn't like the first.
     """
     name = "the standard input" if path == "-" else path
+    if path == "-" and sys.stdin is None:
+        raise UserError(f"{name}: is closed; pipe prompts into it, or name a file of them")
     try:
         raw = sys.stdin.buffer.read() if path == "-" else read_regular(Path(path), _MOST_BYTES)
         numbered = enumerate(raw.decode("utf-8-sig").split("\n"), 1)

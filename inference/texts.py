@@ -44,10 +44,7 @@ class Writer:
     def begin(self, written: Sequence[int]) -> list[int]:
         """What the model is shown: as in training, what begins a document stands before the
         prompt's tokens, or without a prompt the end of the document before."""
-        begin = self.tokens.begin or (self.tokens.end if not written else None)
-        if begin is None or list(written[:1]) == [begin.id]:
-            return list(written)
-        return [begin.id, *written]
+        return self.tokens.begun(written)
 
     def write(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int, seeds: Sequence[int]

@@ -12,7 +12,7 @@ from triax.checkpoint.run_folder import recorded_table
 from triax.common.errors import UserError
 from triax.common.paths import same_path
 from triax.data.config import TooLong
-from triax.data.prepare.token_bytes import target_bytes, token_bytes
+from triax.data.prepare.token_bytes import text_bytes, token_bytes
 from triax.data.read.identity import identify, recorded_validation
 from triax.data.read.loader import validation_batches
 from triax.data.read.opening import open_source
@@ -71,11 +71,12 @@ class Reading:
         return range(first, min(first + rows, self.num_sequences))
 
     def num_bytes(self, folder: ModelFolder) -> int | None:
-        """Bytes of the targets' text; None where the model's tokenizer isn't there to tell."""
+        """Bytes of the targets' text; None where the model's tokenizer isn't there to tell, or some
+        targets count more than others."""
         if folder.tokenizer_folder is None or not Path(folder.tokenizer_folder).exists():
             return None
         sizes = token_bytes(folder.tokenizer(), folder.config.vocab_size)
-        return sum(target_bytes(sizes, batch.targets_BT.numpy()) for batch in self.batches())
+        return text_bytes(sizes, self.batches())
 
     def describe(self) -> str:
         """In words."""

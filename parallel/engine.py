@@ -139,6 +139,16 @@ class Engine(Protocol):
             the batches that they share.
         """
 
+    def likeliest(self, batches: Sequence[Batch]) -> list[Tensor]:
+        """The likeliest token at every target, without gradients.
+
+        Args:
+            batches: as for `log_probs`; what the targets are doesn't matter.
+
+        Returns:
+            For each batch int64 (B, T), as `log_probs` gives its values.
+        """
+
     def sum_over_data(self, values: Tensor) -> Tensor:
         """Add up what each process has made of the samples that it reads; those who read the same
         ones count together once.

@@ -5,13 +5,16 @@ The processes of the tensor axis have the same sums, so each counts for its shar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from triax.models.batch import Batch
+from triax.models.layers.transformer import Transformer
 from triax.parallel.engine import EvaluationSums, StepSums
 from triax.parallel.reading import own_counts
 from triax.parallel.schedule import Evaluated
@@ -82,3 +85,18 @@ def shared_log_probs(
     dist.broadcast(flat, group=group, group_src=group_rank)
     parts = flat.split([shape.numel() for shape in shapes])
     return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+@contextmanager
+def telling_likeliest(parts: Iterable[Transformer]) -> Iterator[None]:
+    """Within it the loss tells the likeliest token at each target instead of the target's
+    log-probability: so what brings the latter to all processes brings the former."""
+    heads = [part.head for part in parts if part.head is not None]
+    before = [head.options for head in heads]
+    try:
+        for head in heads:
+            head.options = replace(head.options, tells_likeliest=True)
+        yield
+    finally:
+        for head, options in zip(heads, before, strict=True):
+            head.options = options

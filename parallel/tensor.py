@@ -238,7 +238,7 @@ class _VocabularyHead(ParallelStyle):
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         assert isinstance(module, Head)
         distribute(module, device_mesh, Shard(0))
-        vocabulary = SplitVocabulary(module.weight.shape[0], device_mesh)
+        vocabulary = SplitVocabulary(module.weight.shape[0], device_mesh.get_group())
         module.options = replace(module.options, vocabulary=vocabulary)
         module.forward = partial(_split_head, module, device_mesh, self._tokens)  # type: ignore[method-assign]
         module.logits = partial(_whole_logits, module, device_mesh, self._tokens)  # type: ignore[method-assign]
@@ -268,10 +268,10 @@ def _whole_logits(head: Head, mesh: DeviceMesh, tokens: Placement, h: Tensor) ->
 class SplitVocabulary:
     """This process's rows of a head that is split over the tensor axis; a `Vocabulary`."""
 
-    def __init__(self, vocab_size: int, mesh: DeviceMesh) -> None:
-        assert vocab_size % mesh.size() == 0, (vocab_size, mesh.size())
-        self.first = vocab_size // mesh.size() * mesh.get_local_rank()
-        self._group = mesh.get_group()
+    def __init__(self, vocab_size: int, group: dist.ProcessGroup) -> None:
+        assert vocab_size % group.size() == 0, (vocab_size, group.size())
+        self.first = vocab_size // group.size() * group.rank()
+        self._group = group
 
     def max(self, x_C: Tensor) -> Tensor:
         dist.all_reduce(x_C, op=dist.ReduceOp.MAX, group=self._group)

@@ -118,6 +118,11 @@ class EvalConfig(Section):
     """Of each task; always the same ones."""
     task_path: PathField | None = None
     """A folder with task files for lm-eval of one's own."""
+    prompts: Annotated[tuple[str, ...], Field(max_length=100)] | None = None
+    """What the model goes on with at each evaluation, always by its likeliest token, for people to
+    read. None is two beginnings of `data.validation`, where there is a tokenizer; `[]` nothing."""
+    sample_tokens: PositiveInt = 32
+    """What is added to each prompt at most; no more than half of `data.seq_len`."""
 
 
 class MetricsConfig(Section):

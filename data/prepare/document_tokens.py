@@ -7,6 +7,7 @@ end's, and an export names them.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,14 @@ class DocumentTokens:
             "end_of_text": self.end.name,
             "begin_of_text": None if self.begin is None else self.begin.name,
         }
+
+    def begun(self, tokens: Sequence[int]) -> list[int]:
+        """A text's own tokens as a model is to be shown them: as in training, what begins a
+        document stands before them, or where there are none the end of the document before."""
+        begin = self.begin or (self.end if not tokens else None)
+        if begin is None or list(tokens[:1]) == [begin.id]:
+            return list(tokens)
+        return [begin.id, *tokens]
 
 
 def document_tokens(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders
 
 from triax.common.tokens import IGNORE_INDEX
+from triax.models.batch import Batch
 
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
@@ -51,3 +53,19 @@ def _is_byte_level(tokenizer: Tokenizer) -> bool:
 def target_bytes(sizes: NDArray[np.int64], targets: NDArray[np.int64]) -> int:
     """The bytes of a batch's targets; what is ignored has none."""
     return int(sizes[targets[targets != IGNORE_INDEX]].sum())
+
+
+def text_bytes(sizes: NDArray[np.int64], batches: Iterable[Batch]) -> int | None:
+    """Of the text of all targets; None where some count more than others: their loss is a weighted
+    mean, which doesn't tell what all of the text costs.
+
+    Args:
+        sizes: of each token, see `token_bytes`.
+    """
+    total = 0
+    for batch in batches:
+        weights_BT = batch.weights_BT
+        if weights_BT is not None and bool((weights_BT[batch.is_target_BT] != 1).any()):
+            return None
+        total += target_bytes(sizes, batch.targets_BT.numpy())
+    return total

@@ -71,6 +71,7 @@ class LoadedModel:
             self._folder.document_tokens(),
             self._folder.context(_DEFAULT_CONTEXT),
             sampling,
+            stop_tokens=tuple(self._folder.stop_tokens()),
         )
         *_, texts = writer.write([writer.encode(prompt)], max_new_tokens, [seed])
         return texts[0].added

@@ -109,6 +109,9 @@ class _Watcher:
                 self._request()
                 return
 
+    def log_texts(self, step: int, texts: dict[str, str]) -> None:
+        """Callbacks are given figures; `Run.events` has the samples."""
+
     def rewind(self, next_step: int) -> None:
         """Callbacks are shown a step again when the run comes to it again."""
 

@@ -31,6 +31,8 @@ def evaluations_are_possible(
             open_source(one.path, data.seq_len, model.vocab_size, too_long=data.too_long)
         except (UserError, OSError) as error:
             yield Problem(f"{path}.path", str(error))
+    if eval.prompts and data.tokenizer is None:
+        yield Problem("data.tokenizer", "eval.prompts needs it: set it, or leave the prompts out")
     if not eval.tasks:
         return
     for field, value in (("validation", data.validation), ("tokenizer", data.tokenizer)):

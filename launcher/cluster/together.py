@@ -12,7 +12,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from triax.common.errors import UserError
+from torch.distributed import DistError
+
+from triax.common.errors import ExitCode, UserError
 from triax.inference.team import Team
 from triax.launcher.cluster.environment import Environment
 from triax.launcher.cluster.exits import report_from_rank, run_to_exit_code
@@ -21,6 +23,7 @@ from triax.launcher.cluster.network import prepare
 from triax.launcher.cluster.process_group import end_with_launcher, joined
 from triax.launcher.cluster.workers import launch, let_signals_through
 from triax.launcher.terminal.arguments import add_num_processes, positive_int
+from triax.launcher.terminal.messages import print_error
 
 WORKER = "triax.launcher.cli"
 _LONGEST_WAIT = 30 * 24 * 3600.0
@@ -82,4 +85,15 @@ def _joined(
         team = Team.of(
             processes.device, processes.control_group, tensor=args.tensor, shards=args.shard
         )
-        return use(args, team)
+        try:
+            return use(args, team)
+        except RuntimeError as error:
+            if not _tells_of_a_lost_peer(error):
+                raise
+            print_error(f"rank {environment.rank}: another process has ended, so this one does too")
+            return ExitCode.FAILED
+
+
+def _tells_of_a_lost_peer(error: RuntimeError) -> bool:
+    """Whether a message to another process failed: gloo has no class of errors of its own."""
+    return isinstance(error, DistError) or "gloo/transport" in str(error)

@@ -14,7 +14,6 @@ from types import FrameType
 from triax.common.errors import UserError
 from triax.common.showing import text_for
 from triax.data.prepare.chat_template import ChatTemplate, Message
-from triax.data.prepare.document_tokens import special_tokens
 from triax.inference.team import Team
 from triax.inference.texts import Writer
 from triax.launcher.cluster.together import run_together
@@ -59,12 +58,7 @@ def _chat(args: argparse.Namespace, team: Team) -> int:
     template = ChatTemplate.of(folder)
     if not template.is_own and team.is_main:
         print_note("the tokenizer has no chat template: the model may never have seen a chat")
-    own = special_tokens(folder).get("eos_token")
-    writer = replace(
-        writer,
-        stop_tokens=() if own is None else (own.id,),
-        stop_strings=(*writer.stop_strings, *template.stop_strings),
-    )
+    writer = replace(writer, stop_strings=(*writer.stop_strings, *template.stop_strings))
     beginning = [] if args.system is None else [{"role": "system", "content": args.system}]
     messages: list[Message] = list(beginning)
     for number, said in enumerate(_said(team)):
@@ -86,9 +80,10 @@ def _said(team: Team) -> Iterator[str]:
 
 
 def _next_message() -> str | None:
-    is_terminal = sys.stdin is not None and sys.stdin.isatty()
+    if sys.stdin is None:  # it is where a shell has closed it (`<&-`)
+        return None
     try:
-        return input("> " if is_terminal else "")
+        return input("> " if sys.stdin.isatty() else "")
     except (EOFError, KeyboardInterrupt):
         print()
         return None

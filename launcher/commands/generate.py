@@ -110,6 +110,7 @@ def writer_of(args: argparse.Namespace, team: Team) -> tuple[Writer, str]:
         found.document_tokens(args.tokenizer),
         found.context(_DEFAULT_CONTEXT),
         sampling,
+        stop_tokens=tuple(found.stop_tokens(args.tokenizer)),
         stop_strings=tuple(text for text in args.stop if text),
         team=team,
     )

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from triax.data.prepare.document_tokens import document_tokens
-from triax.data.prepare.token_bytes import target_bytes, token_bytes
+from triax.data.prepare.token_bytes import text_bytes, token_bytes
 from triax.data.prepare.tokenizer import load_tokenizer
 from triax.data.read.loader import validation_batches
 from triax.data.read.source import Source
 from triax.inference.lm_eval_questions import read_questions
 from triax.launcher.job.engine import make_objective
 from triax.launcher.job.job import Job
+from triax.launcher.job.text_samples import make_samples
 from triax.models.batch import Batch
 from triax.parallel.agreement import on_first, on_first_however_long
 from triax.training.config import MAIN_SET
@@ -33,7 +31,7 @@ def make_evaluator(job: Job, validation: Source | None, others: Mapping[str, Sou
         others: of `eval.sets`, by name.
 
     Raises:
-        UserError: a task isn't there, or finds nothing to ask.
+        UserError: a task isn't there or finds nothing to ask, or a prompt can't be made tokens.
     """
     sources = ({} if validation is None else {MAIN_SET: validation}) | dict(others)
     # One after the other: the bytes are counted over all batches, and what is wrong with one is to
@@ -42,8 +40,9 @@ def make_evaluator(job: Job, validation: Source | None, others: Mapping[str, Sou
     num_bytes = job.together(lambda: _num_bytes(job, sources))
     sets = {name: ValidationSet(own[name], num_bytes.get(name)) for name in sources}
     measure = make_objective(job.config).evaluate
+    samples = make_samples(job, validation)
     if not job.config.eval.tasks:
-        return Evaluator(sets, measure=measure)
+        return Evaluator(sets, samples=samples, measure=measure)
     tasks = _tasks(job, validation)
     layout = job.layout
     choices = Choices(
@@ -53,7 +52,7 @@ def make_evaluator(job: Job, validation: Source | None, others: Mapping[str, Sou
         dp_rank=layout.data_rank(job.processes.environment.rank),
         dp_size=layout.data_parallel,
     )
-    return Evaluator(sets, choices, measure)
+    return Evaluator(sets, choices, samples, measure)
 
 
 def _own_batches(job: Job, source: Source) -> list[Batch]:
@@ -78,22 +77,6 @@ def _num_bytes(job: Job, sources: Mapping[str, Source]) -> dict[str, int | None]
         name: text_bytes(sizes, _batches(job, source)(dp_rank=0, dp_size=1))
         for name, source in sources.items()
     }
-
-
-def text_bytes(sizes: NDArray[np.int64], batches: Iterable[Batch]) -> int | None:
-    """Of the text of all targets; None where some count more than others: their loss is a weighted
-    mean, which doesn't tell what all of the text costs.
-
-    Args:
-        sizes: of each token, see `token_bytes`.
-    """
-    total = 0
-    for batch in batches:
-        weights_BT = batch.weights_BT
-        if weights_BT is not None and bool((weights_BT[batch.is_target_BT] != 1).any()):
-            return None
-        total += target_bytes(sizes, batch.targets_BT.numpy())
-    return total
 
 
 def _batches(job: Job, source: Source) -> Callable[..., Iterator[Batch]]:

@@ -55,6 +55,9 @@ class ForecastWriter:
         if len(self._rates) == _FIRST + _COUNT:
             self._compare(step, scalars["train/memory_gib"])
 
+    def log_texts(self, step: int, texts: dict[str, str]) -> None:
+        """Nothing to compare."""
+
     def rewind(self, next_step: int) -> None:
         """Nothing to do: speed and memory aren't the steps' own."""
 

@@ -116,7 +116,10 @@ def _run(record: RunRecord, config: RunConfig | None, most: int) -> dict[str, An
         "layout": layout_picture(record),
         "data": data_rows(record),
         "samples": [
-            {"step": event.get("step"), "text": str(event.get("text"))}
+            {
+                "step": event.get("step"),
+                "text": f"{event.get('prompt', '')}{event.get('text')}",
+            }
             for event in record.events_of("sample")[-20:]
         ],
         "forecast": next(iter(record.events_of("forecast")[-1:]), None),

@@ -28,7 +28,8 @@ class LossSums(NamedTuple):
     z_loss: Tensor
     """Likewise, its factor included."""
     log_probs_N: Tensor
-    """The targets' log-probabilities, fp32 without gradient; 0 where there is no target."""
+    """The targets' log-probabilities, fp32 without gradient; 0 where there is no target. In their
+    place the likeliest tokens where `LossOptions.tells_likeliest`."""
 
 
 class Vocabulary(Protocol):
@@ -136,6 +137,9 @@ class LossOptions:
     softcap: float | None = None
     vocabulary: Vocabulary = field(default_factory=WholeVocabulary)
     chunk_tokens: int = CHUNK_TOKENS
+    tells_likeliest: bool = False
+    """Whether the likeliest token is told at each target, as a number, in place of the target's
+    log-probability."""
     statistics: Callable[..., ChunkStatistics] = chunk_statistics
     """This function, or a compiled one: the logits then are read once, not once an operation."""
     gradient: Callable[..., Tensor] = chunk_gradient
@@ -146,6 +150,19 @@ def _log_normaliser(chunk: ChunkStatistics, vocabulary: Vocabulary) -> Tensor:
     """log sum exp over the whole vocabulary, (C,)."""
     highest_C = vocabulary.max(chunk.highest_C.clone())
     return highest_C + vocabulary.sum(chunk.sum_C * (chunk.highest_C - highest_C).exp()).log()
+
+
+def likeliest(logits_CV: Tensor, vocabulary: Vocabulary) -> Tensor:
+    """The likeliest tokens of the whole vocabulary as numbers (C,), exact in fp32 up to 2^24; of
+    equals in different parts the first.
+
+    Args:
+        logits_CV: of this process's part of the vocabulary.
+    """
+    highest_C, rows_C = logits_CV.float().max(dim=-1)
+    is_elsewhere_C = highest_C < vocabulary.max(highest_C.clone())
+    least_C = (-(rows_C + vocabulary.first).float()).masked_fill(is_elsewhere_C, -torch.inf)
+    return -vocabulary.max(least_C)
 
 
 def _plus_product(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
@@ -192,7 +209,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             log_normaliser_C = _log_normaliser(chunk, options.vocabulary)
             chosen_C = options.vocabulary.sum(chunk.chosen_C)
             z_loss_C = options.z_loss * log_normaliser_C.square()
-            log_probs_N[part] = (chosen_C - log_normaliser_C).where(is_target_C, 0)
+            told_C = chosen_C - log_normaliser_C
+            if options.tells_likeliest:
+                told_C = likeliest(chunk.logits_CV, options.vocabulary)
+            log_probs_N[part] = told_C.where(is_target_C, 0)
             sums[0] += ((log_normaliser_C - chosen_C) * counts_C).sum()
             sums[1] += (z_loss_C * counts_C).sum()
             if h_grad_ND is None:

@@ -51,7 +51,12 @@ from triax.parallel.mesh import build_weight_mesh
 from triax.parallel.nonfinite import NonFiniteFinder, first_non_finite
 from triax.parallel.norms import squared_norms
 from triax.parallel.reading import ReadingCounter
-from triax.parallel.results import evaluation_sums, shared_log_probs, step_sums
+from triax.parallel.results import (
+    evaluation_sums,
+    shared_log_probs,
+    step_sums,
+    telling_likeliest,
+)
 from triax.parallel.schedule import Evaluated, Part, attention_kernels
 from triax.parallel.tied import TiedHead, tied_head
 
@@ -150,6 +155,10 @@ class DeepSpeedEngine:
         last = pipeline.size() - 1
         parts = shared_log_probs(self._forward(inputs), inputs, pipeline.get_group(), last)
         return [self._reading.sequences.join(part) for part in parts]
+
+    def likeliest(self, batches: Sequence[Batch]) -> list[Tensor]:
+        with telling_likeliest([self._part]):
+            return [tokens_BT.long() for tokens_BT in self.log_probs(batches)]
 
     def _own(self, batches: Sequence[Batch]) -> list[Batch]:
         return [self._reading.sequences.cut(batch.to(self.device)) for batch in batches]

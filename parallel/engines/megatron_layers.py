@@ -7,6 +7,7 @@ under sequence parallelism; megatron-core divides the first dimension, so tokens
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,10 +30,11 @@ from torch.nn import functional as F
 from triax.models.batch import Batch
 from triax.models.description import Parameter, Role
 from triax.models.layers.head import Head
-from triax.models.layers.loss import LossSums
+from triax.models.layers.loss import LossSums, likeliest
 from triax.models.layers.transformer import Transformer
 from triax.parallel.engine import RMSNorm
 from triax.parallel.flat_shards import Block
+from triax.parallel.tensor import SplitVocabulary
 
 
 def swap_layers(model: Transformer, group: dist.ProcessGroup, sequence_parallel: bool) -> None:
@@ -207,29 +209,34 @@ class _Head(_Column):
     def __init__(self, head: Head, sequence: _WholeSequence, **options: Any) -> None:
         super().__init__(head.weight.shape[1], head.weight.shape[0], **options)
         self._sequence = sequence
-        self._options = head.options
+        vocabulary = SplitVocabulary(head.weight.shape[0], options["tp_group"])
+        self.options = replace(head.options, vocabulary=vocabulary)
 
     def forward(self, h_BTD: Tensor, batch: Batch, weight: Tensor) -> LossSums:  # type: ignore[override]
         """`Head.forward`; every process gets the whole sums."""
         logits_BTV = super().forward(self._sequence.whole(h_BTD)).float()
-        if self._options.softcap is not None:
-            logits_BTV = self._options.softcap * torch.tanh(logits_BTV / self._options.softcap)
+        if self.options.softcap is not None:
+            logits_BTV = self.options.softcap * torch.tanh(logits_BTV / self.options.softcap)
         counts_BT = is_target_BT = batch.is_target_BT
         if batch.weights_BT is not None:
             counts_BT = batch.weights_BT.float().where(is_target_BT, 0)
         z_loss = torch.zeros((), device=logits_BTV.device)
-        if self._options.z_loss:
+        if self.options.z_loss:
             log_normaliser_BT = _log_normaliser(logits_BTV, self.tp_group)
-            z_loss = self._options.z_loss * (log_normaliser_BT.square() * counts_BT).sum()
+            z_loss = self.options.z_loss * (log_normaliser_BT.square() * counts_BT).sum()
             # Megatron-core's cross entropy overwrites its logits.
             logits_BTV = logits_BTV.clone()
+        likeliest_N: Tensor | None = None
+        if self.options.tells_likeliest:
+            likeliest_N = likeliest(logits_BTV.flatten(0, 1), self.options.vocabulary)
         losses_BT: Tensor = vocab_parallel_cross_entropy(logits_BTV, batch.targets_BT)
         cross_entropy = (losses_BT * counts_BT).sum()
+        told_N = -losses_BT.detach().flatten() if likeliest_N is None else likeliest_N
         return LossSums(
             weight * (cross_entropy + z_loss),
             cross_entropy.detach().double(),
             z_loss.detach().double(),
-            (-losses_BT.detach()).where(is_target_BT, 0).flatten(),
+            told_N.where(is_target_BT.flatten(), 0),
         )
 
 

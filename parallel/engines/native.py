@@ -34,7 +34,12 @@ from triax.parallel.norms import squared_norms
 from triax.parallel.parallelize import parallelize
 from triax.parallel.pipeline import PipelineSchedule
 from triax.parallel.reading import ReadingCounter
-from triax.parallel.results import evaluation_sums, shared_log_probs, step_sums
+from triax.parallel.results import (
+    evaluation_sums,
+    shared_log_probs,
+    step_sums,
+    telling_likeliest,
+)
 from triax.parallel.schedule import Evaluated, NoPipelining, Part, Schedule, attention_kernels
 from triax.parallel.stages import num_stages, rank_of_stage
 from triax.parallel.tied import tied_head
@@ -149,6 +154,10 @@ class NativeEngine:
         last = rank_of_stage(num_stages(self._config) - 1, self._config)
         parts = shared_log_probs(self._forward(inputs), inputs, self._pipeline_group, last)
         return [self._reading.sequences.join(part) for part in parts]
+
+    def likeliest(self, batches: Sequence[Batch]) -> list[Tensor]:
+        with telling_likeliest(part.module for part in self.parts):
+            return [tokens_BT.long() for tokens_BT in self.log_probs(batches)]
 
     def _own(self, batches: Sequence[Batch]) -> list[Batch]:
         """This process's part of each sequence, on the device; cut here, when all is counted."""

@@ -29,22 +29,37 @@ CONFIGS: dict[str, transformers.PretrainedConfig] = {
         bos_token_id=None, eos_token_id=None,
     ),
 }  # fmt: skip
+MOE: dict[str, Any] = SIZES | {"num_key_value_heads": 2, "num_experts_per_tok": 2}
+EXPERTS: dict[str, transformers.PretrainedConfig] = {
+    "mixtral": transformers.MixtralConfig(**MOE, num_local_experts=4, sliding_window=6),
+    "qwen3_moe": transformers.Qwen3MoeConfig(
+        **MOE, head_dim=16, num_experts=4, moe_intermediate_size=24, mlp_only_layers=[1],
+    ),
+    "olmoe": transformers.OlmoeConfig(**MOE, num_experts=4),
+    "dots1": transformers.Dots1Config(
+        **MOE, n_routed_experts=4, n_shared_experts=1, moe_intermediate_size=24, n_group=2,
+        topk_group=1, first_k_dense_replace=1, norm_topk_prob=True, routed_scaling_factor=2.0,
+    ),
+}  # fmt: skip
 PROMPTS = [[5, 9, 2, 33, 7, 1, 60, 4, 12], [3], [8, 8, 8, 41], [17, 2, 55, 9, 30, 21, 4]]
 GREEDY = Sampling(temperature=0)
 
 
 def theirs_of(name: str) -> Any:
     torch.manual_seed(1)
-    return transformers.AutoModelForCausalLM.from_config(CONFIGS[name]).eval()
+    return transformers.AutoModelForCausalLM.from_config((CONFIGS | EXPERTS)[name]).eval()
+
+
+def pair_of(name: str, folder: Path) -> tuple[Any, Transformer]:
+    """Their model, and ours of its folder."""
+    theirs = theirs_of(name)
+    theirs.save_pretrained(folder)
+    return theirs, find_model(str(folder)).load()
 
 
 @pytest.fixture(scope="module", params=sorted(CONFIGS))
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Their model, and ours of its folder."""
-    theirs = theirs_of(request.param)
-    folder = tmp_path_factory.mktemp(request.param)
-    theirs.save_pretrained(folder)
-    return theirs, find_model(str(folder)).load()
+    return pair_of(request.param, tmp_path_factory.mktemp(request.param))
 
 
 def rows(model: Transformer, prompts: Sequence[Sequence[int]], **options: Any) -> list[list[int]]:
@@ -56,33 +71,25 @@ def rows(model: Transformer, prompts: Sequence[Sequence[int]], **options: Any) -
     return texts
 
 
-def test_greedy_texts_are_those_of_transformers(pair: Any) -> None:
-    theirs, ours = pair
-    texts = rows(ours, PROMPTS, seeds=range(4))
-    for prompt, text in zip(PROMPTS, texts, strict=True):
-        expected = theirs.generate(
-            torch.tensor([prompt]), do_sample=False, max_new_tokens=20, pad_token_id=0
-        )
-        assert text == expected[0, len(prompt) :].tolist()
-    assert len({tuple(text) for text in texts}) > 1, (
-        "the model writes the same whatever it is given"
-    )
-
-
-@pytest.mark.grid
-def test_greedy_texts_of_200_random_prompts_are_those_of_transformers(pair: Any) -> None:
-    theirs, ours = pair
+@pytest.mark.parametrize("name", [*CONFIGS, *EXPERTS])
+def test_greedy_texts_of_200_prompts_are_those_of_transformers(name: str, tmp_path: Path) -> None:
+    """Below and past the sliding window; theirs are written by forties of one length, ours all
+    together."""
+    theirs, ours = pair_of(name, tmp_path)
     chance = torch.Generator().manual_seed(7)
-    lengths = torch.randint(1, 60, (200,), generator=chance).tolist()
-    prompts = [torch.randint(64, (size,), generator=chance).tolist() for size in lengths]
-    for start in range(0, len(prompts), 20):
-        together = prompts[start : start + 20]
-        texts = rows(ours, together, seeds=range(20))
-        for prompt, text in zip(together, texts, strict=True):
-            expected = theirs.generate(
-                torch.tensor([prompt]), do_sample=False, max_new_tokens=20, pad_token_id=0
-            )
-            assert text == expected[0, len(prompt) :].tolist(), prompt
+    prompts: list[list[int]] = []
+    expected: list[list[int]] = []
+    for length in (1, 5, 6, 19, 48):
+        prompts_BT = torch.randint(64, (40, length), generator=chance)
+        # Without a mask of ones it takes tokens 0 for padding.
+        texts_BT = theirs.generate(
+            prompts_BT, attention_mask=torch.ones_like(prompts_BT), do_sample=False,
+            max_new_tokens=12, pad_token_id=0,
+        )  # fmt: skip
+        prompts += prompts_BT.tolist()
+        expected += texts_BT[:, length:].tolist()
+    assert rows(ours, prompts, max_new_tokens=12, seeds=range(200)) == expected
+    assert len({tuple(text) for text in expected}) > 20
 
 
 def test_log_probabilities_are_those_of_the_whole_text(pair: Any) -> None:

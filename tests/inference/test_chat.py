@@ -92,6 +92,13 @@ def test_a_conversation_line_by_line(
     assert len(talk("one", "", "two")) >= 2
 
 
+def test_a_closed_standard_input_says_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    assert main(["chat", str(folder)]) == 0
+
+
 def test_a_tokenizer_without_a_template_is_noted(
     folder: Path,
     tmp_path: Path,

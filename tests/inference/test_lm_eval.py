@@ -7,20 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from harness_tasks import CONTEXT, TASKS, export_random, make_tasks
 
-from triax.checkpoint.huggingface import export_huggingface
-from triax.checkpoint.huggingface_tokenizer import TokenizerExport
 from triax.common.errors import ExitCode, UserError
-from triax.data.prepare.tokenizer import train_tokenizer
 from triax.inference import lm_eval as harness
 from triax.inference.lm_eval import TaskOptions, run_tasks, task_table
 from triax.inference.lm_eval_questions import read_questions
 from triax.inference.load import ModelFolder, find_model
 from triax.inference.scoring import score
 from triax.launcher.cli import main
-from triax.models.families import model_config
-from triax.models.layers.transformer import Transformer
 
 simple_evaluate = pytest.importorskip(
     "lm_eval", reason='needs the lm-eval package (pip install "triax[eval]")'
@@ -28,92 +23,18 @@ simple_evaluate = pytest.importorskip(
 for needed in ("transformers", "accelerate", "peft"):
     pytest.importorskip(needed, reason=f"lm-eval's own model, to compare with, needs {needed}")
 
-WORDS = ("the", "cat", "sat", "on", "a", "mat", "and", "no", "dog", "ran", "past", "red", "river")
-CONTEXT = 24
-TASKS = {
-    "choose": """\
-task: choose
-dataset_path: json
-dataset_kwargs: {data_files: {test: FILE}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{question}}"
-doc_to_choice: "{{choices}}"
-doc_to_target: label
-metric_list:
-  - {metric: acc}
-  - {metric: acc_norm}
-""",
-    "rolling": """\
-task: rolling
-dataset_path: json
-dataset_kwargs: {data_files: {test: FILE}}
-test_split: test
-output_type: loglikelihood_rolling
-doc_to_text: ""
-doc_to_target: "{{text}}"
-metric_list:
-  - {metric: bits_per_byte}
-""",
-    "write": """\
-task: write
-dataset_path: json
-dataset_kwargs: {data_files: {test: FILE}}
-test_split: test
-output_type: generate_until
-doc_to_text: "{{question}}"
-doc_to_target: "{{text}}"
-generation_kwargs: {until: ["."], max_gen_toks: 6}
-metric_list:
-  - {metric: exact_match}
-""",
-}
-
-
-def sentence(chance: torch.Generator, length: int) -> str:
-    return " ".join(
-        WORDS[int(torch.randint(len(WORDS), (), generator=chance))] for _ in range(length)
-    )
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tokenizer, an exported random model, and task files with their data."""
     root = tmp_path_factory.mktemp("tasks")
-    chance = torch.Generator().manual_seed(3)
-    (root / "text.txt").write_text("\n".join(sentence(chance, 12) for _ in range(40)))
-    train_tokenizer([str(root / "text.txt")], 300, root / "tokenizer")
-    rows = [
-        {
-            "question": sentence(chance, 2 + 3 * number),
-            "choices": [" " + sentence(chance, 1 + choice) for choice in range(4)],
-            "label": number % 4,
-            "text": sentence(chance, 4 + 6 * number),
-        }
-        for number in range(6)
-    ]
-    (root / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (root / "own").mkdir()
-    for name, text in TASKS.items():
-        (root / "own" / f"{name}.yaml").write_text(text.replace("FILE", str(root / "data.jsonl")))
+    make_tasks(root)
+    export_random(root)
     return root
 
 
 @pytest.fixture(scope="module")
 def loaded(folder: Path) -> ModelFolder:
-    torch.manual_seed(1)
-    config = model_config(
-        num_layers=2, hidden_size=32, num_heads=2, ffn_hidden_size=64, vocab_size=300
-    )
-    model = Transformer(config).eval()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    ids = {"bos_token_id": 0, "eos_token_id": 0}
-    tokenizer = TokenizerExport(folder / "tokenizer", {"eos_token": "<|endoftext|>"}, ids)
-    export_huggingface(
-        {name: p.detach() for name, p in model.named_parameters()},
-        config, folder / "hf", dtype=None, tokenizer=tokenizer, seq_len=CONTEXT,
-    )  # fmt: skip
     return find_model(str(folder / "hf"))
 
 

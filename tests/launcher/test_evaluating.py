@@ -8,21 +8,28 @@ from typing import Any
 
 import pytest
 from jobs import curve, make_job, read_events, train, triax
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from triax.data.prepare.tokenizer import load_tokenizer
+from triax.data.prepare.tokenizer import decode, load_tokenizer
 from triax.data.read.source import Source
+from triax.inference.generate import generate
 from triax.inference.load import find_model
+from triax.inference.sampling import Sampling
 from triax.inference.scoring import score
 from triax.launcher.checks.sections import load_checked
 from triax.launcher.config.problems import ConfigError
 from triax.training.evaluation.builtin import cloze, continuation
 from triax.training.evaluation.choices import Task
 
+PROMPTS = ["the cat sat on", "mat", " ".join(["a red house and a blue tree"] * 9)]
+"""The last one is longer than the model's context."""
 EVALUATIONS = (
     '--eval.tasks=["continuation","cloze"]',
     "--eval.questions=12",
     '--eval.sets=[{"name": "seen", "path": "data/train"}]',
     "--eval.batches=1",
+    f"--eval.prompts={json.dumps(PROMPTS)}",
+    "--eval.sample_tokens=9",
     "--model.num_kv_heads=2",
 )
 
@@ -34,12 +41,19 @@ def folder(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ended = train(folder, *EVALUATIONS, "--run.name=alone")
     assert ended.code == 0, ended.text
     assert "\n  seen          loss " in ended.out and "\n  cloze         accuracy " in ended.out
+    assert "\n  sample        the cat sat on | " in ended.out
     assert max(map(len, ended.out.splitlines())) <= 80
     return folder
 
 
 def found(folder: Path, run: str) -> list[dict[str, Any]]:
     return read_events(folder / "runs" / run, "evaluation")
+
+
+def samples(folder: Path, run: str) -> list[tuple[str, str]]:
+    return [
+        (event["prompt"], event["text"]) for event in read_events(folder / "runs" / run, "sample")
+    ]
 
 
 def test_training_is_the_same_to_the_bit_with_and_without(folder: Path) -> None:
@@ -68,6 +82,8 @@ def test_every_layout_finds_the_same(folder: Path, name: str, overrides: list[st
         assert mine["sets"]["seen"] == pytest.approx(alone["sets"]["seen"], rel=1e-4)
         for task, figures in alone["tasks"].items():
             assert mine["tasks"][task] == pytest.approx(figures, rel=1e-4), task
+    written, expected = samples(folder, name), samples(folder, "alone")
+    assert (written[:3], written[-3:]) == (expected[:3], expected[-3:])
 
 
 def questions(folder: Path) -> list[Task]:
@@ -101,10 +117,41 @@ def test_questions_have_one_right_answer_in_every_place(folder: Path) -> None:
     assert questions(folder) == questions(folder)
 
 
-def test_evaluations_wait_until_their_share_of_the_time_allows_them(folder: Path) -> None:
-    ended = train(folder, "--run.name=thrifty", "--eval.every=1 steps", "--eval.budget=0.001%")
+def test_samples_are_what_the_checkpoint_writes(folder: Path) -> None:
+    """Told to the files of events and to TensorBoard."""
+    found = find_model(str(folder / "runs/alone"))
+    tokenizer = found.tokenizer()
+    written = samples(folder, "alone")
+    assert len(written) == 3 * len(
+        steps := [event["step"] for event in read_events(folder / "runs/alone", "evaluation")]
+    )
+    assert len(set(written)) > 3, "after all steps as after none"
+    for prompt, (begun, text) in zip(PROMPTS, written[-3:], strict=True):
+        tokens = found.document_tokens().begun(tokenizer.encode(prompt).ids)[-(32 - 9) :]
+        new = generate(
+            found.load(), tokens, max_new_tokens=9, context=32, sampling=Sampling(temperature=0),
+            stop_tokens=[found.document_tokens().end.id],
+        )  # fmt: skip
+        assert begun == decode(tokenizer, tokens)
+        assert begun + text == decode(tokenizer, [*tokens, *new])
+    board = EventAccumulator(str(folder / "runs/alone/tensorboard")).Reload()
+    assert [one.step for one in board.Tensors("samples/0/text_summary")] == steps
+
+
+def test_evaluations_wait_until_their_share_of_the_time_allows_them(
+    folder: Path, corpus: Path
+) -> None:
+    """And where no prompts are given, samples go on with the validation text's beginnings."""
+    ended = train(
+        folder, "--run.name=thrifty", "--eval.every=1 steps", "--eval.budget=0.001%",
+        "--eval.prompts=none",
+    )  # fmt: skip
     assert ended.code == 0, ended.text
     assert [event["step"] for event in found(folder, "thrifty")] == [0, 24]
+    begun = [prompt for prompt, _ in samples(folder, "thrifty")]
+    assert len(begun) == 4 and begun[:2] == begun[2:] and begun[0] != begun[1]
+    text = (corpus / "corpus.jsonl").read_text()
+    assert all(prompt in text for prompt in begun)
 
 
 @pytest.mark.parametrize(
@@ -114,6 +161,7 @@ def test_evaluations_wait_until_their_share_of_the_time_allows_them(folder: Path
         (['eval.sets=[{"name": "validation", "path": "data/train"}]'], "eval.sets.0.name", "taken"),
         (['eval.tasks=["cloze", "cloze"]'], "eval.tasks", "given twice"),
         (['eval.tasks=["cloze"]', "data.validation=none"], "data.validation", "eval.tasks needs"),
+        (['eval.prompts=["a"]', "data.tokenizer=none"], "data.tokenizer", "eval.prompts needs"),
         (["eval.budget=2"], "eval.budget", "above 0 and up to"),
         (["eval.budget=two"], "eval.budget", 'such as "2%"'),
     ],

@@ -155,6 +155,14 @@ def test_a_closed_stdout_is_no_error(checkpoint: str, monkeypatch: pytest.Monkey
     assert main(["generate", checkpoint, "--max-tokens", "2"]) == 0
 
 
+def test_a_closed_stdin_holds_no_prompts(
+    checkpoint: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    assert main(["generate", checkpoint, "--prompts", "-"]) == ExitCode.BAD_INPUT
+    assert "the standard input: is closed" in capsys.readouterr().err
+
+
 def test_other_options_take_text_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = b"\xff".decode(errors="surrogateescape")
     out = ["--output", str(tmp_path / "out")]

@@ -73,6 +73,8 @@ def compare(by_rank: list[Told], layout: dict[str, Any]) -> None:
         for number, values in told.log_probs.items():
             expected_T = reference().log_probs[number]
             torch.testing.assert_close(values, expected_T, rtol=0, atol=TOLERANCE)
+        for number, tokens_T in told.likeliest.items():
+            assert torch.equal(tokens_T, reference().likeliest[number]), layout
     seen = {number for told in by_rank for number in told.log_probs}
     assert seen == set(reference().log_probs), "sequences that no process told of"
 

@@ -53,6 +53,7 @@ every = "4 steps"
 [eval]
 every = "10 steps"
 batches = 2
+prompts = []
 """
 _WORDS = """
 the a cat dog sat on mat red blue tree river runs fast slow over under house green bird sings loud

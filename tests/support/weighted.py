@@ -79,6 +79,8 @@ class Told:
     """After the last step: loss, targets, and their weight."""
     log_probs: dict[int, Tensor]
     """After the last step, of a validation's sequences by number."""
+    likeliest: dict[int, Tensor]
+    """Tokens of the same."""
 
 
 VALIDATION_STEP = 7
@@ -90,7 +92,7 @@ def engine_told(case: Case) -> Told:
     with telling():
         engine = make_engine(case, recording(engine_class(case)))
     context = make_context(case, engine)
-    told = Told(Run([], [], {}, {}), [], [], {})
+    told = Told(Run([], [], {}, {}), [], [], {}, {})
     for step in range(case.num_steps):
         batches = [weighted(batch) for batch in micro_batches(case, step)]
         result = train_step(context, batches, lr=case.optimizer["lr"])
@@ -102,10 +104,13 @@ def engine_told(case: Case) -> Told:
     batches = [weighted(batch) for batch in micro_batches(case, VALIDATION_STEP)]
     sums = engine.evaluate(batches)
     told.validation = [float(sums.cross_entropy / sums.total_weight), *map(float, sums[1:])]
-    for batch, values_BT in zip(batches, engine.log_probs(batches), strict=True):
+    found = zip(batches, engine.log_probs(batches), engine.likeliest(batches), strict=True)
+    for batch, values_BT, likeliest_BT in found:
         for row in range(batch.tokens_BT.shape[0]):
             number = sequence_number(case, batch.tokens_BT[row])
             told.log_probs[number] = values_BT[row].cpu()
+            told.likeliest[number] = likeliest_BT[row].cpu()
+    assert torch.equal(engine.log_probs(batches)[-1][-1].cpu(), told.log_probs[number])
     dist.barrier()
     return told
 
@@ -133,7 +138,7 @@ def plain_told(case: Case) -> Told:
     with telling():
         model = Transformer(config)
     initialise_model(model, model.description, SEED)
-    told = Told(Run([], [], {}, {}), [], [], {})
+    told = Told(Run([], [], {}, {}), [], [], {}, {})
     decayed = [p for p in model.parameters() if p.ndim >= 2]
     plain = [p for p in model.parameters() if p.ndim < 2]
     optimizer = torch.optim.AdamW(
@@ -170,6 +175,9 @@ def plain_told(case: Case) -> Told:
     loss = -(weights_BT * log_probs_BT).sum() / weights_BT.sum()
     told.validation = [float(loss), float(rows.is_target_BT.sum()), float(weights_BT.sum())]
     told.log_probs = dict(enumerate(log_probs_BT))
+    with torch.no_grad():
+        likeliest_BT = model.logits(rows.tokens_BT, rows.document_ids_BT).argmax(-1)
+    told.likeliest = dict(enumerate(likeliest_BT * rows.is_target_BT))
     return told
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from triax.common.tokens import IGNORE_INDEX
+from triax.data.prepare.token_bytes import text_bytes
 from triax.data.read.source import Window
-from triax.launcher.job.evaluation import text_bytes
 from triax.models.batch import Batch
 from triax.parallel.config import PrecisionConfig
 from triax.parallel.engine import Counts, StepSums

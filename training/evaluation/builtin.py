@@ -22,6 +22,8 @@ MOST_CONTINUED = 16
 """Tokens of a continuation that is asked for."""
 MOST_CONTEXT = 128
 """Tokens before it: more would make the questions long without making them much easier."""
+MOST_BEGUN = 16
+"""Tokens of a beginning."""
 _WORD = re.compile(r"[^\W\d_]{3,}(?=\W)")
 """A whole word, which something follows."""
 
@@ -89,6 +91,11 @@ def cloze(source: Source, tokenizer: Tokenizer, num_questions: int) -> Task:
         )
     _refuse_few(questions, "cloze")
     return Task("cloze", tuple(questions))
+
+
+def beginnings(source: Source, count: int) -> list[list[int]]:
+    """The first tokens of so many texts, or of fewer where there are fewer windows."""
+    return [_longest_document(window)[:MOST_BEGUN] for window in _spread(source, count)]
 
 
 def _as_tokens(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:

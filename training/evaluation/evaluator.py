@@ -7,11 +7,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from triax.common.showing import printable
 from triax.models.batch import Batch
 from triax.parallel.engine import Engine
 from triax.parallel.evaluation import Evaluation, evaluate
 from triax.training.config import MAIN_SET
 from triax.training.evaluation.choices import Choices, Score, scalars
+from triax.training.evaluation.samples import Sample, Samples
+
+_SHOWN_BEFORE, _SHOWN = 20, 38
+"""Characters of a sample's prompt, from its end, and of what the model adds, in a line."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +31,12 @@ class ValidationSet:
 
 @dataclass(frozen=True)
 class Findings:
-    """What an evaluation found; the same on every process, but for bytes."""
+    """What an evaluation found; the same on every process, but for bytes and samples, which the
+    first one knows."""
 
     sets: Mapping[str, Evaluation] = field(default_factory=dict)
     tasks: Mapping[str, Score] = field(default_factory=dict)
+    samples: Sequence[Sample] = ()
 
     @property
     def main(self) -> Evaluation | None:
@@ -44,6 +51,12 @@ class Findings:
                 yield f"  {name:<13} {evaluation.describe()}"
         for name, score in self.tasks.items():
             yield f"  {name:<13} {score.describe()}"
+
+    def show_samples(self) -> Iterator[str]:
+        """A line for each."""
+        for sample in self.samples:
+            before, added = printable(sample.prompt), printable(sample.text)
+            yield f"  {'sample':<13} {before[-_SHOWN_BEFORE:]} | {added[:_SHOWN]}".rstrip()
 
     def record(self) -> dict[str, Any]:
         """For events.jsonl: the main set's figures, the others' under `sets`, `tasks`."""
@@ -71,15 +84,16 @@ class Findings:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Finds the losses of validation sets, and scores in tasks."""
+    """Finds the losses of validation sets and scores in tasks, and lets the model write."""
 
     sets: Mapping[str, ValidationSet] = field(default_factory=dict)
     choices: Choices | None = None
+    samples: Samples | None = None
     measure: Callable[[Engine, Sequence[Batch]], Evaluation] = evaluate
     """What is told of a set: the run's own objective."""
 
     def __bool__(self) -> bool:
-        return bool(self.sets) or self.choices is not None
+        return bool(self.sets) or self.choices is not None or self.samples is not None
 
     def evaluate(self, engine: Engine) -> Findings:
         """Run the model over all of it. Collective."""
@@ -89,6 +103,7 @@ class Evaluator:
                 for name, each in self.sets.items()
             },
             {} if self.choices is None else self.choices.score(engine),
+            () if self.samples is None else self.samples.write(engine),
         )
 
 

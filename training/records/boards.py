@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import textwrap
 import time
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -42,6 +43,11 @@ class TensorBoard:
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, step)
 
+    def log_texts(self, step: int, texts: dict[str, str]) -> None:
+        for name, text in texts.items():
+            # Shown as Markdown, in which indented lines are kept as they are.
+            self._writer.add_text(name, textwrap.indent(text, "    ", lambda _: True), step)
+
     def close(self) -> None:
         self._writer.close()
 
@@ -68,6 +74,9 @@ class WeightsAndBiases:
 
     def log(self, step: int, scalars: dict[str, float]) -> None:
         self._run.log({"step": step, **scalars})
+
+    def log_texts(self, step: int, texts: dict[str, str]) -> None:
+        self._run.log({"step": step, **texts})
 
     def close(self) -> None:
         self._run.finish()
@@ -128,6 +137,10 @@ class MLflow:
         metrics = [self._metric(name, value, now, step) for name, value in scalars.items()]
         self._client.log_batch(self._id, metrics=metrics)
 
+    def log_texts(self, step: int, texts: dict[str, str]) -> None:
+        for name, text in texts.items():
+            self._client.log_text(self._id, text, f"{name}/step-{step:08}.txt")
+
     def close(self) -> None:
         self._client.set_terminated(self._id)
 
@@ -176,6 +189,10 @@ class Comet:
 
     def log(self, step: int, scalars: dict[str, float]) -> None:
         self._run.log_metrics(scalars, step=step)
+
+    def log_texts(self, step: int, texts: dict[str, str]) -> None:
+        for name, text in texts.items():
+            self._run.log_text(text, step=step, metadata={"name": name})
 
     def close(self) -> None:
         self._run.end()

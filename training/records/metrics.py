@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import NamedTuple, Protocol
 
@@ -148,6 +148,9 @@ class MetricsWriter(Protocol):
     def log(self, step: int, scalars: dict[str, float]) -> None:
         """Show scalars by name at a step."""
 
+    def log_texts(self, step: int, texts: dict[str, str]) -> None:
+        """Show texts by name at a step."""
+
     def rewind(self, next_step: int) -> None:
         """What was shown of this step and later ones is given up: the run has gone back."""
 
@@ -173,6 +176,12 @@ class MetricsWriters:
     def log_evaluation(self, step: int, scalars: dict[str, float]) -> None:
         """Show what an evaluation found."""
         self._log(step, scalars)
+
+    def log_samples(self, step: int, texts: Sequence[str]) -> None:
+        """Show what the model wrote."""
+        by_name = {f"samples/{number}": text for number, text in enumerate(texts)}
+        for writer in self._writers if by_name else ():
+            writer.log_texts(step, by_name)
 
     def rewind(self, next_step: int) -> None:
         """The run has gone back to before this step."""

@@ -52,11 +52,16 @@ class MetricsLogger:
             seconds: what the session's evaluations took so far.
         """
         self.event("evaluation", step=step, seconds=round(seconds, 3), **findings.record())
+        for sample in findings.samples:
+            self.event("sample", step=step, **sample._asdict())
         if self.is_main:
             with self._losing_at_most_a_line():
                 self.writers.log_evaluation(step, findings.scalars())
+            with self._losing_at_most_a_line():
+                self.writers.log_samples(step, [x.prompt + x.text for x in findings.samples])
         main, *others = findings.describe()
-        self.console.say("\n".join((f"validation after step {step}: {main}".rstrip(), *others)))
+        lines = (f"validation after step {step}: {main}".rstrip(), *others)
+        self.console.say("\n".join((*lines, *findings.show_samples())))
 
     def event(self, name: str, **fields: Any) -> None:
         """Add a line to events.jsonl."""

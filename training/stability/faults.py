@@ -134,6 +134,7 @@ class FaultyEngine:
         self.update = engine.update
         self.evaluate = engine.evaluate
         self.log_probs = engine.log_probs
+        self.likeliest = engine.likeliest
         self.sum_over_data = engine.sum_over_data
         self.state = engine.state
         self.frozen_state = engine.frozen_state
