@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,6 +134,7 @@ def train(
     config: str = "run.toml",
     signal_when: tuple[signal.Signals | None, Callable[[], bool]] | None = None,
     timeout: float = 90,
+    environment: Mapping[str, str] | None = None,
 ) -> Ended:
     """Train in forked workers; the code is that of the first worker to fail, or 0.
 
@@ -141,6 +142,7 @@ def train(
 
     Args:
         signal_when: sends the signal to all workers once the function says so.
+        environment: more variables of the workers.
     """
     variables: list[dict[str, str]] = [{}]
     if num_processes > 1:
@@ -159,7 +161,8 @@ def train(
         log.with_suffix(".err").write_text("")
     argv = [config, *overrides]
     workers = [
-        fork(work, folder, each, log, argv) for each, log in zip(variables, logs, strict=True)
+        fork(work, folder, {**(environment or {}), **each}, log, argv)
+        for each, log in zip(variables, logs, strict=True)
     ]
     codes = _wait(workers, signal_when, timeout)
     out = "".join(log.with_suffix(".out").read_text() for log in logs)
