@@ -29,6 +29,7 @@ def make_monitor(
     stability, group = job.config.stability, job.processes.control_group
     return Monitor(
         config=stability,
+        parallel=job.config.parallel,
         layout=job.layout,
         engine=engine,
         loader=loader,

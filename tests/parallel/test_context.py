@@ -29,24 +29,31 @@ ZBV = "zbv-zero-bubble" if CAN_SPLIT_BACKWARD else "interleaved-1f1b"
 
 
 @functools.cache
-def reference(documents: str, window: int | None, num_steps: int) -> Run:
+def reference(documents: str, window: int | None, num_steps: int, num_rows: int) -> Run:
     """The plain loop's run."""
     model = SMALL | ({} if window is None else {"sliding_window": window})
-    [run] = run_fleet(1, plain_run, Case(model=model, documents=documents, num_steps=num_steps))
+    case = Case(model, {}, num_rows, documents=documents, num_steps=num_steps)
+    [run] = run_fleet(1, plain_run, case)
     return run
 
 
 def job(
-    parallel: dict[str, Any], documents: str = "random", num_steps: int = 2, **model: Any
+    parallel: dict[str, Any],
+    documents: str = "random",
+    num_steps: int = 2,
+    num_rows: int = 8,
+    **model: Any,
 ) -> Case:
-    return Case(SMALL | model, parallel, documents=documents, num_steps=num_steps)
+    """Of micro-batches of two rows."""
+    return Case(SMALL | model, parallel, num_rows, 2, documents=documents, num_steps=num_steps)
 
 
 def check(num_processes: int, cases: list[Case]) -> None:
     """Losses, norms, gradients by parameter and weights."""
     runs = run_fleet(num_processes, engine_runs, cases, timeout=200 + 30 * len(cases))
     for number, case in enumerate(cases):
-        expected = reference(case.documents, case.model.get("sliding_window"), case.num_steps)
+        window = case.model.get("sliding_window")
+        expected = reference(case.documents, window, case.num_steps, case.global_batch_size)
         found = difference(merged([run[number] for run in runs]), expected)
         assert found.worst <= TOLERANCE, (case.parallel, case.documents, found)
 
@@ -215,7 +222,7 @@ def test_compiled(method: str, kind: str) -> None:
     parallel = {"context": 2, "context_method": method, "activation_checkpointing": kind}
     case = job(parallel | {"compile": True})
     run = merged(run_fleet(2, compiled_run, case, timeout=400))
-    found = difference(run, reference(case.documents, None, case.num_steps))
+    found = difference(run, reference(case.documents, None, case.num_steps, case.global_batch_size))
     assert found.worst <= TOLERANCE, found
 
 
@@ -236,7 +243,7 @@ def test_grid(context: int, tensor: int, pipeline: int, method: str) -> None:
     check(
         context * tensor * pipeline,
         [
-            job(parallel | {"zero_stage": stage}, documents, **window)
+            job(parallel | {"zero_stage": stage}, documents, num_rows=4, **window)
             for stage in range(4)
             for documents in PATTERNS
             for window in ({}, WINDOW)

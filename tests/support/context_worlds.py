@@ -10,6 +10,7 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
+from groups import shares_meshes
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from weighted import validation_rows
@@ -83,14 +84,16 @@ def _counted(count: Any) -> Iterator[None]:
 
 def written_next(cases: list[Case], lengths: Sequence[int]) -> list[dict[int, Tensor]]:
     """The distributions after so many tokens of the validation's sequences, by length."""
-    found = []
-    for case in cases:
-        parallel = ParallelConfig(**case.parallel)
-        mesh = build_mesh(Layout.of(parallel, dist.get_world_size()), "cpu")
-        engine, rows = make_engine(case), validation_rows(case)
-        batches = rows.split(case.micro_batch_size)
-        found.append({n: torch.cat(next_log_probs(engine, mesh, batches, n)) for n in lengths})
-    return found
+    return [_written_next(case, lengths) for case in cases]
+
+
+@shares_meshes
+def _written_next(case: Case, lengths: Sequence[int]) -> dict[int, Tensor]:
+    parallel = ParallelConfig(**case.parallel)
+    mesh = build_mesh(Layout.of(parallel, dist.get_world_size()), "cpu")
+    engine, rows = make_engine(case), validation_rows(case)
+    batches = rows.split(case.micro_batch_size)
+    return {n: torch.cat(next_log_probs(engine, mesh, batches, n)) for n in lengths}
 
 
 def sent_by_attention(model: dict[str, Any], methods: list[ContextMethod]) -> list[Sent]:

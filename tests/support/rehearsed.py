@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch.distributed as dist
+from groups import shares_meshes
 from torch import Tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from worlds import Case, engine_class, make_context, make_engine, micro_batches
@@ -83,6 +84,7 @@ def setup_of(case: Case, world_size: int) -> Setup:
     )
 
 
+@shares_meshes
 def _real(case: Case) -> tuple[Recording, States]:
     engines: list[Any] = []
 

@@ -12,6 +12,7 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
+from groups import shares_meshes
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from worlds import (
@@ -83,6 +84,7 @@ class Told:
 VALIDATION_STEP = 7
 
 
+@shares_meshes
 def engine_told(case: Case) -> Told:
     """The job on this process among its peers."""
     with telling():

@@ -18,6 +18,7 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 from documents import document_ids
+from groups import shares_meshes
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -311,6 +312,7 @@ Begin = Callable[[Mapping[str, Tensor]], object]
 """Changes a new engine's state, by the names of a checkpoint, before the first step."""
 
 
+@shares_meshes
 def engine_run(case: Case, begin: Begin | None = None) -> Run:
     """The case on this process among its peers; every rank returns the whole result."""
     engine = make_engine(case, recording(engine_class(case)))

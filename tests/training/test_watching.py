@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from triax.common.quantities import Duration, Unit
+from triax.parallel.config import ParallelConfig
 from triax.parallel.layout import Layout
 from triax.training.stability.faults import flip_weight
 from triax.training.stability.heartbeat import Heartbeat, blame
@@ -89,7 +90,7 @@ def test_the_replica_that_differs_from_the_majority_is_wrong(
     found: list[tuple[int, int]], wrong: list[int]
 ) -> None:
     layout = Layout(pipeline=1, replicate=3, shard=2, context=1, tensor=1)
-    assert differing_ranks(replica_groups(layout), found) == wrong
+    assert differing_ranks(replica_groups(layout, ParallelConfig()), found) == wrong
 
 
 def test_of_two_replicas_either_may_be_wrong() -> None:
@@ -100,11 +101,26 @@ def test_of_two_replicas_either_may_be_wrong() -> None:
 @given(sizes=st.tuples(*[st.integers(1, 3)] * 5))
 def test_replica_groups_part_the_ranks(sizes: tuple[int, int, int, int, int]) -> None:
     layout = Layout(*sizes)
-    groups = replica_groups(layout)
+    groups = replica_groups(layout, ParallelConfig(zero_stage=1))
     num_ranks = torch.Size(sizes).numel()
     assert sorted(rank for group in groups for rank in group) == list(range(num_ranks))
     ranks = torch.arange(num_ranks).view(sizes)
     assert sorted(groups) == sorted(ranks.movedim(1, -1).reshape(-1, layout.replicate).tolist())
+
+
+@pytest.mark.parametrize(
+    ("expert", "groups"),
+    [
+        (1, [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        (2, [[0, 2], [1, 3], [4, 6], [5, 7]]),
+        (4, [[0], [1], [2], [3], [4], [5], [6], [7]]),
+    ],
+)
+def test_where_nothing_is_sharded_parts_of_sequences_are_replicas_of_the_same_experts(
+    expert: int, groups: list[list[int]]
+) -> None:
+    parallel = ParallelConfig(pipeline=2, context=2, expert=expert, zero_stage=0)
+    assert replica_groups(Layout.of(parallel, 8), parallel) == groups
 
 
 def test_reader_groups_share_their_samples() -> None:

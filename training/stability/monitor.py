@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from triax.data.read.loader import Loader
 from triax.parallel.agreement import decided, reported
+from triax.parallel.config import ParallelConfig
 from triax.parallel.engine import Engine
 from triax.parallel.layout import Layout
 from triax.training.records.metrics_logger import MetricsLogger
@@ -56,6 +57,7 @@ class Monitor:
     """
 
     config: StabilityConfig
+    parallel: ParallelConfig
     layout: Layout
     engine: Engine
     loader: Loader
@@ -73,6 +75,7 @@ class Monitor:
     def __post_init__(self) -> None:
         self._free_since = time.perf_counter()
         self._named_ranks: set[int] = set()
+        self._replicas = replica_groups(self.layout, self.parallel)
         self.corruption: str | None = None
         """Of the data of a step whose figures are known: what is wrong, the same on all ranks."""
 
@@ -130,7 +133,7 @@ class Monitor:
     def _compare_replicas(self, state: TrainState) -> str | None:
         """Now and then, whether replicas are still equal."""
         every = self.config.checksum_every
-        if every is None or state.step % every or self.layout.replicate == 1:
+        if every is None or state.step % every or all(len(g) == 1 for g in self._replicas):
             return None
         self.beat("comparing replicas", state.step)
         return decided(
@@ -138,7 +141,7 @@ class Monitor:
         )
 
     def _wrong_replicas(self, state: TrainState, found: list[Checksums]) -> str | None:
-        wrong = differing_ranks(replica_groups(self.layout), found)
+        wrong = differing_ranks(self._replicas, found)
         if not wrong:
             return None
         self.metrics_logger.event(

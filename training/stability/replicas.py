@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from triax.parallel.config import ParallelConfig
 from triax.parallel.flat_shards import local_parts
 from triax.parallel.layout import AXES, DATA_AXES, Layout
 
@@ -38,9 +39,19 @@ def _total(sums: list[Tensor]) -> int:
     return int(torch.stack(sums).sum()) if sums else 0
 
 
-def replica_groups(layout: Layout) -> list[list[int]]:
-    """Ranks that hold the same parts, group by group."""
-    return layout.groups("replicate")
+def replica_groups(layout: Layout, config: ParallelConfig) -> list[list[int]]:
+    """Ranks that hold the same parts, group by group.
+
+    At ZeRO stage 0 nothing is sharded: processes that divide a sequence are replicas too, and of
+    neighbours that divide the experts each has its replicas `config.expert` further on.
+    """
+    if config.zero_stage:
+        return layout.groups("replicate")
+    return [
+        ranks[first :: config.expert]
+        for ranks in layout.groups("replicate", "context")
+        for first in range(config.expert)
+    ]
 
 
 def reader_groups(layout: Layout) -> list[list[int]]:
