@@ -17,9 +17,9 @@ from typing import Any, Protocol
 from triax.common.errors import UserError
 from triax.common.paths import scheme_of
 
-_CLIENT = {"timeout": "60s", "connect_timeout": "10s", "allow_http": True}
+_CLIENT: Any = {"timeout": "60s", "connect_timeout": "10s", "allow_http": True}
 """Of one request; a server without TLS is asked only where the address says so."""
-_ONE_TRY = {"max_retries": 0}
+_ONE_TRY: Any = {"max_retries": 0}
 """obstore would wait in silence."""
 
 
@@ -127,7 +127,7 @@ class _Objects:
     def read(self, file: RemoteFile, start: int, stop: int) -> bytes:
         from obstore import get
 
-        options: dict[str, Any] = {"range": (start, stop)}
+        options: Any = {"range": (start, stop)}
         if file.etag is not None:
             options["if_match"] = file.etag
         with _translated(file.url):

@@ -15,11 +15,8 @@ def test_a_run_waits_for_its_store_and_gives_the_local_losses(job: Path) -> None
     straight = train(job, "--run.name=straight", *careful)
     assert straight.code == 0, straight.text
     with object_store() as store:
-        data, tokenizer = (
-            store.put_folder(job / "data", "d"),
-            store.put_folder(job / "tokenizer", "t"),
-        )
-
+        data = store.put_folder(job / "data", "d")
+        tokenizer = store.put_folder(job / "tokenizer", "t")
         metrics = job / "runs/job/metrics.jsonl"
 
         def strike() -> None:
