@@ -69,7 +69,7 @@ class ObjectStore:
         )  # fmt: skip
         self._client.create_bucket(Bucket=BUCKET)
         for key, content in self._files.items():
-            self._client.put_object(Bucket=BUCKET, Key=key, Body=content)
+            self._client.put_object(Bucket=BUCKET, Key=key, Body=content, ACL="public-read")
 
     def kill(self) -> None:
         """End it at once."""
@@ -80,7 +80,7 @@ class ObjectStore:
     def put(self, key: str, content: bytes) -> str:
         """Store a file; its URL."""
         self._files[key] = content
-        self._client.put_object(Bucket=BUCKET, Key=key, Body=content)
+        self._client.put_object(Bucket=BUCKET, Key=key, Body=content, ACL="public-read")
         return f"s3://{BUCKET}/{key}"
 
     def put_folder(self, folder: Path, key: str) -> str:
