@@ -73,7 +73,7 @@ def tokenizer_of(checkpoint: Path, config: Mapping[str, Any]) -> str | None:
     return named if isinstance(named, str) else None
 
 
-def keep_tokenizer(tokenizer: str | None, run_dir: Path) -> None:
+def keep_tokenizer(tokenizer: Path | None, run_dir: Path) -> None:
     """Copy a tokenizer's files into a run's folder, unless it has that tokenizer.
 
     Another one there is from a start that has saved nothing, or whose checkpoints were removed.
@@ -86,7 +86,7 @@ def keep_tokenizer(tokenizer: str | None, run_dir: Path) -> None:
     """
     if tokenizer is None:
         return
-    source, folder = Path(tokenizer), run_dir / TOKENIZER_FOLDER
+    source, folder = tokenizer, run_dir / TOKENIZER_FOLDER
     file = source if is_file(source) else source / _TOKENIZER_FILE
     partial = folder.with_name(f"{TOKENIZER_FOLDER}.partial")
     with write_errors(folder):

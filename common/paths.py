@@ -13,12 +13,33 @@ from pydantic.fields import FieldInfo
 
 from triax.common.errors import UserError
 
+_URL = re.compile(r"(?P<scheme>s3|gs|hf|https?):/{1,2}(?P<rest>[^/].*)", re.ASCII)
 _VARIABLE = re.compile(r"\$(?:(?P<plain>[A-Za-z_]\w*)|\{(?P<braced>[A-Za-z_]\w*)\})", re.ASCII)
+
+
+def url_of(path: str | os.PathLike[str]) -> str | None:
+    """The address that a path stands for; None for a place on this machine.
+
+    A Path of an address has lost one of its slashes, and is known even so.
+    """
+    match = _URL.fullmatch(os.fspath(path))
+    return None if match is None else f"{match['scheme']}://{match['rest'].rstrip('/')}"
+
+
+def scheme_of(url: str) -> str:
+    """What stands before the colon of an address."""
+    return url.partition(":")[0]
+
+
+def absolute(path: str) -> str:
+    """A path that means the same in every working folder, without `..`; an address is one."""
+    return url_of(path) or os.path.abspath(path)  # noqa: PTH100, it takes ".." out
 
 
 def expand(text: str) -> Path:
     """The path that `~`, `~USER`, `$NAME` and `${NAME}` in a text stand for.
 
+    An address (`s3://`, `gs://`, `hf://`, `https://`) is a Path that `url_of` knows again.
     A config file isn't read by a shell, so the path would otherwise be a folder of that very
     name. A relative path stays relative. Any other `$` stands for itself.
 
@@ -50,7 +71,7 @@ def _value(match: re.Match[str], written: str) -> str:
 
 def same_path(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
     """Whether two paths are one as they are written; the disk isn't asked for links."""
-    return os.path.abspath(one) == os.path.abspath(other)  # noqa: PTH100, no `..` over links there
+    return absolute(os.fspath(one)) == absolute(os.fspath(other))
 
 
 def short_path(text: str, most: int) -> str:
@@ -72,7 +93,7 @@ class _Path:
 def _expanded(text: str) -> str:
     """A path without `~` or `$NAME` as it is written: `./none` is a path, and `none` is none."""
     path = expand(text)
-    return text if path == Path(text) else str(path)
+    return url_of(path) or (text if path == Path(text) else str(path))
 
 
 PathField = Annotated[str, AfterValidator(_expanded), _Path()]

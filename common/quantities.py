@@ -192,6 +192,30 @@ CountedField = Annotated[DurationField, AfterValidator(_counted)]
 CountField = Annotated[int, BeforeValidator(parse_count), Field(gt=0)]
 """A count above 0, as `parse_count` reads it."""
 
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kMGT])(i?))?B?", re.ASCII)
+
+
+def parse_size(size: str | int) -> int:
+    """Read a number of bytes such as `"20GB"` or `"512MiB"`, or a plain integer.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if isinstance(size, int) and not isinstance(size, bool) and 0 < size <= MAX_COUNT:
+        return size
+    match = _SIZE.fullmatch(size.strip()) if isinstance(size, str) else None
+    if match is None:
+        raise ValueError(f'expected bytes such as "20GB" or "512MiB", got {shorten(size)}')
+    base, power = 1024 if match[3] else 1000, " kMGT".index(match[2] or " ")
+    num_bytes = int(float(match[1]) * base**power)
+    if not 0 < num_bytes <= MAX_COUNT:
+        raise ValueError(f"expected 1 to {MAX_COUNT:.0e} bytes, got {shorten(size)}")
+    return num_bytes
+
+
+SizeField = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
+"""A number of bytes."""
+
 CountedOrZeroField = Annotated[
     Duration,
     BeforeValidator(_parse_or_zero),

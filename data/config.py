@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from triax.common.paths import PathField
-from triax.common.quantities import CountField
+from triax.common.paths import PathField, absolute
+from triax.common.quantities import CountField, SizeField
 from triax.common.section import NonNegativeFp32, PositiveFp32, Section
+from triax.data.remote.cache import DEFAULT_BYTES
 
 SMALLEST_VOCABULARY = 257
 """The 256 bytes and the end-of-text token."""
@@ -22,7 +22,8 @@ class SourceConfig(Section):
     """One source of samples in the blend."""
 
     path: PathField
-    """A prefix: `PATH.bin` and `PATH.idx`, or all of `PATH-00000.bin`, `PATH-00001.bin`, ..."""
+    """A prefix: `PATH.bin` and `PATH.idx`, or all of `PATH-00000.bin`, `PATH-00001.bin`, ...; here
+    or in a store (`s3://`, `gs://`, `hf://`, `https://`)."""
     weight: PositiveFp32 = 1.0
     """This source's share of the samples, relative to the other weights."""
     max_epochs: float | None = Field(None, gt=0, le=1_000_000)
@@ -59,7 +60,9 @@ class PrepareConfig(Section):
 class DataConfig(Section):
     """Which shards are read, in which shares, in windows of which length."""
 
-    independent: ClassVar[frozenset[str]] = frozenset({"mask_documents", "verify", "prefetch"})
+    independent: ClassVar[frozenset[str]] = frozenset(
+        {"mask_documents", "verify", "prefetch", "cache_dir", "cache_size"}
+    )
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
     validation: PathField | None = None
     """Prefix of the shards for validation; none means that no validation is run."""
@@ -87,10 +90,15 @@ class DataConfig(Section):
     at leisure beside the steps, or not at all. Shards without checksums are named and passed."""
     prefetch: int = Field(2, ge=0, le=1000)
     """Batches read ahead by a thread."""
+    cache_dir: PathField | None = None
+    """Folder for what is read of sources in stores, by default `$XDG_CACHE_HOME/triax/remote`: on a
+    local disk of each machine."""
+    cache_size: SizeField = DEFAULT_BYTES
+    """Most bytes of tokens that are kept there, as "20GB"."""
 
     @model_validator(mode="after")
     def _distinct(self) -> DataConfig:
-        paths = {os.path.abspath(source.path) for source in self.sources}  # noqa: PTH100
+        paths = {absolute(source.path) for source in self.sources}
         if len(paths) < len(self.sources):
             raise ValueError(
                 "data.sources names the same path twice: give it once, with its whole weight"

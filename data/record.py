@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError
 from triax.common.errors import UserError
 from triax.common.files import read_regular, write_atomically
 from triax.common.section import Section
+from triax.data.remote.mirror import mirrored_files
 
 FORMAT_VERSION = 1
 RECORD = "data.json"
@@ -115,12 +116,12 @@ _Record = TypeVar("_Record", Progress, PreparedData, TokenizerOrigin)
 
 
 def load_prepared(folder: Path) -> PreparedData | None:
-    """The record of a finished preparation in this folder, or None.
+    """The record of a finished preparation in this folder, here or in a store, or None.
 
     Raises:
         UserError: `data.json` is damaged or from another version of triax.
     """
-    return _load(folder / RECORD, PreparedData)
+    return _load(mirrored_files(folder, [RECORD]) / RECORD, PreparedData)
 
 
 def load_progress(folder: Path) -> Progress | None:

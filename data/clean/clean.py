@@ -47,6 +47,7 @@ from triax.data.clean.workers import run_jobs
 from triax.data.prepare.encode import num_cores
 from triax.data.prepare.inputs import input_sizes, inputs_fingerprint
 from triax.data.prepare.text import iter_records
+from triax.data.prepare.tokenizer import tokenizer_fingerprint
 
 Progress = Callable[[str, float], None]
 """Called with what is being done, and the share of it that is."""
@@ -244,6 +245,7 @@ def _settings(inputs: Sequence[str], work: Work) -> dict[str, Any]:
         for path in (step.words, step.hosts)
         if path is not None
     ]
+    tokenizer = work.recipe.output.tokenizer
     return {
         "format_version": 1,
         "inputs": list(inputs),
@@ -255,6 +257,7 @@ def _settings(inputs: Sequence[str], work: Work) -> dict[str, Any]:
             for step in work.recipe.steps
             if isinstance(step, FunctionConfig)
         },
+        "tokenizer": None if tokenizer is None else tokenizer_fingerprint(tokenizer),
         "text_field": work.text_field,
         "recipe": json.loads(work.recipe_json),
         "packages": {name: _version(name) for name in _PACKAGES},

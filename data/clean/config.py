@@ -189,6 +189,16 @@ class NearConfig(StepConfig):
     """INPUTs of an existing corpus, whose documents count as earlier ones."""
 
 
+class SubstringsConfig(StepConfig):
+    """Cut out stretches of text that stood before (Lee et al. 2022)."""
+
+    tokens: int = Field(50, ge=2, le=1000)
+    """Least length of a stretch: words with their punctuation, or characters of scripts without
+    spaces. 50 is the paper's."""
+    against: tuple[str, ...] = ()
+    """INPUTs of an existing corpus, whose documents count as earlier ones."""
+
+
 class ContaminationConfig(StepConfig):
     """Find documents that share word n-grams with evaluation sets."""
 
@@ -221,6 +231,7 @@ KINDS: Mapping[str, type[StepConfig]] = MappingProxyType(
         "block_list": BlockListConfig,
         "exact_duplicates": ExactConfig,
         "near_duplicates": NearConfig,
+        "repeated_substrings": SubstringsConfig,
         "contamination": ContaminationConfig,
         "function": FunctionConfig,
     }
@@ -231,6 +242,8 @@ class OutputConfig(Section):
     """How the kept documents are written, and in what pieces the work is done."""
 
     format: Literal["jsonl.zst", "jsonl.gz", "parquet"] = "jsonl.zst"
+    tokenizer: PathField | None = None
+    """A tokenizer's folder: the report counts its tokens beside documents and characters."""
     piece_characters: int = Field(8_000_000, ge=1000)
     """A piece of the work, and a file of the output, ends with the document that reaches them."""
     memory_mib: int = Field(512, ge=1)

@@ -25,6 +25,8 @@ class Document:
     """ISO 639-1."""
     metadata: dict[str, Any] = field(default_factory=dict)
     """All other fields of its row, and what steps note."""
+    num_tokens: int = 0
+    """Of the text, where they are counted."""
 
     def row(self) -> dict[str, Any]:
         """As a line of the output holds it."""

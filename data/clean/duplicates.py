@@ -99,8 +99,7 @@ class ExactDuplicates:
     def decide(
         self, pieces: Sequence[KeyedPiece], folder: Path, memory_bytes: int
     ) -> Iterator[tuple[int, Array]]:
-        for later, _ in later_items([piece.keys for piece in pieces], folder, memory_bytes):
-            yield from by_piece(later)
+        return decide_by_keys(pieces, folder, memory_bytes)
 
     def num_items(self, document: Document) -> int:
         return len(self._parts(document.text)[::2])
@@ -177,6 +176,14 @@ class NearDuplicates:
     def drop(self, document: Document, first_item: int, dropped: Array) -> str | None:
         del document, first_item
         return "near_duplicate" if len(dropped) else None
+
+
+def decide_by_keys(
+    pieces: Sequence[KeyedPiece], folder: Path, memory_bytes: int
+) -> Iterator[tuple[int, Array]]:
+    """What `GlobalStep.decide` gives where of equal keys all items but the first are dropped."""
+    for later, _ in later_items([piece.keys for piece in pieces], folder, memory_bytes):
+        yield from by_piece(later)
 
 
 def numbered(keys: Array, piece: int) -> Array:

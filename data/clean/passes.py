@@ -33,15 +33,18 @@ from triax.data.clean.config import (
     Recipe,
     RepetitionConfig,
     StepConfig,
+    SubstringsConfig,
 )
 from triax.data.clean.contamination import Contamination
 from triax.data.clean.document import Document
 from triax.data.clean.duplicates import ExactDuplicates, GlobalStep, NearDuplicates
 from triax.data.clean.filters import BlockList, Function, Language, Normalise, Pii
 from triax.data.clean.gopher import Gopher, GopherRepetition
-from triax.data.clean.statistics import Statistics
+from triax.data.clean.statistics import Statistics, StepCounts
 from triax.data.clean.store import PieceFolder, piece_name, write_output
+from triax.data.clean.substrings import RepeatedSubstrings
 from triax.data.clean.web import C4, FineWeb
+from triax.data.prepare.encode import encoder_of
 
 LocalStep = Callable[[Document], str | None]
 """May change the document; returns why it is dropped, or None."""
@@ -59,6 +62,7 @@ _LOCAL: dict[type[StepConfig], Callable[[Any], LocalStep]] = {
 _GLOBAL: dict[type[StepConfig], Callable[[Any], GlobalStep]] = {
     ExactConfig: ExactDuplicates,
     NearConfig: NearDuplicates,
+    SubstringsConfig: RepeatedSubstrings,
 }
 
 
@@ -107,7 +111,8 @@ def parse_recipe(text: str) -> Recipe:
 def recipe_json(recipe: Recipe) -> str:
     """All of a recipe as text."""
     steps = [step.model_dump(mode="json") for step in recipe.steps]
-    return json.dumps({"output": recipe.output.model_dump(mode="json"), "steps": steps})
+    output = recipe.output.model_dump(mode="json", exclude_none=True)
+    return json.dumps({"output": output, "steps": steps})
 
 
 def step_names(recipe: Recipe) -> list[str]:
@@ -165,17 +170,22 @@ def clean_piece(
     """
     passes = plan_passes(work.recipe)
     this, names, statistics = passes[number], step_names(work.recipe), Statistics()
+    count = token_counter(work.recipe.output.tokenizer)
     if documents is None:
         documents = work.folder(number - 1).read_documents(piece_name(piece))
+        count(documents)
     else:
+        count(documents)
         for document in documents:
             statistics.read.add(document)
     if this.drops is not None:
         items = np.fromfile(work.dropped(number - 1, piece), "<u8")
         step = global_step(work, this.drops)
-        documents = _without(documents, np.unique(items), step, statistics, names[this.drops])
+        drop = _Drop(step, np.unique(items))
+        documents = _kept(documents, drop, statistics.step(names[this.drops]), count)
     for index in this.steps:
-        documents = _kept(documents, local_step(work, index), statistics, names[index])
+        counts = statistics.step(names[index])
+        documents = _kept(documents, local_step(work, index), counts, count)
     name, folder = piece_name(piece), work.folder(number)
     if this.keys is None:
         for document in documents:
@@ -201,39 +211,54 @@ def against_name(piece: int) -> str:
     return f"against-{piece_name(piece)}"
 
 
+@lru_cache(maxsize=2)
+def token_counter(tokenizer: str | None) -> Callable[[Sequence[Document]], None]:
+    """Sets documents' `num_tokens`; without a tokenizer it leaves them alone.
+
+    Raises:
+        UserError: the tokenizer is of no use.
+    """
+    if tokenizer is None:
+        return lambda _: None
+    encoder = encoder_of(tokenizer, ())
+
+    def count(documents: Sequence[Document]) -> None:
+        encoded = encoder.encode([document.text for document in documents])
+        for document, parts in zip(documents, encoded, strict=True):
+            document.num_tokens = sum(map(len, parts))
+
+    return count
+
+
+class _Drop:
+    """Takes out of documents, one after another, what a step over all has decided to drop."""
+
+    def __init__(self, step: GlobalStep, items: NDArray[Any]) -> None:
+        self._step, self._items, self._first = step, items, 0
+
+    def __call__(self, document: Document) -> str | None:
+        first = self._first
+        self._first += self._step.num_items(document)
+        begin, end = np.searchsorted(self._items, [first, self._first])
+        return self._step.drop(document, first, self._items[begin:end])
+
+
 def _kept(
-    documents: Sequence[Document], step: LocalStep, statistics: Statistics, name: str
-) -> list[Document]:
-    counts, kept = statistics.step(name), []
-    for document in documents:
-        before = document.text
-        reason = step(document)
-        if reason is None:
-            counts.add_kept(before, document.text)
-            kept.append(document)
-        else:
-            counts.add_dropped(document, before, reason)
-    return kept
-
-
-def _without(
     documents: Sequence[Document],
-    items: NDArray[Any],
-    step: GlobalStep,
-    statistics: Statistics,
-    name: str,
+    step: LocalStep,
+    counts: StepCounts,
+    count_tokens: Callable[[Sequence[Document]], None],
 ) -> list[Document]:
-    """The documents without the items that a step over all has decided to drop."""
-    counts, kept, first = statistics.step(name), [], 0
-    for document in documents:
-        before = document.text
-        num_items = step.num_items(document)
-        begin, end = np.searchsorted(items, [first, first + num_items])
-        reason = step.drop(document, first, items[begin:end])
-        first += num_items
+    """The documents that a step keeps, and what it did to them counted."""
+    kept, before = [], [(document.text, document.num_tokens) for document in documents]
+    reasons = [step(document) for document in documents]
+    count_tokens([d for d, (text, _) in zip(documents, before, strict=True) if d.text != text])
+    for document, reason, (text, num_tokens) in zip(documents, reasons, before, strict=True):
         if reason is None:
-            counts.add_kept(before, document.text)
+            counts.add_kept(text, document.text)
+            counts.tokens_out += document.num_tokens
             kept.append(document)
         else:
-            counts.add_dropped(document, before, reason)
+            counts.add_dropped(document, text, reason)
+        counts.tokens_in += num_tokens
     return kept

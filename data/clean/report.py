@@ -55,7 +55,8 @@ def report_html(statistics: Statistics, settings: Mapping[str, Any]) -> str:
         f"<p>{_escaped(', '.join(settings['inputs']))}</p>",
         f"<p>{read.documents:,} documents read, {written.documents:,} kept "
         f"({_share(written.documents, read.documents)}); of {read.characters:,} characters "
-        f"{written.characters:,} ({_share(written.characters, read.characters)}).</p>",
+        f"{written.characters:,} ({_share(written.characters, read.characters)})"
+        f"{_tokens(read, written)}.</p>",
         "<h2>What is left after each step</h2>",
         _waterfall(statistics),
         "<h2>Lengths of documents</h2>",
@@ -72,34 +73,37 @@ def report_html(statistics: Statistics, settings: Mapping[str, Any]) -> str:
 
 
 def _waterfall(statistics: Statistics) -> str:
+    """Tokens where they were counted, which are what a run reads; else characters."""
     read = statistics.read
+    unit = "tokens" if read.tokens else "characters"
+    whole = getattr(read, unit)
     rows = [
         "<table><tr><th>step</th><th>documents</th><th>dropped</th><th>changed</th>"
-        "<th>characters</th><th class='wide'>left of all characters</th></tr>",
-        _waterfall_row("read", read.documents, 0, 0, read.characters, read.characters),
+        f"<th>{unit}</th><th class='wide'>left of all {unit}</th></tr>",
+        _waterfall_row("read", read.documents, 0, 0, whole, whole),
     ]
     for name, counts in statistics.steps.items():
-        dropped = counts.documents_in - counts.documents_out
+        dropped, left = counts.documents_in - counts.documents_out, getattr(counts, f"{unit}_out")
         rows.append(
-            _waterfall_row(
-                name,
-                counts.documents_out,
-                dropped,
-                counts.changed,
-                counts.characters_out,
-                read.characters,
-            )
+            _waterfall_row(name, counts.documents_out, dropped, counts.changed, left, whole)
         )
     return "".join([*rows, "</table>"])
 
 
+def _tokens(read: Population, written: Population) -> str:
+    if not read.tokens:
+        return ""
+    share = _share(written.tokens, read.tokens)
+    return f"; of {read.tokens:,} tokens {written.tokens:,} ({share})"
+
+
 def _waterfall_row(
-    name: str, documents: int, dropped: int, changed: int, characters: int, whole: int
+    name: str, documents: int, dropped: int, changed: int, left: int, whole: int
 ) -> str:
     return (
         f"<tr><td>{_escaped(name)}</td><td>{documents:,}</td><td>{dropped:,}</td>"
-        f"<td>{changed:,}</td><td>{characters:,}</td>"
-        f"<td class='wide'>{_bar(characters, whole)} {_share(characters, whole)}</td></tr>"
+        f"<td>{changed:,}</td><td>{left:,}</td>"
+        f"<td class='wide'>{_bar(left, whole)} {_share(left, whole)}</td></tr>"
     )
 
 

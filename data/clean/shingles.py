@@ -53,6 +53,7 @@ def _powers(base: int) -> Array:
 
 _KINDS = _byte_kinds()
 _VALUES = _byte_values()
+_BYTE_NUMBERS = np.random.Generator(np.random.PCG64(50)).integers(1, 1 << 63, 256, np.uint64)
 _POWERS = _powers(_BASE)
 _INVERSES = _powers(pow(_BASE, -1, 1 << 64))
 
@@ -111,6 +112,39 @@ def _chunk_hashes(bytes_B: Array) -> tuple[Array, Array]:
     hashes_W = sums_B[ends_W] - sums_B[starts_W]
     hashes_W *= _INVERSES[starts_W]
     return _mixed(hashes_W), starts_W
+
+
+def token_hashes(data: bytes) -> tuple[Array, Array]:
+    """The tokens of UTF-8 text, byte by byte: stretches without white space, of which a character
+    of three bytes or more begins a new one, for such scripts often write no spaces.
+
+    Returns:
+        hashes [W] and the positions [W] of the tokens' first bytes.
+    """
+    parts, starts, begin = [np.empty(0, np.uint64)], [np.empty(0, np.int64)], 0
+    while begin < len(data):
+        end = _chunk_end(data, begin)
+        bytes_B = np.frombuffer(data, np.uint8, end - begin, begin)
+        is_space_B = (bytes_B == 32) | ((bytes_B >= 9) & (bytes_B <= 13))
+        is_start_B = ~is_space_B
+        is_start_B[1:] &= is_space_B[:-1] | (bytes_B[1:] >= 0xE0)
+        starts_W = np.flatnonzero(is_start_B)
+        # White space adds nothing, so a token's sum goes on to the next one's beginning.
+        terms_B = np.where(is_space_B, np.uint64(0), _BYTE_NUMBERS[bytes_B])
+        terms_B *= _POWERS[: len(bytes_B)]
+        sums_B = np.zeros(len(bytes_B) + 1, np.uint64)
+        np.cumsum(terms_B, out=sums_B[1:])
+        hashes_W = np.diff(sums_B[np.append(starts_W, len(bytes_B))])
+        hashes_W *= _INVERSES[starts_W]
+        parts.append(_mixed(hashes_W))
+        starts.append(starts_W + begin)
+        begin = end
+    return np.concatenate(parts), np.concatenate(starts)
+
+
+def window_hashes(hashes_W: Array, length: int) -> tuple[Array, Array]:
+    """Two 64-bit hashes of each window of so many words or tokens: [G] each."""
+    return _combined(hashes_W, length), _combined(_mixed(hashes_W ^ np.uint64(_BASE)), length)
 
 
 def shingle_hashes(texts: Sequence[str], ngram: int) -> tuple[Array, Array]:

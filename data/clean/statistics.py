@@ -12,6 +12,10 @@ from triax.data.clean.document import Document
 
 _SAMPLES_PER_REASON = 3
 _SAMPLE_CHARACTERS = 400
+_SUMS = (
+    *("documents_in", "documents_out", "characters_in", "characters_out"),
+    *("tokens_in", "tokens_out", "changed"),
+)
 
 
 @dataclass
@@ -20,6 +24,8 @@ class Population:
 
     documents: int = 0
     characters: int = 0
+    tokens: int = 0
+    """Where a tokenizer is given."""
     lengths: Counter[str] = field(default_factory=Counter)
     """Documents by the number of bits of their length in characters."""
     sources: Counter[str] = field(default_factory=Counter)
@@ -29,6 +35,7 @@ class Population:
         length = len(document.text)
         self.documents += 1
         self.characters += length
+        self.tokens += document.num_tokens
         self.lengths[str(length.bit_length())] += 1
         self.sources[document.source] += 1
         self.languages[document.language or "unknown"] += 1
@@ -42,6 +49,8 @@ class StepCounts:
     documents_out: int = 0
     characters_in: int = 0
     characters_out: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
     changed: int = 0
     """Of those kept."""
     reasons: Counter[str] = field(default_factory=Counter)
@@ -66,7 +75,7 @@ class StepCounts:
         self._cut(reason)
 
     def merge(self, other: StepCounts) -> None:
-        for name in ("documents_in", "documents_out", "characters_in", "characters_out", "changed"):
+        for name in _SUMS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.reasons.update(other.reasons)
         for reason, samples in other.samples.items():
@@ -92,6 +101,7 @@ class Statistics:
         for mine, theirs in ((self.read, other.read), (self.written, other.written)):
             mine.documents += theirs.documents
             mine.characters += theirs.characters
+            mine.tokens += theirs.tokens
             for name in ("lengths", "sources", "languages"):
                 getattr(mine, name).update(getattr(theirs, name))
         for name, counts in other.steps.items():

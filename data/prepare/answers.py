@@ -18,7 +18,7 @@ from tokenizers import Encoding
 from triax.common.errors import UserError
 from triax.data.prepare.chat_rows import Conversation
 from triax.data.prepare.chat_template import ChatTemplate, Message, Span
-from triax.data.read.shards import Array
+from triax.data.read.shard_index import Array
 
 LossOn = Literal["answers", "contents"]
 """Whether the marks with which a template ends an answer are learned, too: a model that isn't

@@ -34,19 +34,19 @@ def read_tar(stream: BinaryIO, file: TextFile, wanted: Wanted) -> Iterator[Row]:
             for key, parts in groupby(members, key=lambda member: _key(member.name)):
                 number += 1
                 sample = {
-                    ending: _content(archive, member, f"{file.path}, {member.name}")
+                    ending: _content(archive, member, f"{file.name}, {member.name}")
                     for member in parts
                     if (ending := _ending(member.name)) in (*_TEXTS, "json")
                 }
-                text, fields = _text_of(sample, f"{file.path}, {key}", wanted)
+                text, fields = _text_of(sample, f"{file.name}, {key}", wanted)
                 if text is not None:
                     num_texts += 1
                     yield number, text, {"key": key, **fields} if wanted.with_fields else {}
     except tarfile.TarError as error:
-        raise UserError(f"{file.path}: damaged or no tar file: {error}; fetch it again") from None
+        raise UserError(f"{file.name}: damaged or no tar file: {error}; fetch it again") from None
     if not num_texts:
         raise UserError(
-            f"{file.path}: none of its {number:,} samples has a .txt, or a .json with a field "
+            f"{file.name}: none of its {number:,} samples has a .txt, or a .json with a field "
             f'"{wanted.text_field}"; name the field that holds the text with --text-field'
         )
 
@@ -103,15 +103,15 @@ def read_arrow(stream: BinaryIO, file: TextFile, wanted: Wanted) -> Iterator[Row
         for batch in _batches(ipc, stream):
             names, field = batch.schema.names, wanted.text_field
             if field is not None and field not in names:
-                raise UserError(missing_field(str(file.path), field, names))
+                raise UserError(missing_field(file.name, field, names))
             columns = names if wanted.with_fields or field is None else [field]
             for row in batch.select(columns).to_pylist():
                 number += 1
-                text = row_text(row, f"{file.path}, row {number}", field)
+                text = row_text(row, f"{file.name}, row {number}", field)
                 row.pop(field, None)
                 yield number, text, row
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        raise UserError(f"{file.path}: damaged or no Arrow file: {error}") from None
+        raise UserError(f"{file.name}: damaged or no Arrow file: {error}") from None
 
 
 def _batches(ipc: Any, stream: BinaryIO) -> Iterator[Any]:

@@ -35,7 +35,8 @@ from triax.data.prepare.tokenizer import (
     tokenizer_fingerprint,
     vocabulary_size,
 )
-from triax.data.read.shards import Array, ShardWriter, shard_prefix, token_dtype
+from triax.data.read.shard_index import Array
+from triax.data.read.shards import ShardWriter, shard_prefix, token_dtype
 from triax.data.read.token_weights import WeightsWriter
 from triax.data.record import (
     ChatSettings,

@@ -29,7 +29,8 @@ from triax.data.prepare.encoder import document_encoder
 from triax.data.prepare.pieces import LONGEST_PIECE, encode_in_pieces
 from triax.data.prepare.tiktoken_encoder import TiktokenEncoder, tiktoken_encoder
 from triax.data.prepare.tokenizer import library_errors, vocabulary_size
-from triax.data.read.shards import Array, token_dtype
+from triax.data.read.shard_index import Array
+from triax.data.read.shards import token_dtype
 
 _BATCH_CHARACTERS = 1 << 18
 _BATCHES_PER_WORKER = 3

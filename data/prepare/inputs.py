@@ -13,11 +13,14 @@ import sysconfig
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from triax.common.errors import UserError
 from triax.common.files import is_file, is_folder
-from triax.common.paths import expand
+from triax.common.paths import expand, url_of
 from triax.data.prepare.saved import saved_files
+from triax.data.remote.files import list_url, open_remote, stat_url
+from triax.data.remote.stores import RemoteFile
 
 STDLIB = "python-stdlib"
 _NOT_STDLIB = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
@@ -34,6 +37,35 @@ class TextFile:
     path: Path
     must_be_text: bool
     """Whether it is an error if it is no UTF-8 text; files found in a folder are then left out."""
+    remote: RemoteFile | None = None
+    """Where it is read from, if not here; `path` has its name then."""
+
+    @property
+    def name(self) -> str:
+        """What it is called to people, and what its documents say of where they are from."""
+        return str(self.path) if self.remote is None else self.remote.url
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return self.path.stat().st_size if self.remote is None else self.remote.size
+
+    @property
+    def fingerprint(self) -> list[str | int]:
+        """Other values when it is another file, or may be."""
+        if self.remote is not None:
+            return [self.remote.url, self.remote.size, self.remote.version]
+        status = self.path.stat()
+        return [os.fspath(self.path.absolute()), status.st_size, status.st_mtime_ns]
+
+    @property
+    def place(self) -> str:
+        """The same for the same file, over whatever links."""
+        return os.path.realpath(self.path) if self.remote is None else self.remote.url
+
+    def open(self) -> BinaryIO:
+        """Its bytes, from the beginning."""
+        return self.path.open("rb") if self.remote is None else open_remote(self.remote)
 
 
 @dataclass(frozen=True)
@@ -55,13 +87,16 @@ def resolve(text: str) -> Source:
     wrote by its own list of files; a folder that is met again
     over a link is not read again, nor is a file. `NAME` or `NAME:CONFIG` is looked for in
     `datasets` when there is no file of that name. Write `./python-stdlib` for a folder of
-    that name.
+    that name. Of a store (`s3://BUCKET/...`, `gs://`, `hf://datasets/...`, `https://`) it is a
+    file, a folder or a glob as here; a web server doesn't list, so there it is a file.
 
     Raises:
         UserError: no file matches, or the text cannot be a dataset's name.
     """
     if text == STDLIB:
         return _stdlib_files()
+    if (url := url_of(text)) is not None:
+        return _remote_files(url)
     path = expand(text)
     if is_file(path):
         return [TextFile(path, must_be_text=True)]
@@ -99,7 +134,7 @@ def resolve_all(inputs: Sequence[str]) -> list[Source]:
 def _things(source: Source) -> list[str]:
     if isinstance(source, DatasetName):
         return [f"the dataset {source.name}{f':{source.config}' if source.config else ''}"]
-    return [os.path.realpath(file.path) for file in source]
+    return [file.place for file in source]
 
 
 def input_sizes(inputs: Sequence[str]) -> dict[str, int]:
@@ -109,7 +144,7 @@ def input_sizes(inputs: Sequence[str]) -> dict[str, int]:
         UserError: as `resolve_all`.
     """
     sources = [source for source in resolve_all(inputs) if not isinstance(source, DatasetName)]
-    return {str(file.path): file.path.stat().st_size for files in sources for file in files}
+    return {file.name: file.size for files in sources for file in files}
 
 
 def inputs_fingerprint(inputs: Sequence[str]) -> str:
@@ -126,9 +161,7 @@ def inputs_fingerprint(inputs: Sequence[str]) -> str:
         if isinstance(source, DatasetName):
             continue
         for file in source:
-            status = file.path.stat()
-            entry = [os.fspath(file.path.absolute()), status.st_size, status.st_mtime_ns]
-            digest.update(json.dumps(entry).encode())
+            digest.update(json.dumps(file.fingerprint).encode())
     return digest.hexdigest()[:16]
 
 
@@ -137,8 +170,63 @@ def _filled(text: str, files: list[TextFile]) -> list[TextFile]:
         raise UserError(f"{text}: no files found there")
     once: dict[str, TextFile] = {}
     for file in files:
-        once.setdefault(os.path.realpath(file.path), file)
+        once.setdefault(file.place, file)
     return list(once.values())
+
+
+def _remote_files(url: str) -> list[TextFile]:
+    """Files of a store, in the order in which those of a local folder are read."""
+    fixed = _fixed_part(url)
+    if fixed == url:
+        file = stat_url(url)
+        if file is not None:
+            return [_in_store(file, must_be_text=True)]
+        found = list_url(url)
+    else:
+        found = _matching(url, list_url(fixed))
+    below = [file for file in found if not _is_hidden(file.url.removeprefix(fixed))]
+    saved = next((f for f in below if f.url.endswith("/dataset_dict.json")), None)
+    if saved is not None:
+        folder = saved.url.rpartition("/")[0]
+        raise UserError(f"{folder}: has several splits; name the folder of one of them")
+    return _filled(url, [_in_store(file, must_be_text=fixed != url) for file in below])
+
+
+def _matching(glob: str, files: list[RemoteFile]) -> list[RemoteFile]:
+    """The files that a glob names, or a folder of which it does; in the order of what it names."""
+    pattern = re.compile(_glob_pattern(glob))
+    found = []
+    for file in files:
+        parts = file.url.split("/")
+        named = (parts[:end] for end in range(1, len(parts) + 1))
+        entry = next((each for each in named if pattern.fullmatch("/".join(each))), None)
+        if entry is not None:
+            found.append((entry, file))
+    return [file for _, file in sorted(found, key=lambda pair: pair[0])]
+
+
+def _in_store(file: RemoteFile, *, must_be_text: bool) -> TextFile:
+    return TextFile(Path(file.url.rpartition("/")[2]), must_be_text, file)
+
+
+def _is_hidden(path: str) -> bool:
+    return any(part.startswith(".") for part in path.split("/"))
+
+
+def _fixed_part(url: str) -> str:
+    """The folder that all files of a glob are below; all of a URL that is none."""
+    head = re.split(r"[*?[]", url, maxsplit=1)[0]
+    return url if head == url or url.startswith("http") else head.rpartition("/")[0]
+
+
+def _glob_pattern(url: str) -> str:
+    """A glob as a regular expression: `**/` is any folders, `*` and `?` stay within a name."""
+    parts = re.split(r"(\*\*/|\*|\?|\[[^]]+\])", url)
+    special = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
+    return "".join(
+        special.get(part, part.replace("[!", "[^") if part[:1] == "[" else re.escape(part))
+        for part in parts
+    )
 
 
 def _glob(pattern: Path) -> list[TextFile]:

@@ -13,7 +13,7 @@ from itertools import islice
 import numpy as np
 
 from triax.common.errors import UserError
-from triax.data.read.shards import Array
+from triax.data.read.shard_index import Array
 from triax.data.record import SplitPlan
 
 TRAIN, VALIDATION = "train", "validation"

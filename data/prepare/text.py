@@ -23,9 +23,9 @@ import io
 import json
 import logging
 import lzma
+import weakref
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from triax.common.errors import UserError
@@ -143,12 +143,12 @@ def _end_of_part(text: str, start: int) -> int:
 
 def _files_rows(files: Sequence[TextFile], wanted: Wanted) -> Iterator[tuple[str, Row]]:
     for file in files:
-        origin = str(file.path)
+        origin = file.name
         try:
             for row in _file_rows(file, wanted):
                 yield origin, row
         except _LeftOutError as error:
-            _log.warning("%s: left out, %s", file.path, error)
+            _log.warning("%s: left out, %s", file.name, error)
 
 
 def _file_rows(file: TextFile, wanted: Wanted) -> Iterator[Row]:
@@ -158,35 +158,44 @@ def _file_rows(file: TextFile, wanted: Wanted) -> Iterator[Row]:
     kind = suffixes[:-1] if open_file is not _open_plain else suffixes
     read = READERS.get(kind[-1], _read_whole) if kind else _read_whole
     try:
-        with open_file(path) as stream:
+        with open_file(file) as stream:
             yield from read(stream, file, wanted)
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise UserError(
-            f"{path}: cannot be read: {error}; if it is damaged, fetch it again"
+            f"{file.name}: cannot be read: {error}; if it is damaged, fetch it again"
         ) from None
 
 
-def _open_plain(path: Path) -> BinaryIO:
-    return path.open("rb")
+def _open_plain(file: TextFile) -> BinaryIO:
+    return file.open()
 
 
-def _open_gzip(path: Path) -> BinaryIO:
-    return cast(BinaryIO, gzip.open(path, "rb"))
+def _open_gzip(file: TextFile) -> BinaryIO:
+    return _unpacked(file, lambda packed: gzip.open(packed, "rb"))
 
 
-def _open_bz2(path: Path) -> BinaryIO:
-    return cast(BinaryIO, bz2.open(path, "rb"))
+def _open_bz2(file: TextFile) -> BinaryIO:
+    return _unpacked(file, lambda packed: bz2.open(packed, "rb"))
 
 
-def _open_xz(path: Path) -> BinaryIO:
-    return cast(BinaryIO, lzma.open(path, "rb"))
+def _open_xz(file: TextFile) -> BinaryIO:
+    return _unpacked(file, lambda packed: lzma.open(packed, "rb"))
 
 
-def _open_zstd(path: Path) -> BinaryIO:
+def _unpacked(file: TextFile, unpack: Callable[[BinaryIO], Any]) -> BinaryIO:
+    """What unpacks a file, which closes with it."""
+    packed = file.open()
+    stream = unpack(packed)
+    weakref.finalize(stream, packed.close)
+    return cast(BinaryIO, stream)
+
+
+def _open_zstd(file: TextFile) -> BinaryIO:
     import pyarrow
 
     # pyarrow comes with `datasets`, and reports a file cut short; `zstandard` ends silently.
-    return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
+    source = str(file.path) if file.remote is None else pyarrow.PythonFile(file.open(), mode="r")
+    return io.BufferedReader(pyarrow.input_stream(source, compression="zstd"))
 
 
 def _read_whole(stream: BinaryIO, file: TextFile, _wanted: Wanted) -> Iterator[Row]:
@@ -199,7 +208,7 @@ def _read_whole(stream: BinaryIO, file: TextFile, _wanted: Wanted) -> Iterator[R
         except UnicodeDecodeError:
             if file.must_be_text:
                 raise UserError(
-                    f"{file.path}: not UTF-8 text; convert it or leave it out"
+                    f"{file.name}: not UTF-8 text; convert it or leave it out"
                 ) from None
             behind = " behind what was read" if number > 1 else ""
             raise _LeftOutError(f"it is not UTF-8 text{behind}") from None
@@ -217,7 +226,7 @@ def _read_json_lines(stream: BinaryIO, file: TextFile, wanted: Wanted) -> Iterat
     may_be_other = not file.must_be_text and ".json" in map(str.lower, file.path.suffixes)
     while line := stream.readline(_MAX_BYTES + 1):
         number += 1
-        where = f"{file.path}, line {number}"
+        where = f"{file.name}, line {number}"
         if len(line) > _MAX_BYTES:
             raise UserError(f"{where}: longer than {_MAX_BYTES >> 20} MiB, {_ONE_A_LINE}")
         if not line.strip():
@@ -265,11 +274,11 @@ def _read_parquet(stream: BinaryIO, source: TextFile, wanted: Wanted) -> Iterato
     import pyarrow
     from pyarrow import parquet
 
-    path, text_field = source.path, wanted.text_field
+    path, text_field = source.name, wanted.text_field
     try:
-        file = parquet.ParquetFile(_seekable(stream, path))
+        file = parquet.ParquetFile(_seekable(stream, source.name))
         if text_field is not None and text_field not in file.schema_arrow.names:
-            raise UserError(missing_field(str(path), text_field, file.schema_arrow.names))
+            raise UserError(missing_field(path, text_field, file.schema_arrow.names))
         number = 0
         columns = None if wanted.with_fields or text_field is None else [text_field]
         for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=columns):
@@ -281,7 +290,7 @@ def _read_parquet(stream: BinaryIO, source: TextFile, wanted: Wanted) -> Iterato
         raise UserError(f"{path}: damaged or no parquet file: {error}") from None
 
 
-def _seekable(stream: BinaryIO, path: Path) -> BinaryIO:
+def _seekable(stream: BinaryIO, path: str) -> BinaryIO:
     """Parquet is read from its end; a decompressed stream has to be held in memory for that."""
     if isinstance(stream, io.BufferedReader) and stream.seekable():
         return stream
@@ -313,7 +322,7 @@ def _dataset_rows(source: DatasetName, wanted: Wanted) -> Iterator[tuple[str, Ro
         ) from error
 
 
-_OPENERS: dict[str, Callable[[Path], BinaryIO]] = {
+_OPENERS: dict[str, Callable[[TextFile], BinaryIO]] = {
     ".gz": _open_gzip,
     ".bz2": _open_bz2,
     ".xz": _open_xz,

@@ -29,7 +29,7 @@ import tiktoken
 from tokenizers import Tokenizer, models
 
 from triax.data.prepare.split_patterns import GPT2_AS_PUBLISHED, PATTERNS, byte_of_character
-from triax.data.read.shards import Array
+from triax.data.read.shard_index import Array
 
 _PATTERNS = {*PATTERNS.values(), GPT2_AS_PUBLISHED}
 _PROBED_CODE_POINTS = range(0x80, 0x30000, 61)

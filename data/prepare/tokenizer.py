@@ -19,10 +19,12 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 
 from triax.common.errors import UserError
 from triax.common.files import is_file, is_folder, make_folder, read_regular, write_atomically
+from triax.common.paths import url_of
 from triax.data.config import SMALLEST_VOCABULARY
 from triax.data.prepare.split_patterns import PATTERNS
 from triax.data.prepare.text import iter_documents
 from triax.data.prepare.text_sample import sample_text
+from triax.data.remote.mirror import mirrored_files
 
 _log = logging.getLogger(__name__)
 
@@ -32,6 +34,17 @@ ROLE_TOKENS = tuple(f"<|{role}|>" for role in ROLES)
 """What a tokenizer may reserve for conversations."""
 _TRIAL = "A trial: 1é 漢 "
 """What a tokenizer has to survive before it is believed."""
+FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+)
+"""What of a tokenizer's folder in a store is looked at."""
 MOST_BYTES = 1 << 28
 """Of any file of a tokenizer."""
 SAMPLE_CHARACTERS = 200_000_000
@@ -236,12 +249,14 @@ def tokenizer_fingerprint(path: Path | str) -> str:
 
 
 def tokenizer_file(path: Path | str) -> Path:
-    """The `tokenizer.json` that a path means: in that folder, or the file itself.
+    """The `tokenizer.json` that a path means: in that folder, or the file itself. What is in a
+    store is brought here, with the files beside it.
 
     Raises:
         UserError: there is none; where there is a tokenizer of another format, it says what to do.
     """
-    path = Path(path)
+    folder = Path(str(path).removesuffix("/tokenizer.json")) if url_of(path) else Path(path)
+    path = mirrored_files(folder, FILES)
     file = path / "tokenizer.json" if is_folder(path) else path
     other = _other_format(path)
     if other is not None and (file.name != "tokenizer.json" or not is_file(file)):

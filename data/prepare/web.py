@@ -40,9 +40,9 @@ def read_html(stream: BinaryIO, file: TextFile, _wanted: Wanted) -> Iterator[Row
     """
     page = stream.read(_MAX_PAGE + 1)
     if len(page) > _MAX_PAGE:
-        _log.warning("%s: left out, a page of more than %d MiB", file.path, _MAX_PAGE >> 20)
+        _log.warning("%s: left out, a page of more than %d MiB", file.name, _MAX_PAGE >> 20)
         return
-    yield 1, main_text(page, file.path), {}
+    yield 1, main_text(page, file.name), {}
 
 
 def main_text(page: bytes, where: object) -> str:
@@ -73,7 +73,7 @@ def read_warc(stream: BinaryIO, file: TextFile, wanted: Wanted) -> Iterator[Row]
     Raises:
         UserError: the crawl is damaged, or trafilatura or warcio isn't installed.
     """
-    with _needs_web(file.path):
+    with _needs_web(file.name):
         from warcio.archiveiterator import ArchiveIterator
         from warcio.exceptions import ArchiveLoadFailed
     number = 0
@@ -89,13 +89,13 @@ def read_warc(stream: BinaryIO, file: TextFile, wanted: Wanted) -> Iterator[Row]
                 continue
             date = record.rec_headers.get_header("WARC-Date")
             fields = {"url": url, "date": date} if wanted.with_fields else {}
-            yield number, main_text(page, f"{file.path}, record {number}"), fields
+            yield number, main_text(page, f"{file.name}, record {number}"), fields
     except ArchiveLoadFailed as error:
         raise UserError(
-            f"{file.path}, record {number + 1}: damaged or no WARC file: {error}; fetch it again"
+            f"{file.name}, record {number + 1}: damaged or no WARC file: {error}; fetch it again"
         ) from None
     if not number:
-        raise UserError(f"{file.path}: no WARC records in it; fetch it again")
+        raise UserError(f"{file.name}: no WARC records in it; fetch it again")
 
 
 def _is_page(record: Any) -> bool:

@@ -14,9 +14,12 @@ import xxhash
 
 from triax.common.errors import UserError
 from triax.common.files import is_file
-from triax.data.read.shards import file_size, find_shards, with_suffix
+from triax.data.read.shard_index import file_size, with_suffix
+from triax.data.read.shards import find_shards
 from triax.data.read.token_weights import SUFFIX
 from triax.data.record import load_prepared
+from triax.data.remote.files import open_remote
+from triax.data.remote.mirror import pointer_at
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +45,7 @@ def known_files(prefix: str) -> tuple[list[KnownFile], list[Path]]:
         UserError: there is no such dataset, or its `data.json` is damaged.
     """
     shards = find_shards(prefix)
-    prepared = load_prepared(Path(prefix).parent)
+    prepared = load_prepared(shards[0].parent)
     checksums = {} if prepared is None else prepared.checksums
     parts = [with_suffix(shard, part) for shard in shards for part in (".bin", ".idx", SUFFIX)]
     paths = [path for path in parts if path.suffix != SUFFIX or is_file(path)]
@@ -52,21 +55,29 @@ def known_files(prefix: str) -> tuple[list[KnownFile], list[Path]]:
 
 @dataclass(frozen=True)
 class Verifiable:
-    """What of some datasets can be verified."""
+    """What of some datasets is verified beside a run."""
 
     files: list[KnownFile]
     without: list[str]
     """Datasets with files whose checksums aren't known."""
 
 
-def files_of(prefixes: Sequence[str]) -> Verifiable:
+def files_of(prefixes: Sequence[str], *, with_remote: bool = True) -> Verifiable:
     """What of these datasets can be verified.
+
+    Args:
+        with_remote: files that stay in a store too, which are read whole for it.
 
     Raises:
         UserError: as `known_files`.
     """
     found = {prefix: known_files(prefix) for prefix in prefixes}
-    files = [file for known, _ in found.values() for file in known]
+    files = [
+        file
+        for known, _ in found.values()
+        for file in known
+        if with_remote or pointer_at(file.path) is None
+    ]
     return Verifiable(files, [prefix for prefix, (_, unknown) in found.items() if unknown])
 
 
@@ -123,10 +134,12 @@ def _problem(file: KnownFile) -> str | None:
 
 def _checksum(path: Path, rest: Callable[[float], bool]) -> str | None:
     """None if a rest ended it."""
-    file_size(path)  # refuses a pipe, which would wait for ever
+    pointer = pointer_at(path)
+    if pointer is None:
+        file_size(path)  # refuses a pipe, which would wait for ever
     digest = xxhash.xxh3_128()
     try:
-        with path.open("rb") as file:
+        with path.open("rb") if pointer is None else open_remote(pointer) as file:
             began = time.monotonic()
             while piece := file.read(_READ_BYTES):
                 digest.update(piece)

@@ -10,6 +10,7 @@ Shape legend: B = micro_batch_size x pieces, T = seq_len / pieces.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -19,9 +20,12 @@ from triax.common.errors import UserError
 from triax.common.tokens import IGNORE_INDEX
 from triax.data.read.conversations import Conversations
 from triax.data.read.prefetch import prefetched
-from triax.data.read.sampler import Sampler
+from triax.data.read.sampler import Location, Sampler
 from triax.data.read.source import Source, Window
 from triax.models.batch import Batch
+
+_STORE_THREADS = 16
+"""Samples of a micro-batch that are asked of stores at once: each answer takes long to come."""
 
 
 def make_batch(
@@ -128,6 +132,8 @@ class Loader:
         self._prefetch = prefetch
         self._pin_memory = pin_memory
         self._before_batch = before_batch
+        is_remote = any(source.is_remote for source in self._sources.values())
+        self._pool = ThreadPoolExecutor(_STORE_THREADS, "triax-store") if is_remote else None
 
     def batch_at(self, cursor: int) -> list[Batch]:
         """This rank's micro-batches of the global batch that begins at sample `cursor`.
@@ -168,9 +174,13 @@ class Loader:
         self._before_batch()
         return self.batch_at(cursor)
 
+    def _window(self, at: Location) -> Window:
+        return self._sources[at.source].window(at.window)
+
     def _micro_batch(self, samples: range, num_pieces: int) -> Batch:
         locations = [self._sampler.locate(sample) for sample in samples]
-        samples_read = [self._sources[at.source].window(at.window) for at in locations]
+        read = map if self._pool is None else self._pool.map
+        samples_read = list(read(self._window, locations))
         windows = [piece for window in samples_read for piece in window.cut(num_pieces)]
         return make_batch(
             windows,

@@ -15,11 +15,8 @@ from __future__ import annotations
 
 import os
 import re
-import stat
-import struct
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,28 +28,27 @@ import xxhash
 
 from triax.common.errors import UserError
 from triax.common.files import fsync_folder, is_file, is_folder, write_errors
+from triax.data.read.remote_tokens import RemoteTokens
+from triax.data.read.shard_index import (
+    DTYPES,
+    HEADER,
+    MAGIC,
+    VERSION,
+    Array,
+    chunks,
+    map_file,
+    open_index,
+    with_suffix,
+)
+from triax.data.remote.cache import Cache
+from triax.data.remote.mirror import mirrored_dataset, pointer_at
 
-Array = np.ndarray[Any, Any]
-
-_MAGIC = b"MMIDIDX\x00\x00"
-_HEADER = struct.Struct("<9sQBQQ")
-_VERSION = 1
-_DTYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
-_CODES = {np.dtype(name): code for code, name in _DTYPES.items()}
-_FLOAT_CODES = (6, 7)
-_MEND = "copy the shard again or prepare it anew"
-_CHUNK = 1 << 20
-"""Entries looked at in one piece, so that checking a shard takes a few MiB of memory."""
+_CODES = {np.dtype(name): code for code, name in DTYPES.items()}
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
     """The smallest dtype that Megatron uses for a vocabulary: uint16 below 65,500, else int32."""
     return np.dtype("<u2") if vocab_size < 65_500 else np.dtype("<i4")
-
-
-def with_suffix(prefix: Path, suffix: str) -> Path:
-    """Append to the name; unlike `Path.with_suffix`, dots in the prefix stay."""
-    return Path(f"{prefix}{suffix}")
 
 
 def shard_prefix(prefix: Path, number: int) -> Path:
@@ -62,7 +58,8 @@ def shard_prefix(prefix: Path, number: int) -> Path:
 
 @dataclass(frozen=True)
 class Shard:
-    """A checked, read-only shard. Nothing is held in memory: both files are mapped.
+    """A checked, read-only shard. Nothing is held in memory: both files are mapped, or
+    tokens are read from a store through a cache.
 
     Positions count tokens of the concatenated stream of all documents.
     """
@@ -72,7 +69,7 @@ class Shard:
     """Integer type of a token in the file."""
     num_tokens: int
     num_documents: int
-    _tokens: Array = field(repr=False)
+    _tokens: Array | RemoteTokens = field(repr=False)
     """[num_tokens], `dtype`."""
     _pointers: Array = field(repr=False)
     """[num_sequences] int64, bytes."""
@@ -80,25 +77,32 @@ class Shard:
     """[num_documents + 1] int64, sequence numbers."""
 
     @staticmethod
-    def open(prefix: Path | str) -> Shard:
+    def open(prefix: Path | str, cache: Cache | None = None) -> Shard:
         """Map a shard after checking that both files are what the index promises.
 
         Reads the whole index once (20 bytes a document) and no tokens.
+
+        Args:
+            cache: for tokens that are in a store.
 
         Raises:
             UserError: a file is missing, unreadable, damaged or empty.
         """
         prefix = Path(prefix)
-        idx, bin_ = with_suffix(prefix, ".idx"), with_suffix(prefix, ".bin")
-        dtype, num_sequences, num_boundaries = _read_header(idx)
-        lengths, pointers, boundaries = _map_index(idx, num_sequences, num_boundaries)
-        num_tokens = _check_sequences(idx, lengths, pointers, dtype.itemsize)
-        _check_boundaries(idx, boundaries, num_sequences)
-        _check_bin_size(idx, bin_, num_tokens * dtype.itemsize)
-        if num_tokens == 0:
-            raise UserError(f"{prefix}: the shard holds no tokens; prepare it from more text")
-        tokens = _map(bin_, dtype, offset=0, count=num_tokens)
-        return Shard(prefix, dtype, num_tokens, num_boundaries - 1, tokens, pointers, boundaries)
+        dtype, num_tokens, pointers, boundaries = open_index(prefix)
+        bin_ = with_suffix(prefix, ".bin")
+        pointer = pointer_at(bin_)
+        tokens = (
+            map_file(bin_, dtype, offset=0, count=num_tokens)
+            if pointer is None
+            else RemoteTokens(pointer, dtype, cache or Cache())
+        )
+        return Shard(prefix, dtype, num_tokens, len(boundaries) - 1, tokens, pointers, boundaries)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether tokens are read from a store."""
+        return isinstance(self._tokens, RemoteTokens)
 
     def read(self, start: int, length: int) -> Array:
         """Tokens `start` to `start + length` of the stream: [length] int64, a copy."""
@@ -139,18 +143,24 @@ class Shard:
         """The smallest and the largest token id; reads the whole shard."""
         ranges = [
             (int(tokens.min()), int(tokens.max()))
-            for tokens in (self._tokens[piece] for piece in _chunks(self.num_tokens))
+            for tokens in (self._tokens[piece] for piece in chunks(self.num_tokens))
         ]
         return min(low for low, _ in ranges), max(high for _, high in ranges)
 
 
-def find_shards(prefix: Path | str) -> list[Path]:
+def find_shards(prefix: Path | str, cache: Cache | None = None) -> list[Path]:
     """The prefixes of a dataset's shards: PREFIX itself, or PREFIX-00000, PREFIX-00001, ...
 
+    Of a dataset in a store they are those of its mirror (`triax.data.remote.mirror`).
+
+    Args:
+        cache: that keeps the mirror.
+
     Raises:
-        UserError: there is none (the message names what is near), or one of the series is missing.
+        UserError: there is none (the message names what is near), or one of the series is missing;
+            or the store doesn't answer.
     """
-    prefix = Path(prefix)
+    prefix = mirrored_dataset(prefix, cache)
     if is_file(with_suffix(prefix, ".idx")):
         return [prefix]
     if is_folder(prefix):
@@ -277,7 +287,7 @@ class ShardWriter:
         pointers = np.zeros(len(lengths), dtype="<i8")
         np.cumsum(lengths[:-1], out=pointers[1:])
         code = _CODES[self.dtype]
-        header = _HEADER.pack(_MAGIC, _VERSION, code, len(lengths), len(lengths) + 1)
+        header = HEADER.pack(MAGIC, VERSION, code, len(lengths), len(lengths) + 1)
         pointers *= self.dtype.itemsize
         boundaries = np.arange(len(lengths) + 1, dtype="<i8")
         return b"".join((header, lengths.tobytes(), pointers.tobytes(), boundaries.tobytes()))
@@ -298,103 +308,3 @@ def _close_synced(file: BinaryIO) -> None:
     with file:
         file.flush()
         os.fsync(file.fileno())
-
-
-def _chunks(count: int) -> Iterator[slice]:
-    for start in range(0, count, _CHUNK):
-        yield slice(start, min(start + _CHUNK, count))
-
-
-def file_size(path: Path) -> int:
-    """Size in bytes of a regular file (opening a pipe would wait for ever)."""
-    try:
-        status = path.stat()
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {error}; {_MEND}") from None
-    if not stat.S_ISREG(status.st_mode):
-        raise UserError(f"{path}: not a regular file; {_MEND}")
-    return status.st_size
-
-
-def _map(path: Path, dtype: np.dtype[Any], offset: int, count: int) -> Array:
-    if count == 0:
-        return np.zeros(0, dtype)
-    try:
-        mapped = np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=(count,))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be mapped: {error}; {_MEND}") from None
-    return mapped.view(np.ndarray)
-
-
-def _read_header(idx: Path) -> tuple[np.dtype[Any], int, int]:
-    """The dtype, the number of sequences and the number of document boundaries."""
-    size = file_size(idx)
-    if size < _HEADER.size:
-        raise UserError(f"{idx}: {size} bytes, shorter than an index's header; {_MEND}")
-    header = bytes(_map(idx, np.dtype("u1"), offset=0, count=_HEADER.size))
-    magic, version, code, num_sequences, num_boundaries = _HEADER.unpack(header)
-    if magic != _MAGIC:
-        raise UserError(f"{idx}: no index of token shards, it does not begin with MMIDIDX; {_MEND}")
-    if version != _VERSION:
-        raise UserError(f"{idx}: version {version}, only version {_VERSION} is known; {_MEND}")
-    if code not in _DTYPES:
-        kind = "holds floating-point values" if code in _FLOAT_CODES else "is unknown"
-        raise UserError(f"{idx}: dtype code {code} {kind}, expected integer tokens; {_MEND}")
-    return np.dtype(_DTYPES[code]), num_sequences, num_boundaries
-
-
-def _map_index(idx: Path, num_sequences: int, num_boundaries: int) -> tuple[Array, Array, Array]:
-    """Lengths, pointers and document boundaries, once the file has the size for them."""
-    promised = _HEADER.size + 12 * num_sequences + 8 * num_boundaries
-    size = file_size(idx)
-    if size == promised + num_sequences != promised:
-        raise UserError(f"{idx}: a multimodal dataset (it has sequence modes); text is expected")
-    if size != promised:
-        raise UserError(
-            f"{idx}: {size:,} bytes, but its header promises {num_sequences:,} sequences and "
-            f"{num_boundaries:,} document boundaries, which take {promised:,} bytes; {_MEND}"
-        )
-    offset = _HEADER.size
-    lengths = _map(idx, np.dtype("<i4"), offset, num_sequences)
-    pointers = _map(idx, np.dtype("<i8"), offset + 4 * num_sequences, num_sequences)
-    boundaries = _map(idx, np.dtype("<i8"), offset + 12 * num_sequences, num_boundaries)
-    return lengths, pointers, boundaries
-
-
-def _check_sequences(idx: Path, lengths: Array, pointers: Array, itemsize: int) -> int:
-    """Check that sequences follow each other without gaps; returns the number of tokens."""
-    num_tokens = 0
-    for piece in _chunks(len(lengths)):
-        ends = num_tokens + np.cumsum(lengths[piece], dtype=np.int64)
-        if int(lengths[piece].min()) < 0:
-            raise UserError(f"{idx}: a sequence has a negative length; {_MEND}")
-        if not np.array_equal(pointers[piece], (ends - lengths[piece]) * itemsize):
-            raise UserError(
-                f"{idx}: the sequences' offsets do not follow from their lengths "
-                f"(somewhere in sequences {piece.start:,} to {piece.stop:,}); {_MEND}"
-            )
-        num_tokens = int(ends[-1])
-    return num_tokens
-
-
-def _check_boundaries(idx: Path, boundaries: Array, num_sequences: int) -> None:
-    if len(boundaries) == 0 or boundaries[0] != 0 or boundaries[-1] != num_sequences:
-        raise UserError(
-            f"{idx}: the document boundaries do not run from 0 to the {num_sequences:,} "
-            f"sequences; {_MEND}"
-        )
-    previous = 0
-    for piece in _chunks(len(boundaries)):
-        if boundaries[piece][0] < previous or (np.diff(boundaries[piece]) < 0).any():
-            raise UserError(f"{idx}: the document boundaries are not in ascending order; {_MEND}")
-        previous = int(boundaries[piece][-1])
-
-
-def _check_bin_size(idx: Path, bin_: Path, promised: int) -> None:
-    size = file_size(bin_)
-    if size != promised:
-        word = "cut short" if size < promised else "too long"
-        raise UserError(
-            f"{bin_}: {size:,} bytes, but {idx.name} promises {promised:,}: "
-            f"the file is {word}; {_MEND}"
-        )

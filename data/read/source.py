@@ -131,6 +131,11 @@ class Source:
         shards = [Shard.open(path) for path in find_shards(prefix)]
         return Source(shards, seq_len, vocab_size, packing)
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether windows are read from a store."""
+        return any(shard.is_remote for shard in self._shards)
+
     def window(self, index: int) -> Window:
         """Read one window, `index` in range(num_windows).
 

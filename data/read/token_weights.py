@@ -21,7 +21,7 @@ import xxhash
 
 from triax.common.errors import UserError
 from triax.common.files import fsync_folder, is_file, replace_bytes
-from triax.data.read.shards import Array, file_size, with_suffix
+from triax.data.read.shard_index import Array, file_size, with_suffix
 
 SUFFIX = ".weights"
 _MAGIC = b"TRIAXWTS"

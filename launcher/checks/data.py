@@ -17,7 +17,7 @@ from triax.data.prepare.findings import findings
 from triax.data.prepare.inputs import resolve, resolve_all
 from triax.data.prepare.tokenizer import load_tokenizer, tokenizer_fingerprint, vocabulary_size
 from triax.data.read.digest import shard_digest
-from triax.data.read.opening import open_source
+from triax.data.read.opening import cache_of, open_source
 from triax.data.read.shards import find_shards
 from triax.data.record import RECORD, PreparedData, load_prepared
 from triax.launcher.config.problems import Problem
@@ -137,7 +137,13 @@ def shards_are_sane(model: ModelConfig, data: DataConfig) -> Iterator[Problem]:
     """Every dataset is there, whole and long enough, unless the run is about to prepare it."""
     for path, prefix, made_as in _datasets(data):
         try:
-            open_source(prefix, data.seq_len, model.vocab_size, too_long=data.too_long)
+            open_source(
+                prefix,
+                data.seq_len,
+                model.vocab_size,
+                too_long=data.too_long,
+                cache=cache_of(data),
+            )
         except (UserError, OSError) as error:
             if not _will_be_made(prefix, data.prepare, made_as):
                 yield Problem(path, str(error))
@@ -166,9 +172,10 @@ def sources_differ(data: DataConfig) -> Iterator[Problem]:
     if len(data.sources) == 1:
         return
     first_with: dict[str, str] = {}
+    cache = cache_of(data)
     for number, source in enumerate(data.sources):
         try:
-            digests = [shard_digest(prefix) for prefix in find_shards(source.path)]
+            digests = [shard_digest(prefix) for prefix in find_shards(source.path, cache)]
         except (UserError, OSError):
             continue  # `shards_are_sane` says it
         others = {first_with.setdefault(digest, source.path) for digest in digests}

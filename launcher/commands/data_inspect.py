@@ -19,7 +19,8 @@ from triax.data.prepare.inspection import (
     prepared_from,
 )
 from triax.data.read.inspection import check_tokens, inspect, num_duplicates
-from triax.data.read.shards import Shard, find_shards, with_suffix
+from triax.data.read.shard_index import with_suffix
+from triax.data.read.shards import Shard, find_shards
 from triax.launcher.job.samples import RunSamples
 from triax.launcher.terminal.arguments import as_path, as_path_text, positive_int
 from triax.launcher.terminal.shards import (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from pydantic import BaseModel
 
 from triax.common.errors import UserError
 from triax.common.files import write_atomically
-from triax.common.paths import is_path
+from triax.common.paths import absolute, is_path
 from triax.common.section import Section
 from triax.launcher.config.overrides import NOTHING, accepts_nothing, section_class, section_of
 from triax.launcher.config.run_config import RunConfig
@@ -84,16 +83,16 @@ def write_resolved_config(config: RunConfig, path: Path) -> None:
 def absolute_paths(tables: Mapping[str, Any], section: type[BaseModel]) -> dict[str, Any]:
     """A section as tables, with paths that mean the same in every working folder."""
 
-    def absolute(table: Mapping[str, Any], kind: type[BaseModel]) -> dict[str, Any]:
+    def made_absolute(table: Mapping[str, Any], kind: type[BaseModel]) -> dict[str, Any]:
         paths = {name for name, field in kind.model_fields.items() if is_path(field)}
         return {
-            name: os.path.abspath(value)  # noqa: PTH100, it takes ".." out
+            name: absolute(value)
             if name in paths and isinstance(value, str) and value != NOTHING
             else value
             for name, value in table.items()
         }
 
-    return _in_each_table(tables, section, absolute)
+    return _in_each_table(tables, section, made_absolute)
 
 
 def diff_with_record(recorded: Mapping[str, Any], config: RunConfig) -> list[Change]:

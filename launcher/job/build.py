@@ -16,7 +16,14 @@ from triax.launcher.job.checkpoints import (
     make_saver,
     resume_weights,
 )
-from triax.launcher.job.data import Sources, find_sources, late_damage, make_data, verified
+from triax.launcher.job.data import (
+    Sources,
+    find_sources,
+    late_damage,
+    make_data,
+    tokenizer_here,
+    verified,
+)
 from triax.launcher.job.ending import already_finished
 from triax.launcher.job.engine import make_engine, make_objective
 from triax.launcher.job.job import Job
@@ -126,7 +133,7 @@ def build(job: Job, sources: Sources, start: Start, parts: ExitStack) -> Run:
 def _write_down(job: Job) -> None:
     """What makes the run's folder whole: its config and its tokenizer."""
     write_resolved_config(job.config, job.directory.config)
-    keep_tokenizer(job.config.data.tokenizer, job.directory.path)
+    keep_tokenizer(tokenizer_here(job.config.data), job.directory.path)
 
 
 def make_plan(job: Job) -> Plan:

@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 
+from triax.common.paths import url_of
+from triax.data.config import DataConfig
 from triax.data.prepare.ensure import ensure_prepared
+from triax.data.prepare.tokenizer import tokenizer_file
 from triax.data.read.conversations import Conversations
 from triax.data.read.identity import Identity, identify, identify_sources
 from triax.data.read.integrity import Verification, files_of, verify
 from triax.data.read.loader import Loader
-from triax.data.read.opening import open_source, open_sources
+from triax.data.read.opening import cache_of, open_source, open_sources
 from triax.data.read.plan import PlannedPhase, planned_phases
 from triax.data.read.sampler import Sampler
 from triax.data.read.source import Source
+from triax.data.remote.patience import PATIENCE_SECONDS
 from triax.launcher.cluster.preflight import data_facts, refuse_differences
 from triax.launcher.cluster.process_group import Processes
 from triax.launcher.job.evaluation import make_evaluator
@@ -22,6 +27,9 @@ from triax.launcher.job.job import Job
 from triax.launcher.job.resume import ResumePoint
 from triax.parallel.agreement import agreed_however_long, on_first_however_long, reported
 from triax.training.loop.loop import RunData
+
+_GRACE_SECONDS = 120.0
+"""For a store's answer after the last try."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +100,23 @@ def make_data(
     return RunData(_loader(job, sources, resume_point, verification), evaluator)
 
 
+def patience_with(data: DataConfig) -> dict[str, float]:
+    """Seconds that the watchdog's activities may take in a run that waits for stores."""
+    paths = [data.validation, *(source.path for source in data.sources)]
+    if not any(path is not None and url_of(path) for path in paths):
+        return {}
+    return dict.fromkeys(("reading data", "evaluating"), PATIENCE_SECONDS + _GRACE_SECONDS)
+
+
+def tokenizer_here(data: DataConfig) -> Path | None:
+    """The run's `tokenizer.json`, brought here where it is in a store.
+
+    Raises:
+        UserError: it isn't there.
+    """
+    return None if data.tokenizer is None else tokenizer_file(data.tokenizer)
+
+
 def _prepare(job: Job) -> None:
     """Make on rank 0 what `data.prepare` makes and isn't there."""
     data = job.config.data
@@ -119,6 +144,7 @@ def _open(job: Job) -> Sources:
             seq_len=data.seq_len,
             vocab_size=config.model.vocab_size,
             too_long=data.too_long,
+            cache=cache_of(data),
         )
         others = {one.name: open_one(one.path) for one in config.eval.sets}
         known = [identify(one.path, others[one.name]) for one in config.eval.sets]
@@ -147,7 +173,9 @@ def _verify(job: Job) -> Verification:
         prefixes.append(data.validation)
     prefixes += [one.path for one in job.config.eval.sets]
     # Each rank keeps its list to itself: at thousands of ranks all lists would fill the memory.
-    found = job.together(partial(files_of, prefixes))
+    # What is in a store would be read whole: not beside the steps, which read it too.
+    with_remote = data.verify == "start"
+    found = job.together(partial(files_of, prefixes, with_remote=with_remote))
     for prefix in found.without:
         job.say(f"data     {prefix} can't be verified: no data.json has its checksums")
     # The large .bin first, so that each process gets as many of these.

@@ -17,6 +17,7 @@ from triax.launcher.cluster.preflight import (
 from triax.launcher.cluster.process_group import joined, log_to_file, make_deterministic
 from triax.launcher.config.run_config import RunConfig
 from triax.launcher.job.build import train
+from triax.launcher.job.data import patience_with
 from triax.launcher.job.ending import TELLING, ending_by, report
 from triax.launcher.job.job import Host, Job
 from triax.launcher.job.precision import with_precision
@@ -121,7 +122,7 @@ def _joined(
             files,
             config.stability,
             world_size=environment.world_size,
-            at_least=_unhurried(config.checkpoint.deadline.amount),
+            at_least=_unhurried(config.checkpoint.deadline.amount) | patience_with(config.data),
             end=host.end,
         )
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from triax.common.errors import UserError
+from triax.common.paths import url_of
 from triax.launcher.config.run_config import RunConfig
 
 
@@ -19,7 +20,11 @@ def mounts_for(config_path: str, config: RunConfig) -> str:
     paths += [data.tokenizer, config.checkpoint.init_from, config.parallel.offload_path]
     if prepare is not None:
         paths += [prepare.output, *(item for item in prepare.inputs if "/" in item)]
-    wanted = {_folder_of(Path(path).expanduser().absolute()) for path in paths if path is not None}
+    wanted = {
+        _folder_of(Path(path).expanduser().absolute())
+        for path in paths
+        if path and not url_of(path)
+    }
     # Submitting makes the run's folder.
     wanted |= {Path.cwd(), config.run_dir.absolute()}
     roots = [path for path in sorted(wanted) if not wanted.intersection(path.parents)]

@@ -117,12 +117,12 @@ def test_a_run_keeps_the_tokenizer_that_it_is_trained_with(tmp_path: Path) -> No
         (folder / "tokenizer.json").write_text(f"{name} {number}")
         (folder / "tokenizer_config.json").write_text(name)
         for _ in range(2):
-            keep_tokenizer(str(tmp_path / name), run_dir)
+            keep_tokenizer(tmp_path / name, run_dir)
             kept = kept_tokenizer(run_dir)
             assert kept is not None
             assert (kept / "tokenizer.json").read_text() == f"{name} {number}"
             assert (kept / "tokenizer_config.json").read_text() == name
-    keep_tokenizer(str(kept), run_dir)
+    keep_tokenizer(kept, run_dir)
     assert sorted(path.name for path in run_dir.iterdir()) == ["tokenizer"]
 
 

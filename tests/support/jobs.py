@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,6 +137,7 @@ def train(
     config: str = "run.toml",
     signal_when: tuple[signal.Signals | None, Callable[[], bool]] | None = None,
     timeout: float = 90,
+    environment: Mapping[str, str] | None = None,
 ) -> Ended:
     """Train in forked workers; the code is that of the first worker to fail, or 0.
 
@@ -144,6 +145,7 @@ def train(
 
     Args:
         signal_when: sends the signal to all workers once the function says so.
+        environment: more variables of the workers.
     """
     variables: list[dict[str, str]] = [{}]
     if num_processes > 1:
@@ -162,7 +164,8 @@ def train(
         log.with_suffix(".err").write_text("")
     argv = [config, *overrides]
     workers = [
-        fork(work, folder, each, log, argv) for each, log in zip(variables, logs, strict=True)
+        fork(work, folder, {**(environment or {}), **each}, log, argv)
+        for each, log in zip(variables, logs, strict=True)
     ]
     codes = _wait(workers, signal_when, timeout)
     out = "".join(log.with_suffix(".out").read_text() for log in logs)

@@ -30,6 +30,7 @@ from triax.training.stability.heartbeat import (
     Heartbeat,
     blame,
     read_heartbeats,
+    silent,
 )
 from triax.training.stability_config import StabilityConfig
 
@@ -85,7 +86,11 @@ class Limits:
         """The limit in seconds."""
         known = self._seconds.get(activity)
         learnt = max(self._least, self._factor * max(known)) if known else self._first
-        return max(learnt, self._at_least.get(activity, 0.0))
+        return max(learnt, self.always(activity))
+
+    def always(self, activity: str) -> float:
+        """Seconds that it may take whatever was learnt."""
+        return self._at_least.get(activity, 0.0)
 
 
 class Watchdog:
@@ -172,10 +177,20 @@ class Watchdog:
             faulthandler.dump_traceback_later(
                 min(2 * limit + 60, _LONGEST_TIMER), exit=True, file=self._stacks
             )
-            if time.time() - since > limit or self._is_called():
+            seconds = time.time() - since
+            is_late = seconds > limit and seconds > self._others_may_take()
+            if is_late or self._is_called():
                 faulthandler.cancel_dump_traceback_later()
-                self._call(time.time() - since > limit, limit)
+                self._call(is_late, limit)
                 return  # where a program around it lives on, a hang is told once
+
+    def _others_may_take(self) -> float:
+        """Seconds that what any living process does now may always take: the others wait for it."""
+        beats = read_heartbeats(self._directory.heartbeats)
+        gone = silent(beats, time.time())
+        living = [beat for beat in beats if beat.status == "running" and beat not in gone]
+        allowed = (self._limits.always(beat.activity) for beat in living)
+        return max((seconds for seconds in allowed if seconds < math.inf), default=0.0)
 
     def _call(self, is_first_hand: bool, limit: float) -> None:
         """Write all that is known, wait for the others to do so too, and end the process."""

@@ -1,0 +1,1 @@
+"""Files in stores: found, read by range, kept for a while."""
