@@ -208,13 +208,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             chunk = options.statistics(h_CD, head_VD, rows_C, options.softcap)
             log_normaliser_C = _log_normaliser(chunk, options.vocabulary)
             chosen_C = options.vocabulary.sum(chunk.chosen_C)
-            z_loss_C = options.z_loss * log_normaliser_C.square()
             told_C = chosen_C - log_normaliser_C
             if options.tells_likeliest:
                 told_C = likeliest(chunk.logits_CV, options.vocabulary)
             log_probs_N[part] = told_C.where(is_target_C, 0)
             sums[0] += ((log_normaliser_C - chosen_C) * counts_C).sum()
-            sums[1] += (z_loss_C * counts_C).sum()
+            sums[1] += (options.z_loss * log_normaliser_C.square() * counts_C).sum()
             if h_grad_ND is None:
                 continue
             weight_C = counts_C * weight
@@ -231,8 +230,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             ctx.save_for_backward(h_grad_ND, head_grad_VD)
         cross_entropy, z_loss = sums[0].clone(), sums[1].clone()
         ctx.mark_non_differentiable(cross_entropy, z_loss, log_probs_N)
-        objective = weight * (cross_entropy + z_loss).float()
-        return LossSums(objective, cross_entropy, z_loss, log_probs_N)
+        return LossSums(
+            weight * (cross_entropy + z_loss).float(), cross_entropy, z_loss, log_probs_N
+        )
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

@@ -243,7 +243,7 @@ def test_grid(context: int, tensor: int, pipeline: int, method: str) -> None:
     check(
         context * tensor * pipeline,
         [
-            job(parallel | {"zero_stage": stage}, documents, num_rows=4, **window)
+            job(parallel | {"zero_stage": stage}, documents, **window)
             for stage in range(4)
             for documents in PATTERNS
             for window in ({}, WINDOW)
