@@ -28,6 +28,8 @@ class ObjectStore:
         self._port, self._relay_port = free_port(), free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self._files: dict[str, bytes] = {}
+        self._is_filled = False
+        """Until then the relay refuses clients: a server that comes back still has its files."""
         self.bytes_per_second: float | None = None
         self.num_bytes = 0
         """That were sent to clients."""
@@ -70,9 +72,11 @@ class ObjectStore:
         self._client.create_bucket(Bucket=BUCKET)
         for key, content in self._files.items():
             self._client.put_object(Bucket=BUCKET, Key=key, Body=content, ACL="public-read")
+        self._is_filled = True
 
     def kill(self) -> None:
         """End it at once."""
+        self._is_filled = False
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -100,6 +104,8 @@ class ObjectStore:
         while True:
             client, _ = self._listener.accept()
             try:
+                if not self._is_filled:
+                    raise ConnectionError
                 server = socket.create_connection(("127.0.0.1", self._port))
             except OSError:
                 client.close()
