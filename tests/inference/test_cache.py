@@ -33,7 +33,7 @@ MOE: dict[str, Any] = SIZES | {"num_key_value_heads": 2, "num_experts_per_tok": 
 EXPERTS: dict[str, transformers.PretrainedConfig] = {
     "mixtral": transformers.MixtralConfig(**MOE, num_local_experts=4, sliding_window=6),
     "qwen3_moe": transformers.Qwen3MoeConfig(
-        **MOE, head_dim=16, num_experts=4, moe_intermediate_size=24, mlp_only_layers=[1],
+        **(MOE | {"head_dim": 16}), num_experts=4, moe_intermediate_size=24, mlp_only_layers=[1],
     ),
     "olmoe": transformers.OlmoeConfig(**MOE, num_experts=4),
     "dots1": transformers.Dots1Config(

@@ -207,8 +207,8 @@ def _main_thread_place(stacks: Path, rank: int) -> str:
     What C has written of a stuck interpreter has no header; such a dump is the first text.
     """
     first, *rest = _text(stacks).split(STACKS_OF)
-    own = [dump for dump in rest if re.match(rf" {rank}\b", dump)]
-    dump = own[-1] if own else first
+    dumps = [dump for dump in rest if re.match(rf" {rank}\b", dump)]
+    dump = dumps[-1] if dumps else first
     # faulthandler lists the main thread last.
     frames = list(_FRAME.finditer(dump.rpartition("Thread 0x")[2]))
     if not frames:
