@@ -179,7 +179,9 @@ def begins_texts(tokenizer: Path) -> Tokenizer:
 def test_a_text_is_begun_once(tokenizer: Path) -> None:
     """lm-eval #3333, #3347: two beginnings where the tokenizer or the text has one already."""
     loaded = begins_texts(tokenizer)
-    begin = Token("<|endoftext|>", loaded.token_to_id("<|endoftext|>"))
+    begin_id = loaded.token_to_id("<|endoftext|>")
+    assert begin_id is not None
+    begin = Token("<|endoftext|>", begin_id)
     documents = DocumentTokens(begin, begin)
     tokens = HarnessTokens(loaded, str(tokenizer), documents)
     own = loaded.encode("ab", add_special_tokens=False).ids

@@ -50,7 +50,8 @@ def make_qwen(folder: Path) -> None:
         num_attention_heads=4, num_key_value_heads=2, head_dim=16, max_position_embeddings=4096,
         tie_word_embeddings=True,
     )  # fmt: skip
-    model = transformers.Qwen3ForCausalLM(config).to(torch.bfloat16)
+    model: Any = transformers.Qwen3ForCausalLM(config)
+    model.to(torch.bfloat16)
     end, text_end = (tokenizer.convert_tokens_to_ids(f"<|{x}|>") for x in ("im_end", "endoftext"))
     model.generation_config = transformers.GenerationConfig(
         **GENERATION, eos_token_id=[end, text_end], pad_token_id=text_end, bos_token_id=text_end

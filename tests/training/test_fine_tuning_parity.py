@@ -111,7 +111,7 @@ def test_fine_tuning_is_that_of_a_plain_loop_in_every_layout(start: Path) -> Non
 
 def test_adapters_are_those_of_peft_in_every_layout(start: Path) -> None:
     peft = pytest.importorskip("peft")
-    lora = {"rank": 4, "alpha": 12.0}
+    lora: dict[str, Any] = {"rank": 4, "alpha": 12.0}
     config = import_huggingface(start / "hf")[0].model_copy(update={"lora": LoraConfig(**lora)})
     settings = peft.LoraConfig(r=4, lora_alpha=12, lora_dropout=0.0, target_modules="all-linear")
     model = peft.get_peft_model(their_model(start), settings)
