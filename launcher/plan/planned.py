@@ -71,6 +71,7 @@ def setup_of(config: RunConfig, world_size: int, device: Literal["cuda", "cpu"] 
         world_size,
         device,
         has_documents=config.data.mask_documents,
+        passes_alone=int(config.objective.kind == "dpo"),
     )
 
 
