@@ -68,6 +68,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="for the picture of the mesh (default: 8)",
     )
+    _add_memory(parser)
+    parser.add_argument(
+        "--control-plane",
+        action="store_true",
+        help="count what the job costs besides its tensors, and rehearse nothing",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+    parser.set_defaults(overrides=())
+    parser.usage = f"{parser.prog} [CONFIG] --world-size N [--section.key=value ...]"
+    parser.epilog = EXAMPLE
+
+
+def _add_memory(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--memory",
         type=positive_int,
@@ -81,15 +94,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help=f"of --memory, what CUDA and NCCL take for themselves ({RESERVED_GIB:g})",
     )
-    parser.add_argument(
-        "--control-plane",
-        action="store_true",
-        help="count what the job costs besides its tensors, and rehearse nothing",
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
-    parser.set_defaults(overrides=())
-    parser.usage = f"{parser.prog} [CONFIG] --world-size N [--section.key=value ...]"
-    parser.epilog = EXAMPLE
 
 
 def run(args: argparse.Namespace) -> int:
