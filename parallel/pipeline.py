@@ -7,7 +7,8 @@ schedule.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -79,7 +80,9 @@ class _StageModule(nn.Module):
 
 
 class _Stage(PipelineStage):
-    """A stage whose backward passes follow the ZeRO stage."""
+    """A stage whose backward passes follow the ZeRO stage, and which has memory for a message only
+    from when it may arrive until it is read. torch's own holds one for each micro-batch's input and
+    gradient as long as the schedule lives."""
 
     def __init__(self, *args: Any, zero_stage: int, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -104,6 +107,50 @@ class _Stage(PipelineStage):
         elif self._zero_stage == 3:
             free_gathered(part)
         return result
+
+    def _prepare_forward_infra(self, *args: Any, **kwargs: Any) -> Any:
+        with self._without_memory():
+            return super()._prepare_forward_infra(*args, **kwargs)
+
+    def _prepare_backward_infra(self, *args: Any, **kwargs: Any) -> Any:
+        with self._without_memory():
+            return super()._prepare_backward_infra(*args, **kwargs)
+
+    @contextmanager
+    def _without_memory(self) -> Iterator[None]:
+        """What torch prepares meanwhile is shapes alone."""
+        device, self.device = self.device, torch.device("meta")
+        try:
+            yield
+        finally:
+            self.device = device
+
+    def get_fwd_recv_ops(self, fwd_chunk_id: int) -> list[dist.P2POp]:
+        _place(self.args_recv_info[fwd_chunk_id], self.device)
+        return super().get_fwd_recv_ops(fwd_chunk_id)
+
+    def get_bwd_recv_ops(self, bwd_chunk_id: int) -> list[dist.P2POp]:
+        _place(self.grad_recv_info[bwd_chunk_id], self.device)
+        return super().get_bwd_recv_ops(bwd_chunk_id)
+
+    def forward_one_chunk(self, fwd_chunk_id: int, *args: Any, **kwargs: Any) -> Any:
+        output = super().forward_one_chunk(fwd_chunk_id, *args, **kwargs)
+        _place(self.args_recv_info[fwd_chunk_id], torch.device("meta"))
+        return output
+
+    def backward_one_chunk(self, bwd_chunk_id: int, *args: Any, **kwargs: Any) -> Any:
+        result = super().backward_one_chunk(bwd_chunk_id, *args, **kwargs)
+        _place(self.grad_recv_info[bwd_chunk_id], torch.device("meta"))
+        return result
+
+
+def _place(messages: Iterable[Any], device: torch.device) -> None:
+    """Give what a stage receives a new tensor, on a device; the first stage's tokens have none."""
+    for message in messages:
+        buffer = getattr(message, "buffer", None)
+        if buffer is not None:
+            needs_gradient = buffer.requires_grad
+            message.buffer = torch.empty_like(buffer, device=device, requires_grad=needs_gradient)
 
 
 class PipelineSchedule:

@@ -18,9 +18,11 @@ from triax.planning.setup import Setup
 
 _ALIGNMENT = 2
 """DeepSpeed's `nccl_start_alignment_factor`."""
-_SMALL = 100_000
+SMALL = 100_000
 """`stage3_param_persistence_threshold`: parameters of at most so many elements stay gathered."""
-_FP32 = 4
+BUCKET = 500_000_000
+"""Elements of `reduce_bucket_size`: gradients are put together up to so many."""
+FP32 = 4
 
 
 @dataclass(frozen=True)
@@ -53,20 +55,23 @@ def flat_states(
     kept = setup.compute_bytes * follower
     if setup.parallel.zero_stage == 3:
         return _each_parameter(setup, updated, kept)
-    ranks = setup.weight_shards
-    padded = 0
-    for group in groups_of(setup, updated):
-        count = sum(elements_of(each, split).whole for each in group)
-        padded += -(-count // (_ALIGNMENT * ranks)) * _ALIGNMENT * ranks
-    part = padded // ranks
+    padded = sum(padded_elements(setup, group) for group in groups_of(setup, updated))
+    part = padded // setup.weight_shards
     keeps_all = is_bf16_optimizer(setup)
     return _placed(
         setup,
         weights=setup.compute_bytes * padded + kept,
-        main_params=_FP32 * part,
-        gradients=_FP32 * (padded if keeps_all else part),
-        moments=2 * _FP32 * part,
+        main_params=FP32 * part,
+        gradients=FP32 * (padded if keeps_all else part),
+        moments=2 * FP32 * part,
     )
+
+
+def padded_elements(setup: Setup, group: Sequence[Parameter]) -> int:
+    """Of the flat buffer of parameters that are updated alike."""
+    unit, split = _ALIGNMENT * setup.weight_shards, Spread(setup.parallel.tensor)
+    count = sum(elements_of(each, split).whole for each in group)
+    return -(-count // unit) * unit
 
 
 def is_bf16_optimizer(setup: Setup) -> bool:
@@ -92,13 +97,13 @@ def _each_parameter(setup: Setup, updated: Sequence[Parameter], kept: int) -> Fl
     ranks, split = setup.weight_shards, Spread(setup.parallel.tensor)
     sizes = [elements_of(each, split).whole for each in updated]
     part = sum(-(-size // ranks) for size in sizes)
-    whole = sum(size for size in sizes if size <= _SMALL)
+    whole = sum(size for size in sizes if size <= SMALL)
     return _placed(
         setup,
         weights=setup.compute_bytes * (part + whole) + kept,
-        main_params=_FP32 * part,
-        gradients=_FP32 * part,
-        moments=2 * _FP32 * part,
+        main_params=FP32 * part,
+        gradients=FP32 * part,
+        moments=2 * FP32 * part,
     )
 
 

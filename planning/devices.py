@@ -14,9 +14,10 @@ from triax.common.errors import UserError
 from triax.training.records.peaks import PEAKS, Peak, plain_name
 
 GIB = 2**30
-RESERVED_BYTES = 2.5 * GIB
-"""What isn't the allocator's: the driver's context, CUDA libraries' workspaces and NCCL's buffers.
-An allowance: on an 8-GPU node of H100 it is between 1.5 and 3 GiB."""
+RESERVED_GIB = 2.5
+"""What isn't the allocator's. An allowance, summed up from estimates and not measured: CUDA's
+context and loaded kernels about 0.5, cuBLAS' workspaces about 0.1, and NCCL's buffers (4 MiB a
+channel and peer, `NCCL_BUFFSIZE`) up to 0.3 for each of about six communicators."""
 
 
 class Card(NamedTuple):
@@ -103,11 +104,12 @@ class Device:
     peak: Peak
     card: Card
     reach: Reach
+    reserved_gib: float = RESERVED_GIB
 
     @property
     def usable_bytes(self) -> float:
         """What a process's tensors may take."""
-        return self.card.memory_gib * GIB - RESERVED_BYTES
+        return (self.card.memory_gib - self.reserved_gib) * GIB
 
     def flops(self, compute: str) -> float:
         """FLOP/s that large matrix products reach.
@@ -150,6 +152,7 @@ class Device:
         self,
         *,
         memory_gib: float | None = None,
+        reserved_gib: float | None = None,
         memory_gbs: float | None = None,
         link_gbs: float | None = None,
         fabric_gbs: float | None = None,
@@ -178,7 +181,8 @@ class Device:
             fp8=self.reach.fp8 * clock,
             attention=self.reach.attention * clock,
         )
-        return replace(self, card=card, reach=reach)
+        reserved = self.reserved_gib if reserved_gib is None else reserved_gib
+        return replace(self, card=card, reach=reach, reserved_gib=reserved)
 
 
 def find_device(name: str) -> Device:

@@ -10,7 +10,7 @@ from triax.planning.activations import Rules, block_terms
 from triax.planning.devices import GIB
 from triax.planning.forecast import Forecast
 from triax.planning.in_flight import micro_batches_in_flight
-from triax.planning.memory import SLACK, buffer_terms
+from triax.planning.memory import SLACK, buffer_terms, hidden_bytes
 from triax.planning.setup import Setup
 from triax.planning.stage import StagePart, parts_of
 from triax.planning.states import gradient_bytes
@@ -102,8 +102,9 @@ def _passing(forecast: Forecast, parts: tuple[StagePart, ...], rank: int) -> Ite
         yield Figure(
             "stage messages",
             _gib(memory.stage_messages),
-            f"{setup.num_micro_batches:,} micro-batches x inputs and gradients between stages",
-            "torch.distributed.pipelining: a tensor for each",
+            f"{hidden_bytes(setup) / GIB:.3g} GiB for each output that waits for its gradient, and "
+            "for those on their way",
+            "planning/in_flight.py, torch.distributed.pipelining",
         )
     yield Figure("buffers", _gib(memory.buffers), "of:", "planning/memory.py")
     for name, num_bytes in buffer_terms(setup, parts):
@@ -117,8 +118,9 @@ def _passing(forecast: Forecast, parts: tuple[StagePart, ...], rank: int) -> Ite
     yield Figure(
         "usable",
         _gib(forecast.device.usable_bytes),
-        "the device's memory less 2.5 GiB for the driver, CUDA's libraries and NCCL",
-        "an allowance",
+        f"the device's memory less {forecast.device.reserved_gib:g} GiB (--reserved-gib) for "
+        "CUDA's context, its libraries and NCCL's buffers",
+        "an allowance, from estimates: planning/devices.py",
     )
 
 
@@ -153,6 +155,10 @@ _TIMES = {
         "selective: elementwise passes once more; full: the forward pass",
         "Chen et al. 2016; parallel/parallelize.py",
     ),
+    "objective": (
+        "DPO weighs answers by a forward pass of its own, which fills and drains the pipeline too",
+        "Rafailov et al. 2023, equation 7; training/objectives/dpo.py",
+    ),
     "tensor_messages": (
         "(n - 1) / n of each gathered or reduced tensor / (0.8 x link)",
         "Patarasu and Yuan 2009; Korthikanti et al. 2022, section 4.2.2",
@@ -186,7 +192,8 @@ def _seconds(forecast: Forecast) -> Iterator[Figure]:
     time = forecast.outcome.time
     for part, (formula, source) in _TIMES.items():
         seconds = getattr(time, part)
-        yield Figure(part.replace("_", " "), f"{seconds:.3f} s", formula, source)
+        if seconds:
+            yield Figure(part.replace("_", " "), f"{seconds:.3f} s", formula, source)
 
 
 def _run(forecast: Forecast) -> Iterator[Figure]:

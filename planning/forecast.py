@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from triax.models.counts import flops_per_token, num_active_parameters, num_parameters
 from triax.planning.devices import Device, link_of_group
 from triax.planning.memory import Memory, memory_of_place
-from triax.planning.messages import Message, messages_of_place
+from triax.planning.message import Message
+from triax.planning.messages import messages_of_place
 from triax.planning.search import Outcome, evaluate
 from triax.planning.setup import Setup
 from triax.planning.stage import heaviest_ranks, parts_of

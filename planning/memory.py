@@ -18,7 +18,7 @@ from triax.models.config import ModelConfig
 from triax.models.description import describe
 from triax.parallel.context.methods import method_of
 from triax.planning.activations import Rules, bytes_per_token, norm_terms
-from triax.planning.deepspeed_states import is_bf16_optimizer
+from triax.planning.deepspeed_states import BUCKET, is_bf16_optimizer
 from triax.planning.in_flight import micro_batches_in_flight
 from triax.planning.setup import Setup
 from triax.planning.stage import StagePart, heaviest_ranks, parts_of
@@ -26,8 +26,9 @@ from triax.planning.states import FP32, States, gradient_bytes, states_of
 
 CHUNK_TOKENS = 1024
 """Tokens whose logits exist at once (`models.layers.loss`); 16 times as many compiled."""
-BUCKET = 500_000_000
-"""Elements of DeepSpeed's `reduce_bucket_size`."""
+EARLY_RECEIVES = 2
+"""Inputs, and gradients, that a schedule of several stages a process waits for at once, while it
+holds the most (torch's order of sends and receives)."""
 SLACK = 0.05
 """Allowance for the allocator's fragments, as a share of what comes and goes within a step."""
 
@@ -43,8 +44,8 @@ class Memory:
         activations: kept for the backward pass, of all micro-batches in flight, and of one block
             what is computed again.
         logits: of a chunk of tokens, with the gradients that the loss makes in the forward pass.
-        stage_messages: torch's pipeline stages receive every micro-batch of a step into a tensor of
-            its own, which they keep.
+        stage_messages: what a pipeline stage sends on, which it keeps for the backward pass, and
+            what is on its way to it.
         buffers: batches, rotary tables, masks, ZeRO's messages, one block's gradients.
         slack: what the allocator can't use.
         host: not on the device: offloaded state.
@@ -110,7 +111,7 @@ def memory_of_place(setup: Setup, pipeline_rank: int, shard_rank: int = 0) -> Me
         gradient_buffers=unreduced,
         activations=activations,
         logits=logits,
-        stage_messages=_stage_messages(setup, parts),
+        stage_messages=_stage_messages(setup, parts, counts),
         buffers=buffers,
         slack=round(SLACK * (gathered + unreduced + activations + logits + buffers)),
     )
@@ -223,15 +224,22 @@ def _logits(setup: Setup) -> int:
     return logits + (head if setup.model.lora is None else 0)
 
 
-def _stage_messages(setup: Setup, parts: Sequence[StagePart]) -> int:
-    """Inputs from the former stage and gradients from the next one, of every micro-batch
-    (`torch.distributed.pipelining.stage`); DeepSpeed keeps as many as are in flight."""
-    if setup.parallel.pipeline == 1 or setup.parallel.engine == "deepspeed":
+def _stage_messages(setup: Setup, parts: Sequence[StagePart], counts: Sequence[int]) -> int:
+    """Outputs for other processes, kept until their gradients have come; and on their way: inputs
+    (which a block keeps as its own afterwards), gradients, and one that is sent back."""
+    if setup.parallel.pipeline == 1:
         return 0
-    ends = sum((not part.is_first) + (not part.is_last) for part in parts)
+    kept = sum(count for part, count in zip(parts, counts, strict=True) if part.sends_on)
+    has_former = any(part.sends_back for part in parts)
+    early = EARLY_RECEIVES if len(parts) > 1 else 1
+    arriving = early * (has_former + any(part.sends_on for part in parts))
+    return round((kept + arriving + has_former) * hidden_bytes(setup))
+
+
+def hidden_bytes(setup: Setup) -> float:
+    """Of what one pipeline stage sends to the next for a micro-batch."""
     width = describe(setup.model).architecture.hidden_size * Rules.of(setup).residual_share
-    hidden = setup.compute_bytes * setup.micro_batch_tokens * width
-    return round(ends * hidden * setup.num_micro_batches)
+    return setup.compute_bytes * setup.micro_batch_tokens * width
 
 
 def _attends_in_tiles(setup: Setup) -> bool:

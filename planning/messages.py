@@ -1,4 +1,4 @@
-"""What a process of the native engine sends in a step, by axis. Imports no torch.
+"""What a process sends in a step, by axis. Imports no torch.
 
 Volumes of a ring (Patarasu and Yuan 2009): an all-gather or reduce-scatter over n processes sends
 (n - 1) / n of the whole tensor, an all-reduce twice that.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Literal, NamedTuple
 
 from triax.models.architecture import Experts
 from triax.models.config import ModelConfig
@@ -16,38 +15,16 @@ from triax.models.description import Role, describe
 from triax.parallel.context.methods import SUM_BYTES, method_of, sent_bytes
 from triax.parallel.stages import num_stages, rank_of_stage
 from triax.planning.activations import Rules
+from triax.planning.deepspeed_messages import deepspeed_zero_messages
 from triax.planning.elements import elements_of
+from triax.planning.message import Message, Operation
 from triax.planning.setup import Setup
 from triax.planning.stage import StagePart, parts_of
 from triax.planning.states import gradient_bytes
 
-Operation = Literal["all-gather", "reduce-scatter", "all-reduce", "all-to-all", "send"]
-Axis = Literal["tensor", "context", "expert", "shard", "expert shard", "replicate", "pipeline"]
-"""Of the mesh; the experts' weights have their own (`parallel.mesh.build_expert_mesh`)."""
 _FP32, _INT64 = 4, 8
 CHUNK_TOKENS = 1024
 """Of the loss; 16 times as many compiled."""
-
-
-class Message(NamedTuple):
-    """Messages of one kind, of one process and step."""
-
-    axis: Axis
-    operation: Operation
-    what: str
-    num: int
-    num_bytes: int
-    """Of all of them: of the whole tensors that they gather, reduce or send."""
-    group: int
-    """Processes that take part in each."""
-
-    @property
-    def sent_bytes(self) -> float:
-        """What this process sends."""
-        if self.operation == "send":
-            return self.num_bytes
-        rounds = 2 if self.operation == "all-reduce" else 1
-        return rounds * self.num_bytes * (self.group - 1) / self.group
 
 
 def messages_of_place(setup: Setup, pipeline_rank: int) -> list[Message]:
@@ -67,8 +44,11 @@ def messages_of_place(setup: Setup, pipeline_rank: int) -> list[Message]:
 
 
 def zero_messages(setup: Setup, part: StagePart) -> Iterator[Message]:
-    """Weights gathered in the compute dtype, gradients reduced in fp32, block by block; see the
-    table of `parallel.zero`."""
+    """Weights gathered in the compute dtype, gradients reduced in fp32, block by block (see the
+    table of `parallel.zero`), or as DeepSpeed does it."""
+    if setup.parallel.engine == "deepspeed":
+        yield from deepspeed_zero_messages(setup, part)
+        return
     if not setup.shards:
         return
     shards, stage = setup.weight_shards, setup.parallel.zero_stage
@@ -223,27 +203,32 @@ def tensor_messages(setup: Setup, part: StagePart) -> Iterator[Message]:
 
 
 def _loss_messages(setup: Setup) -> Message:
-    """One maximum and two sums for each token, chunk by chunk, in fp32."""
+    """One maximum and two sums for each token, in fp32, chunk by chunk; megatron-core's loss takes
+    all at once, and the z-loss a maximum and a sum of its own."""
     tokens, count = setup.micro_batch_tokens, setup.num_micro_batches
     chunk = CHUNK_TOKENS * (16 if setup.parallel.compile else 1)
-    num_chunks = -(-tokens // chunk)
+    num_chunks, each = -(-tokens // chunk), 3
+    if setup.parallel.engine == "deepspeed":
+        num_chunks, each = 1, 5 if setup.model.z_loss else 3
     return Message(
         "tensor",
         "all-reduce",
         "loss",
-        3 * num_chunks * count,
-        3 * _FP32 * tokens * count,
+        each * num_chunks * count,
+        each * _FP32 * tokens * count,
         setup.parallel.tensor,
     )
 
 
 def _whole_weight_messages(setup: Setup, part: StagePart) -> Message:
     """Gradients of weights that every process of the tensor axis holds and that each uses for its
-    own tokens or heads: a sum over the axis each, whenever ZeRO reduces, or adds up in fp32."""
+    own tokens or heads: a sum over the axis each, whenever ZeRO reduces, or adds up in fp32; under
+    DeepSpeed after each backward pass."""
     num_whole, num_elements = _whole_weights(setup.model, part, setup.divides_tokens)
     count = setup.num_micro_batches
-    reductions = count if setup.parallel.zero_stage >= 2 else 1
-    is_summed = setup.parallel.zero_stage < 2 and count > 1
+    is_each = setup.parallel.zero_stage >= 2 or setup.parallel.engine == "deepspeed"
+    reductions = count if is_each else 1
+    is_summed = not is_each and count > 1
     size = _FP32 if is_summed else setup.compute_bytes
     num_bytes = reductions * size * num_elements
     return Message(
@@ -291,7 +276,10 @@ def _tied_message(setup: Setup, part: StagePart) -> Message:
     num = int(moves and is_apart and is_end)
     embedding = describe(setup.model).parameters["embedding.weight"]
     here = elements_of(embedding, setup.spread)
-    of_weight = _FP32 if setup.shards else setup.compute_bytes
-    size = gradient_bytes(setup) if part.is_last else of_weight
-    num_bytes = num * size * (here.shard if setup.shards else here.whole)
+    if setup.parallel.engine == "deepspeed":
+        num_bytes = num * here.whole * (_FP32 if part.is_last else setup.compute_bytes)
+    else:
+        of_weight = _FP32 if setup.shards else setup.compute_bytes
+        size = gradient_bytes(setup) if part.is_last else of_weight
+        num_bytes = num * size * (here.shard if setup.shards else here.whole)
     return Message("pipeline", "send", "tied embedding", num, num_bytes, setup.parallel.pipeline)

@@ -31,6 +31,9 @@ class Setup:
     """Kernels differ: a CPU's norms keep more for the backward pass, and no update is compiled."""
     has_documents: bool = False
     """Whether tokens see their own document only, so that there is a mask."""
+    passes_alone: int = 0
+    """Forward passes without gradients that the objective takes each micro-batch through besides:
+    one under DPO, which weighs answers by it (`training.objectives.dpo`)."""
 
     @cached_property
     def layout(self) -> Layout:

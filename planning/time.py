@@ -17,8 +17,8 @@ from triax.models.counts import flops_per_token
 from triax.parallel.stages import SCHEDULES
 from triax.planning.devices import Device, exchange_bandwidth, group_bandwidth
 from triax.planning.layer_time import Seconds, Work, head_seconds, seconds_by_depth
+from triax.planning.message import Message
 from triax.planning.messages import (
-    Message,
     context_messages,
     expert_messages,
     pipeline_messages,
@@ -74,6 +74,7 @@ class StepTime:
         attention: scores and mixed values.
         elementwise: norms, activation functions, rotary turns, casts, the loss.
         recomputation: what checkpointing computes again.
+        objective: forward passes without gradients that it takes.
         tensor_messages, context_messages, expert_messages, zero_messages, pipeline_messages: what
             nothing hides.
         bubble: the pipeline's idle time.
@@ -84,6 +85,7 @@ class StepTime:
     attention: float
     elementwise: float
     recomputation: float
+    objective: float
     tensor_messages: float
     context_messages: float
     expert_messages: float
@@ -152,6 +154,7 @@ def step_time(setup: Setup, device: Device, software: Software = OURS) -> StepTi
         attention=count * 3.5 * time.compute.attention,
         elementwise=count * 3 * time.compute.elementwise,
         recomputation=count * time.again,
+        objective=setup.passes_alone * (count + setup.parallel.pipeline - 1) * time.forward,
         tensor_messages=count * time.tensor_messages,
         context_messages=count * time.context_messages,
         expert_messages=count * time.expert_messages,

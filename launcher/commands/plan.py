@@ -8,8 +8,15 @@ import argparse
 from triax.common.errors import ExitCode, UserError
 from triax.common.quantities import parse_count
 from triax.launcher.plan.plan import advise, plan
-from triax.launcher.terminal.arguments import as_path, as_path_text, positive_int
+from triax.launcher.terminal.arguments import (
+    as_path,
+    as_path_text,
+    non_negative_float,
+    positive_float,
+    positive_int,
+)
 from triax.models.presets import PRESETS
+from triax.planning.devices import RESERVED_GIB
 
 EXAMPLE = """\
 examples:
@@ -39,11 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for option, what in (
         ("--gpus-per-node", "GPUs that the fast link joins"),
         ("--memory-gib", "of a GPU"),
+        ("--reserved-gib", f"of it CUDA's and NCCL's own ({RESERVED_GIB:g})"),
         ("--link-gbs", "GB/s of a GPU to others of the node, one direction"),
         ("--fabric-gbs", "GB/s of a GPU's share of the network, one direction"),
         ("--storage-gbs", "GB/s that a node writes checkpoints with (2)"),
     ):
         kind = positive_int if option == "--gpus-per-node" else positive_float
+        kind = non_negative_float if option == "--reserved-gib" else kind
         machine.add_argument(option, type=kind, metavar="X", help=what)
     length = parser.add_argument_group("the length; CONFIG's budget, or 20 tokens a parameter")
     length.add_argument("--tokens", type=token_count, metavar="COUNT", help="such as 15T")
@@ -85,17 +94,6 @@ def run(args: argparse.Namespace) -> int:
     else:
         plan(args)
     return ExitCode.DONE
-
-
-def positive_float(text: str) -> float:
-    """A number above 0, for argparse's `type`."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1e40:
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text[:40]!r}")
-    return value
 
 
 def token_count(text: str) -> int:

@@ -13,11 +13,12 @@ from triax.launcher.config.run_config import RunConfig
 from triax.launcher.job.bench_config import bench_config
 from triax.launcher.job.control_plane import describe_control_plane
 from triax.launcher.job.rehearse import rehearse
-from triax.launcher.terminal.arguments import as_path_text, positive_int
+from triax.launcher.terminal.arguments import as_path_text, non_negative_float, positive_int
 from triax.launcher.terminal.messages import print_note
 from triax.models.description import describe
 from triax.parallel.layout import Layout
 from triax.parallel.stages import schedule_problem
+from triax.planning.devices import GIB, RESERVED_GIB
 from triax.planning.rehearsal.ranks import chosen_ranks, enough_micro_batches
 from triax.planning.rehearsal.report import Rehearsal, as_json, as_text
 
@@ -67,12 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="for the picture of the mesh (default: 8)",
     )
-    parser.add_argument(
-        "--memory",
-        type=positive_int,
-        metavar="GIB",
-        help="of a device: say which ranks need more",
-    )
+    _add_memory(parser)
     parser.add_argument(
         "--control-plane",
         action="store_true",
@@ -82,6 +78,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(overrides=())
     parser.usage = f"{parser.prog} [CONFIG] --world-size N [--section.key=value ...]"
     parser.epilog = EXAMPLE
+
+
+def _add_memory(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--memory",
+        type=positive_int,
+        metavar="GIB",
+        help="of a device: say which ranks need more",
+    )
+    parser.add_argument(
+        "--reserved-gib",
+        type=non_negative_float,
+        default=RESERVED_GIB,
+        metavar="X",
+        help=f"of --memory, what CUDA and NCCL take for themselves ({RESERVED_GIB:g})",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -118,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
         layout,
         config.parallel,
         recordings,
-        capacity=None if args.memory is None else args.memory << 30,
+        capacity=_capacity(args.memory, args.reserved_gib),
         processes_per_node=args.processes_per_node,
         notes=notes,
     )
@@ -169,6 +181,17 @@ def with_few_micro_batches(
         "hold no more at once"
     )
     return config.model_copy(update={"batch": changed}), [note]
+
+
+def _capacity(memory: int | None, reserved: float) -> int | None:
+    """Bytes of a device for tensors."""
+    if memory is None:
+        return None
+    if reserved >= memory:
+        raise UserError(
+            f"--memory {memory}: nothing is left beside the {reserved:g} GiB of --reserved-gib"
+        )
+    return int((memory - reserved) * GIB)
 
 
 def _model(preset: str | None) -> tuple[str, ...]:

@@ -6,7 +6,6 @@ import argparse
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 from triax.common.errors import UserError
@@ -39,7 +38,7 @@ from triax.planning.forecast import (
 )
 from triax.planning.picture import save_picture
 from triax.planning.search import Found, default_space, search, why_too_large
-from triax.planning.setup import Setup
+from triax.planning.setup import COMPUTE_BYTES, Setup
 from triax.training.step.budget import resolve_budget
 
 _DAY = 86_400
@@ -120,6 +119,7 @@ def device_of(args: argparse.Namespace) -> Device:
     """
     return find_device(args.gpu).with_overrides(
         memory_gib=args.memory_gib,
+        reserved_gib=args.reserved_gib,
         link_gbs=args.link_gbs,
         fabric_gbs=args.fabric_gbs,
         gpus_per_node=args.gpus_per_node,
@@ -141,7 +141,8 @@ def _planned(args: argparse.Namespace) -> Planned:
 def _search(args: argparse.Namespace, planned: Planned, setup: Setup, device: Device) -> Found:
     precisions = tuple(args.precisions.split(",")) if args.precisions else ()
     for name in precisions:
-        replace(setup, precision=type(setup.precision).model_validate({"compute": name}))
+        if name not in COMPUTE_BYTES:
+            raise UserError(f"--precisions {name}: not one of {', '.join(COMPUTE_BYTES)}")
         device.peak_flops(name)
     space = default_space(setup, device, precisions)
     found = search(

@@ -81,6 +81,7 @@ def setup_of(
         world_size,
         device,
         has_documents=config.data.mask_documents,
+        passes_alone=int(config.objective.kind == "dpo"),
     )
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 from triax.common.errors import UserError
 from triax.common.paths import expand
 from triax.common.quantities import format_count, parse_count
+
+_MOST = 1e40
 
 
 def positive_int(text: str) -> int:
@@ -19,6 +22,37 @@ def positive_int(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) > 0):
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
     return int(text)
+
+
+def positive_float(text: str) -> float:
+    """A number above 0, for argparse's `type`.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
+    value = _number(text)
+    if not 0 < value < _MOST:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text[:40]!r}")
+    return value
+
+
+def non_negative_float(text: str) -> float:
+    """A number of at least 0, for argparse's `type`.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
+    value = _number(text)
+    if not 0 <= value < _MOST:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 0, got {text[:40]!r}")
+    return value
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def utf8(text: str) -> str:

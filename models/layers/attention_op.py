@@ -34,7 +34,12 @@ Backward = Callable[[Tensor, Attended, Tensor, Tensor, Tensor, Any, Any, str], A
 
 
 class AttentionOp:
-    """An operation `triax::NAME`, and its gradient `triax::NAME_backward`."""
+    """An operation `triax::NAME`, and its gradient `triax::NAME_backward`.
+
+    Attributes:
+        insides: by operation, as torch dispatches it, the function that it calls: for those who
+            must see what happens within.
+    """
 
     def __init__(self, name: str, forward: Forward, backward: Backward) -> None:
         def attend(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
@@ -62,6 +67,10 @@ class AttentionOp:
         )  # fmt: skip
         self._backward_op.register_fake(_like_inputs)
         self._op.register_autograd(self._differentiate, setup_context=_save)
+        self.insides: dict[Any, Callable[..., Any]] = {
+            self._op._opoverload: attend,
+            self._backward_op._opoverload: differentiate,
+        }
 
     def __call__(
         self, q: Tensor, k: Tensor, v: Tensor, firsts: Tensor | None, window: int | None, group: str

@@ -25,8 +25,10 @@ from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from triax.models.layers.blockwise import AttendedGradients
 from triax.parallel import experts
 from triax.parallel.config import ParallelConfig
+from triax.parallel.context import gather, ring
 from triax.parallel.dtypes import DTYPES
 
 _MAX_REAL = 1 << 20
@@ -55,6 +57,7 @@ def fake_world(rank: int, world_size: int) -> Iterator[None]:
             mock.patch.object(torch.utils, "swap_tensors", _swap_unless_same),
             mock.patch.object(experts, "rows_by_process", _even_rows),
             _peers_agree(),
+            _no_tiles(),
         ):
             yield
     finally:
@@ -67,6 +70,24 @@ def _forget_meshes() -> None:
     clear = getattr(torch._C, "_clear_DTensor_sharding_propagator_cache", None)  # since torch 2.12
     if clear is not None:
         clear()
+
+
+@contextmanager
+def _no_tiles() -> Iterator[None]:
+    """Attention that comes in parts computes none of them: a part is thousands of operations, and
+    only what goes in and comes out has a size that matters."""
+
+    def attend(*_inputs: Any) -> None:
+        pass
+
+    def differentiate(_grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> AttendedGradients:
+        return AttendedGradients(*(torch.zeros_like(x, dtype=torch.float32) for x in (q, k, v)))
+
+    with (
+        mock.patch.multiple(ring, attend_tiles=attend, differentiate_tiles=differentiate),
+        mock.patch.multiple(gather, attend_tiles=attend, differentiate_tiles=differentiate),
+    ):
+        yield
 
 
 @contextmanager

@@ -110,7 +110,7 @@ class MemoryLog:
 
     def peaks(self) -> dict[str, dict[Part, int]]:
         """Bytes by part in the fullest moment of each phase; phases in the order of their
-        beginnings."""
+        beginnings. What a backend's own thread lets go of, at any moment, begins no phase."""
         now = dict.fromkeys(Part, 0)
         highest: dict[str, int] = {}
         peaks: dict[str, dict[Part, int]] = {}
@@ -118,7 +118,7 @@ class MemoryLog:
         for held, change, phase in self._events:
             now[held.part] += change
             total += change
-            if total > highest.get(phase, -1):
+            if change > 0 and total > highest.get(phase, -1):
                 highest[phase] = total
                 peaks[phase] = {part: size for part, size in now.items() if size}
         return peaks

@@ -83,6 +83,10 @@ class Message:
         """Whether it goes between two processes, and not through all of a group."""
         return self.kind in (SEND, RECEIVE)
 
+    def between(self, rank: int) -> tuple[int, ...]:
+        """The ranks that it goes between, for the one that sends or receives it."""
+        return self.group.ranks if self.peer is None else (rank, self.peer)
+
     @property
     def content(self) -> tuple[object, ...]:
         """What must be equal where two runs send the same."""

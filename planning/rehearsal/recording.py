@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from triax.models.batch import Batch
 from triax.models.layers.transformer import Transformer
+from triax.parallel.context import gather, ring
 from triax.planning.rehearsal.fake import infers_shapes, is_wrapper, tensors_in
 from triax.planning.rehearsal.holdings import mark_built, mark_gradients, mark_whole
 from triax.planning.rehearsal.memory import Held, MemoryLog, Part
@@ -37,6 +38,12 @@ _PACKED = (
     torch.ops.c10d.recv_.default,
 )
 """What has buffers of its own for its messages; others send what there is anyway."""
+_INSIDES = gather.gather_attention.insides | ring.ring_attention.insides
+"""Operations that send messages within."""
+_KERNELS = tuple(
+    (m, name) for m in (gather, ring) for name in ("attend_tiles", "differentiate_tiles")
+)
+"""What a fused kernel would do: what it holds meanwhile isn't taken down."""
 PASSES, FORWARD, BACKWARD = "between passes", "forward", "backward"
 
 
@@ -57,7 +64,7 @@ class Recorder(TorchDispatchMode):
         self._forward_passes: list[list[Held]] = []
         self._kept: list[list[tuple[Held, int]]] = []
         self._num_messages = 0
-        self._is_waiting = False
+        self._is_unseen = False
         self._works: dict[int, tuple[Work, int]] = {}
         self._sent: dict[int, tuple[Any, Any]] = {}
 
@@ -84,6 +91,8 @@ class Recorder(TorchDispatchMode):
             stack.enter_context(self._seen_resizes())
             for kind in (Work, FakeWork):
                 stack.enter_context(self._seen_waits(kind))
+            for module, name in _KERNELS:
+                stack.enter_context(self._unseen(module, name))
             before = torch_module.register_module_forward_pre_hook(self._begin_forward)
             after = torch_module.register_module_forward_hook(self._end_forward)
             stack.callback(before.remove)
@@ -100,15 +109,25 @@ class Recorder(TorchDispatchMode):
         if any(is_wrapper(kind) for kind in types):
             return NotImplemented  # it comes again, with the tensors inside
         kwargs = kwargs or {}
+        if func in _INSIDES and not infers_shapes():
+            return self._look_inside(_INSIDES[func], *args, **kwargs)
         result = func(*args, **kwargs)
-        if infers_shapes() or self._is_waiting:
-            return result  # torch's own, or the backend's, which unpacks what has arrived
+        if infers_shapes() or self._is_unseen:
+            return result  # torch's own, or a backend's, which unpacks what has arrived
         for tensor in tensors_in(result):
             self.memory.note(tensor)
         message = message_of(func, args, kwargs, result)
         if message is not None:
             self._take_down(message, func, (*args, *kwargs.values()), result)
         return result
+
+    def _look_inside(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Do what an operation does, operation by operation."""
+        super().__enter__()  # type: ignore[no-untyped-call]
+        try:
+            return function(*args, **kwargs)
+        finally:
+            super().__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     def _take_down(self, message: Message, func: Any, given: Any, result: Any) -> None:
         work = work_of(result)
@@ -118,7 +137,7 @@ class Recorder(TorchDispatchMode):
             # A real handle holds what it sends; a fake one doesn't.
             self._sent[id(work)] = given, weakref.ref(work, partial(self._forget, id(work)))
         self._num_messages += 1
-        self.events.append(message)
+        self.events.append(replace(message, phase=self.phase))
         if func in _PACKED:
             self.memory.mark(tensors_in(given), Part.MESSAGES)
 
@@ -134,13 +153,31 @@ class Recorder(TorchDispatchMode):
             _, number = self._works.pop(id(work), (None, None))
             if number is not None:
                 self.events.append(Wait(number))
-            self._is_waiting = True
+            self._is_unseen = True
             try:
                 return wait(work, *args, **kwargs)
             finally:
-                self._is_waiting = False
+                self._is_unseen = False
 
         with mock.patch.object(kind, "wait", seen):
+            yield
+
+    @contextmanager
+    def _unseen(self, module: Any, name: str) -> Iterator[None]:
+        function = getattr(module, name)
+
+        @wraps(function)
+        def unseen(*args: Any) -> Any:
+            self._is_unseen = True
+            try:
+                result = function(*args)
+            finally:
+                self._is_unseen = False
+            for tensor in tensors_in(result):
+                self.memory.note(tensor)
+            return result
+
+        with mock.patch.object(module, name, unseen):
             yield
 
     @contextmanager

@@ -46,7 +46,7 @@ class Rehearsal:
         layout, parallel: of the job.
         recordings: by rank.
         comparison: of their messages.
-        capacity: bytes of a device's memory, if known.
+        capacity: bytes that a device has for tensors, if known.
         processes_per_node: for the picture.
         notes: what differs from the run.
     """
@@ -129,13 +129,16 @@ def _rank_as_json(rehearsal: Rehearsal, recording: Recording) -> dict[str, Any]:
             for name, parts in recording.peaks.items()
         },
         "highest": {str(part): size for part, size in recording.highest.items()},
-        "messages": [_message_as_json(rehearsal.layout, message) for message in recording.messages],
+        "messages": [
+            _message_as_json(rehearsal.layout, recording.rank, message)
+            for message in recording.messages
+        ],
     }
 
 
-def _message_as_json(layout: Layout, message: Message) -> dict[str, Any]:
+def _message_as_json(layout: Layout, rank: int, message: Message) -> dict[str, Any]:
     return {
-        "axis": axis_of(layout, message.group.ranks),
+        "axis": axis_of(layout, message.between(rank)),
         "kind": message.kind,
         "group_size": len(message.group.ranks),
         "dtype": message.dtype,
@@ -203,7 +206,7 @@ def _traffic(rehearsal: Rehearsal) -> dict[tuple[str, str, str], dict[int, Traff
     rows: dict[tuple[str, str, str], dict[int, Traffic]] = defaultdict(dict)
     for rank, recording in rehearsal.recordings.items():
         for message in recording.messages:
-            axis = axis_of(rehearsal.layout, message.group.ranks)
+            axis = axis_of(rehearsal.layout, message.between(rank))
             if message.phase == "build" or axis == "alone":
                 continue
             row = rows[axis, message.kind, message.dtype]

@@ -33,7 +33,8 @@ def test_what_does_not_fit_ends_with_2_and_names_the_rank(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     large = ("--model.vocab_size=131072", "--model.hidden_size=2048")
-    arguments = ["rehearse", *TINY, *large, "--world-size", "1", "--memory", "1", "--json"]
+    device = ("--memory", "4", "--reserved-gib", "3")
+    arguments = ["rehearse", *TINY, *large, "--world-size", "1", *device, "--json"]
     assert main(arguments) == ExitCode.BAD_INPUT
     found = json.loads(capsys.readouterr().out)
     assert found["too_large"] == [0]
@@ -50,6 +51,10 @@ def test_what_does_not_fit_ends_with_2_and_names_the_rank(
         (("--world-size", "4", "--rank", "4"), "has ranks 0 to 3"),
         (("--world-size", "4", "--rank", "0,x"), "expected ranks such as 0,5"),
         (("--world-size", "6", "--parallel.tensor=4"), "parallel.tensor"),
+        (
+            ("--world-size", "1", "--memory", "2"),
+            "beside the 2.5 GiB of --reserved-gib",
+        ),
     ],
 )
 def test_bad_arguments_are_refused(

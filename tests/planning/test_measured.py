@@ -38,6 +38,7 @@ def test_rehearsals_and_forecasts_are_what_four_processes_do() -> None:
         case({"zero_stage": 3, "expert": 2, "tensor": 2}, model={"experts": EVEN}),
         case({"zero_stage": 2, "tensor": 2}, model=ADAPTERS),
         case({"zero_stage": 3}, model=ADAPTERS),
+        case({"zero_stage": 1, "context": 2, "context_method": "ring"}),
         case({"engine": "deepspeed", "zero_stage": 2, "tensor": 2}),
     ]
     check(4, cases, ranks={3})
@@ -49,5 +50,4 @@ def test_every_layout_is_what_it_is_rehearsed_and_forecast_to_be(name: str) -> N
     world_size, cases = grid()[name]
     for job in cases:
         skip_unless_torch_can(job.parallel.get("pipeline_schedule", "1f1b"))
-    # Of attention over several processes not all messages are seen (docs/rehearsal.md).
-    check(world_size, cases, () if name == "context" else range(world_size))
+    check(world_size, cases, range(world_size))
