@@ -60,7 +60,7 @@ COMMANDS = {
     ),
     "recipe": (
         "triax.launcher.commands.recipe",
-        "Take a recipe's steps, such as from-scratch: from raw text to answers.",
+        "Take a recipe's steps, as from raw text to answers.",
     ),
 }
 """Module and one-line help by name. Only the chosen command is imported: most need torch."""

@@ -15,8 +15,8 @@ from triax.launcher.terminal.arguments import as_path
 
 EXAMPLE = """\
 The recipe's files are copied into the folder of the work, and each command is
-shown before it runs there. Interrupted, the same command goes on: steps that are
-done are passed over. Delete the folder to begin anew.
+shown before it runs there. Interrupted, the same command goes on: steps that
+are done are passed over. Delete the folder to begin anew.
 
 examples:
   triax recipe from-scratch --list

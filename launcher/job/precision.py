@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from triax.launcher.cluster.process_group import Processes
 from triax.launcher.config.run_config import RunConfig
@@ -12,9 +13,15 @@ from triax.training.records.hardware import device_name, multiplies_bf16
 log = logging.getLogger("triax.job")
 
 
-def with_precision(config: RunConfig, processes: Processes) -> RunConfig:
+def with_precision(
+    config: RunConfig, processes: Processes, say: Callable[[str], None] = log.info
+) -> RunConfig:
     """The config with bf16 or fp32 in the place of "auto". Collective, whatever is asked for: that
-    all processes ask for the same is looked at later."""
+    all processes ask for the same is looked at later.
+
+    Args:
+        say: is told what was chosen and why, on every process.
+    """
     has_bf16 = reduce_objects(multiplies_bf16(processes.device), _both, processes.control_group)
     precision = config.precision.resolved(has_bf16=has_bf16)
     if precision == config.precision:
@@ -22,9 +29,7 @@ def with_precision(config: RunConfig, processes: Processes) -> RunConfig:
     name = device_name(processes.device)
     why = f"{name} has bf16 in hardware" if has_bf16 else f"{name} has no bf16 in hardware"
     line = f'auto     {precision.compute}: {why} (precision.compute = "auto")'
-    log.info(line)
-    if processes.is_main:
-        print(line, flush=True)
+    say(line)
     return config.model_copy(update={"precision": precision})
 
 

@@ -128,8 +128,13 @@ def _joined(
     )
     own = StopSignal() if processes.is_main else StopSignal(_say_nothing)
     stop = parts.enter_context((processes.is_main and host.stop) or own)
-    config = with_precision(config, processes)
+    config = with_precision(config, processes, _say if processes.is_main else log.info)
     return Job.of(config, processes, files.directory, watchdog, stop, former, host)
+
+
+def _say(line: str) -> None:
+    log.info(line)
+    print(line, flush=True)
 
 
 def _say_nothing(_message: str) -> None:

@@ -142,6 +142,10 @@ class Numbered(Source):
     def __init__(self, first: int) -> None:
         self.first = first
 
+    @property
+    def is_remote(self) -> bool:
+        return False
+
     def window(self, index: int) -> Window:
         tokens = np.full(SEQ_LEN + 1, self.first + index, np.int64)
         return Window(tokens, np.zeros(SEQ_LEN + 1, np.int32))

@@ -19,7 +19,7 @@ import pytest
 import torch
 import transformers
 from fleet import run_fleet
-from teams import team_of
+from teams import answered
 from tokenizers import Tokenizer, processors
 
 from triax.data.prepare.document_tokens import DocumentTokens, Token
@@ -208,12 +208,6 @@ def test_a_continuation_may_fill_the_context(model: Transformer) -> None:
             for place, token in zip(places, continuation, strict=True)
         )
         assert found.log_prob == pytest.approx(expected, abs=1e-4)
-
-
-def answered(count: int) -> list[int]:
-    """What two processes make of so many questions."""
-    team = team_of()
-    return team.divide(range(count), lambda own: [number * number for number in own])
 
 
 def test_fewer_questions_than_processes_are_answered() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
@@ -10,13 +9,12 @@ import pytest
 import torch
 import transformers
 from fleet import run_fleet
-from teams import WAYS, answers, answers_in_every_way, losses, team_of
+from teams import WAYS, answers, answers_in_every_way, left_alone, losses
 
 from triax.common.errors import UserError
 from triax.data.read.shards import ShardWriter
 from triax.inference.load import find_model
 from triax.inference.team import Team, team_config
-from triax.launcher.cluster.together import _tells_of_a_lost_peer
 
 SIZES: dict[str, Any] = {
     "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -78,19 +76,6 @@ def test_a_model_that_cannot_be_divided_is_told(folders: list[str]) -> None:
     team = Team(torch.device("cpu"), team_config(3, shards=False))
     with pytest.raises(UserError, match="num_heads, 4, is not a multiple of --tensor 3"):
         find_model(folders[0]).load(team=team)
-
-
-def left_alone() -> bool:
-    """What rank 0 makes of a peer that is gone in the middle of their work."""
-    team = team_of()
-    team.divide([1, 2], list)
-    if team.rank == 1:
-        os._exit(9)
-    try:
-        team.divide([1, 2], list)
-    except RuntimeError as error:
-        return _tells_of_a_lost_peer(error)
-    return False
 
 
 def test_a_process_that_is_left_alone_knows() -> None:

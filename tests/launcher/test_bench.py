@@ -222,7 +222,7 @@ def test_without_a_config_settings_suit_the_device_and_the_processes() -> None:
     overrides = as_overrides(parsed("--preset=mini-10m", "--micro-batch-size=3"))
     config = bench_config(None, overrides, "cpu", 4)
     assert (config.data.seq_len, config.precision.compute, config.parallel.compile) == (
-        256, "fp32", False,
+        256, "auto", False,
     )  # fmt: skip
     assert config.batch.global_batch_size == 12
     config = bench_config(None, (*overrides, "parallel.pipeline=2"), "cuda", 4)

@@ -94,7 +94,7 @@ def test_unknown_commands_get_the_nearest_name(capsys: pytest.CaptureFixture[str
     error = capsys.readouterr().err
     assert error == "triax: error: unknown command 'chek'; did you mean `triax check`?\n"
     assert main(["xyzzy"]) == 2
-    assert "there are check, train" in capsys.readouterr().err
+    assert "there are init, check, train" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_check_shows_what_the_run_would_be(config: str, capsys: pytest.CaptureFi
     assert "10.1M parameters" in shown
     assert "999,936 tokens in 1,953 steps" in shown
     assert "8 x 64 = 512 tokens a step, 4 at a time" in shown
-    assert "a token, in fp32" in shown
+    assert "a token, in bf16 or fp32, by the hardware" in shown
     assert "ZeRO stage 1, 2 processes" in shown
     assert max(map(len, shown.splitlines()[1:])) <= 80
 

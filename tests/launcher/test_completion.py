@@ -64,7 +64,7 @@ def test_bash_knows_every_command(scripts: Path) -> None:
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
 def test_the_others_read_their_scripts(shell: str, scripts: Path) -> None:
     text = (scripts / shell).read_text()
-    assert all(name in text for name in (*COMMANDS, "--tokens-per-shard"))
+    assert all(name in text for name in (*COMMANDS, "tokens-per-shard"))
     if shutil.which(shell) is None:
         pytest.skip(f"no {shell} here")
     subprocess.run([shell, "-n", str(scripts / shell)], check=True, timeout=60)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from triax.inference.sampling import Sampling
 from triax.inference.scoring import score
 from triax.inference.team import Team
 from triax.inference.validation import Sequences, validate
+from triax.launcher.cluster.together import _tells_of_a_lost_peer
 from triax.parallel.initial_weights import local_part
 
 PROMPTS = [[5, 9, 2, 33, 7, 1, 60, 4, 12], [3], [8, 8, 8, 41]]
@@ -71,3 +73,22 @@ def answers_in_every_way(folders: Sequence[str], data: str) -> list[Any]:
         team = team_of(**way)
         found.append(([answers(folder, team) for folder in folders], losses(folders, data, team)))
     return found
+
+
+def answered(count: int) -> list[int]:
+    """What two processes make of so many questions."""
+    team = team_of()
+    return team.divide(range(count), lambda own: [number * number for number in own])
+
+
+def left_alone() -> bool:
+    """What rank 0 makes of a peer that is gone in the middle of their work."""
+    team = team_of()
+    team.divide([1, 2], list)
+    if team.rank == 1:
+        os._exit(9)
+    try:
+        team.divide([1, 2], list)
+    except RuntimeError as error:
+        return _tells_of_a_lost_peer(error)
+    return False
