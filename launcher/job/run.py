@@ -128,7 +128,7 @@ def _joined(
     )
     own = StopSignal() if processes.is_main else StopSignal(_say_nothing)
     stop = parts.enter_context((processes.is_main and host.stop) or own)
-    config = with_precision(config, processes)
+    config = with_precision(config, processes, files.directory.config)
     return Job.of(config, processes, files.directory, watchdog, stop, former, host)
 
 
