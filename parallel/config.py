@@ -71,7 +71,7 @@ class PrecisionConfig(Section):
 
     compute: Literal["auto", "fp32", "bf16", "fp16", "fp8"] = "auto"
     """auto: bf16 where the devices of all processes multiply in it, else fp32; a run resolves it
-    as it starts. fp8: the blocks' linear layers; all else as in bf16."""
+    as it begins, and stays with that. fp8: the blocks' linear layers; all else as in bf16."""
     fp8_recipe: Literal["tensorwise", "rowwise"] = "tensorwise"
     """One scale a matrix, or one a row: slower, and closer to bf16 where outliers are."""
     gradients: Literal["fp32", "bf16"] = "fp32"

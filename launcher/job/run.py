@@ -128,7 +128,8 @@ def _joined(
     )
     own = StopSignal() if processes.is_main else StopSignal(_say_nothing)
     stop = parts.enter_context((processes.is_main and host.stop) or own)
-    config = with_precision(config, processes, _say if processes.is_main else log.info)
+    say = _say if processes.is_main else log.info
+    config = with_precision(config, processes, files.directory.config, say)
     return Job.of(config, processes, files.directory, watchdog, stop, former, host)
 
 

@@ -159,7 +159,8 @@ def likeliest(logits_CV: Tensor, vocabulary: Vocabulary) -> Tensor:
     Args:
         logits_CV: of this process's part of the vocabulary.
     """
-    highest_C, rows_C = logits_CV.float().max(dim=-1)
+    highest_C, rows_C = logits_CV.max(dim=-1)  # exact in each dtype, and an fp32 copy is large
+    highest_C = highest_C.float()
     is_elsewhere_C = highest_C < vocabulary.max(highest_C.clone())
     least_C = (-(rows_C + vocabulary.first).float()).masked_fill(is_elsewhere_C, -torch.inf)
     return -vocabulary.max(least_C)

@@ -95,6 +95,7 @@ def test_auto_is_resolved_for_the_run(job: Path) -> None:
     # To go on with what it became is no change.
     again = train(job, "--precision.compute=auto", "--budget.tokens=1024", "--eval.every=none")
     assert again.code == 0 and "precision" not in again.out.replace("precision.compute", "")
+    assert f"auto     {compute}: as the run began" in again.out
 
 
 @pytest.mark.parametrize(
@@ -117,3 +118,24 @@ def test_all_ranks_take_bf16_or_none(
     config = parse_config("run.toml", CONFIG, [f"precision.compute={compute}"])
     processes = Processes(discover({}), torch.device("cpu"), None, None)
     assert precision.with_precision(config, processes).precision.compute == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "has_bf16", "expected"),
+    [
+        ('[precision]\ncompute = "fp32"\n', True, "fp32"),
+        ('[precision]\ncompute = "bf16"\n', False, "bf16"),
+        ('[precision]\ncompute = "fp8"\n', True, "bf16"),
+        ("precision = 1\n", True, "bf16"),
+        ("[precision", False, "fp32"),
+    ],
+)
+def test_a_run_that_goes_on_keeps_what_auto_was(
+    text: str, has_bf16: bool, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "multiplies_bf16", lambda _device: has_bf16)
+    resolved = tmp_path / "config.toml"
+    resolved.write_text(text)
+    config = parse_config("run.toml", CONFIG, ["precision.compute=auto"])
+    processes = Processes(discover({}), torch.device("cpu"), None, None)
+    assert precision.with_precision(config, processes, resolved).precision.compute == expected

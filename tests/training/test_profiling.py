@@ -55,6 +55,19 @@ def test_a_window_becomes_a_trace(
     assert len(list(tmp_path.rglob("*.*"))) == 1
 
 
+def test_a_rollback_out_of_the_window_ends_it(tmp_path: Path) -> None:
+    """What is taken again before it is no part of it."""
+    told: list[list[Path]] = []
+    profiling = Profiling(ProfileConfig(steps="4-6"), 0, tmp_path, CPU, told.append)
+    for step in (3, 4, 5, 2, 3, 4, 5, 6, 7):
+        profiling.before_step(step)
+        torch.ones(4, 4) @ torch.ones(4, 4)
+        profiling.after_step(step)
+    names = ["trace-rank-0-steps-4-5.json", "trace-rank-0-steps-4-6.json"]
+    assert told == [[tmp_path / name] for name in names]
+    assert [products(tmp_path / name) for name in names] == [2, 3]
+
+
 def test_other_ranks_and_runs_without_a_window_write_nothing(tmp_path: Path) -> None:
     chosen = ProfileConfig(steps="1-2", ranks=(1,))
     assert run_steps(tmp_path, chosen, range(1, 4)) == []

@@ -51,8 +51,10 @@ class Profiling:
         self._steps: list[int] = []
 
     def before_step(self, step: int) -> None:
-        """Begin with the window's first step, or with the first that is taken of it."""
+        """Begin with the window's first step, or with the first that is taken of it; end where a
+        rollback leads out of it."""
         if self._window is None or step not in self._window:
+            self.close()
             return
         if self._profiler is None:
             self._begin()
