@@ -166,6 +166,13 @@ def likeliest(logits_CV: Tensor, vocabulary: Vocabulary) -> Tensor:
     return -vocabulary.max(least_C)
 
 
+def _told(chunk: ChunkStatistics, log_probs_C: Tensor, options: LossOptions) -> Tensor:
+    """What is said of each token: its target's log-probability, or the likeliest token."""
+    if options.tells_likeliest:
+        return likeliest(chunk.logits_CV, options.vocabulary)
+    return log_probs_C
+
+
 def _plus_product(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
     """`total + a @ b` in fp32, in place; a total of None is 0. On CUDA the product is added within
     the matrix product's kernel, and never rounded to the factors' dtype."""
@@ -209,9 +216,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             chunk = options.statistics(h_CD, head_VD, rows_C, options.softcap)
             log_normaliser_C = _log_normaliser(chunk, options.vocabulary)
             chosen_C = options.vocabulary.sum(chunk.chosen_C)
-            told_C = chosen_C - log_normaliser_C
-            if options.tells_likeliest:
-                told_C = likeliest(chunk.logits_CV, options.vocabulary)
+            told_C = _told(chunk, chosen_C - log_normaliser_C, options)
             log_probs_N[part] = told_C.where(is_target_C, 0)
             sums[0] += ((log_normaliser_C - chosen_C) * counts_C).sum()
             sums[1] += (options.z_loss * log_normaliser_C.square() * counts_C).sum()
@@ -231,9 +236,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             ctx.save_for_backward(h_grad_ND, head_grad_VD)
         cross_entropy, z_loss = sums[0].clone(), sums[1].clone()
         ctx.mark_non_differentiable(cross_entropy, z_loss, log_probs_N)
-        return LossSums(
-            weight * (cross_entropy + z_loss).float(), cross_entropy, z_loss, log_probs_N
-        )
+        objective = weight * (cross_entropy + z_loss).float()
+        return LossSums(objective, cross_entropy, z_loss, log_probs_N)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
