@@ -18,6 +18,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from triax.checkpoint.folders import CheckpointInfo
 from triax.common.errors import UserError
 from triax.common.files import make_folder, read_regular, replace_bytes, write_errors
 from triax.data.read.conversations import Conversations
@@ -110,13 +111,19 @@ def _load_reference(job: Job, start: Start, engine: Engine, tables: list[_Table]
     )
     assert initial is not None, "the checks ask for it"
     model = initial.digest
-    if any(each.model not in (model, bytes(_DIGEST_BYTES)) for each in tables):
+    is_other = any(each.model not in (model, bytes(_DIGEST_BYTES)) for each in tables)
+    # Adapters that go on would stand beside what is read here.
+    if is_other or _digest(start.base) != _digest(initial.base):
         raise UserError(
             f"checkpoint.init_from: {initial.path} isn't what the run started from, which is its "
             "reference, and not all of the data has met that one; name that checkpoint itself"
         )
     load_initial_weights(start.store, initial, engine, job.config)
     return model
+
+
+def _digest(base: CheckpointInfo | None) -> str | None:
+    return None if base is None or base.manifest is None else base.manifest.digest
 
 
 def _known(job: Job, source: Source, identity: Identity, initial: Initial | None) -> _Table:

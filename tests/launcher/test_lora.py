@@ -89,6 +89,12 @@ def test_preferences_of_adapters_and_a_kill_in_their_midst(taught: Path) -> None
     assert train(taught, *options, "--run.name=killed-preferred", plan).code == -9
     for path in (taught / "runs/killed-preferred/reference").iterdir():
         path.unlink()
+    # Nothing is left that knows the reference, but the adapters know what they stand beside.
+    other = ("--run.name=other", "--run.seed=5", "--data.seq_len=63", "--budget.tokens=1008")
+    good(train(taught, *other))
+    wrong = ("--run.name=killed-preferred", "--checkpoint.init_from=runs/other")
+    refused = train(taught, *options, *wrong)
+    assert refused.code == 2 and "isn't what the run started from" in " ".join(refused.text.split())
     again = good(train(taught, *options, "--run.name=killed-preferred", plan))
     assert "reference log-probabilities of" in again.out
     assert curve(taught / "runs/killed-preferred") == curve(taught / "runs/preferred")

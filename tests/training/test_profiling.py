@@ -10,6 +10,7 @@ import torch
 from pydantic import ValidationError
 
 from triax.training.config import ProfileConfig
+from triax.training.records import profiling
 from triax.training.records.profiling import Profiling
 
 CPU = torch.device("cpu")
@@ -20,12 +21,12 @@ def run_steps(
 ) -> list[list[Path]]:
     """Multiply once a step; returns what was told."""
     told: list[list[Path]] = []
-    profiling = Profiling(config, rank, folder, CPU, told.append)
+    own = Profiling(config, rank, folder, CPU, told.append)
     for step in steps:
-        profiling.before_step(step)
+        own.before_step(step)
         torch.ones(4, 4) @ torch.ones(4, 4)
-        profiling.after_step(step)
-    profiling.close()
+        own.after_step(step)
+    own.close()
     return told
 
 
@@ -58,11 +59,11 @@ def test_a_window_becomes_a_trace(
 def test_a_rollback_out_of_the_window_ends_it(tmp_path: Path) -> None:
     """What is taken again before it is no part of it."""
     told: list[list[Path]] = []
-    profiling = Profiling(ProfileConfig(steps="4-6"), 0, tmp_path, CPU, told.append)
+    own = Profiling(ProfileConfig(steps="4-6"), 0, tmp_path, CPU, told.append)
     for step in (3, 4, 5, 2, 3, 4, 5, 6, 7):
-        profiling.before_step(step)
+        own.before_step(step)
         torch.ones(4, 4) @ torch.ones(4, 4)
-        profiling.after_step(step)
+        own.after_step(step)
     names = ["trace-rank-0-steps-4-5.json", "trace-rank-0-steps-4-6.json"]
     assert told == [[tmp_path / name] for name in names]
     assert [products(tmp_path / name) for name in names] == [2, 3]
@@ -79,6 +80,26 @@ def test_other_ranks_and_runs_without_a_window_write_nothing(tmp_path: Path) -> 
 def test_a_trace_that_cannot_be_written_loses_no_step(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert run_steps(tmp_path / "file", ProfileConfig(steps="1"), range(1, 3)) == []
+
+
+@pytest.mark.parametrize("fails", ["start", "export_chrome_trace"])
+def test_memory_is_not_recorded_beyond_a_profile_that_fails(
+    fails: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("busy")
+
+    calls: list[dict[str, object]] = []
+    monkeypatch.setattr(
+        torch.cuda.memory, "_record_memory_history", lambda **options: calls.append(options)
+    )
+    monkeypatch.setattr(profiling.profile, fails, fail)
+    told: list[list[Path]] = []
+    found = Profiling(ProfileConfig(steps="1"), 0, tmp_path, torch.device("cuda"), told.append)
+    for step in (1, 2):
+        found.before_step(step)
+        found.after_step(step)
+    assert not told and len(calls) == 2 and calls[-1] == {"enabled": None}
 
 
 @pytest.mark.parametrize("text", ["", "0", "0-3", "5-4", "a-b", "1-", "-3", "1-2-3", "1.5"])

@@ -80,6 +80,8 @@ class Profiling:
             log.warning("the profile of steps %s is lost", steps, exc_info=True)
         else:
             self._tell(files)
+        finally:
+            self._forget_memory()
 
     def _begin(self) -> None:
         activities = [ProfilerActivity.CPU]
@@ -93,6 +95,13 @@ class Profiling:
         except Exception:  # such as another profiler at work
             log.warning("no profile", exc_info=True)
             self._profiler, self._window = None, None
+            self._forget_memory()
+
+    def _forget_memory(self) -> None:
+        """Its history makes every allocation of the steps to come slower."""
+        if self._keeps_memory:
+            with suppress(Exception):  # as in `close`
+                torch.cuda.memory._record_memory_history(enabled=None)
 
     def _write_trace(self, profiler: profile, steps: list[int]) -> Path:
         path = self._folder / f"trace-{self._name(steps)}.json"
@@ -109,7 +118,6 @@ class Profiling:
     def _write_memory(self, steps: list[int]) -> Path:
         path = self._folder / f"memory-{self._name(steps)}.pickle"
         torch.cuda.memory._dump_snapshot(str(path))
-        torch.cuda.memory._record_memory_history(enabled=None)
         return path
 
     def _name(self, steps: list[int]) -> str:
