@@ -37,8 +37,8 @@ def test_a_killed_run_goes_on_in_another_layout(taught: Path) -> None:
     options = (*TUNED, "--run.name=killed")
     plan = kills(("after-update", 5, None))
     assert train(taught, *options, plan).code == -9
-    spread = (*options, "--parallel.tensor=2", "--parallel.sequence_parallel=false")
-    good(train(taught, *spread, plan, num_processes=2))
+    spread = (*options, "--parallel.zero_stage=3")
+    good(train(taught, *spread, num_processes=2))
     for found, expected in zip(curve(taught / "runs/killed"), whole, strict=True):
         assert found == pytest.approx(expected, rel=1e-4)
     paths = [resolve_checkpoint(taught / "runs" / name) for name in ("tuned", "pretrained")]

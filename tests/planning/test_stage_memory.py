@@ -28,7 +28,7 @@ from triax.planning.rehearsal.report import namer
 def test_more_micro_batches_hold_no_more_messages_at_once(rank: int) -> None:
     """torch's own stages keep a tensor for each micro-batch's input and gradient."""
     parallel = {"pipeline": 2, "zero_stage": 0}
-    few, many = (case(parallel, model=DEEP, global_batch_size=count) for count in (8, 32))
+    few, many = (case(parallel, model=DEEP, global_batch_size=count) for count in (4, 12))
     sizes = [rehearse(job, rank, 2).highest[Part.MESSAGES] for job in (few, many)]
     assert sizes[0] == sizes[1] > 0
     forecast = [memory_of_rank(setup_of(job, 2), rank).stage_messages for job in (few, many)]
