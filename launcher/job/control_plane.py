@@ -83,11 +83,15 @@ def describe_control_plane(
         )
     plans = world_size * num_tensors * _PLAN_BYTES
     beats = world_size * 60 / heartbeat_seconds(config.stability)
+    num_nodes = -(-world_size // processes_per_node)
+    num_logs = world_size if config.run.files_per_rank else num_nodes
+    where = "the run's folder" if config.run.local_dir is None else "each node's run.local_dir"
     lines += [
         f"plans to rank 0 at a save: {plans / 2**20:,.0f} MiB "
         f"({num_tensors:,} parts of tensors a rank)",
         f"files written by a save: {world_size + 2:,}, in one folder",
-        f"files rewritten a minute (heartbeats): {beats:,.0f}; open logs: {world_size:,}",
+        f"heartbeats written a minute: {beats:,.0f}, in {num_logs:,} files of {where}",
+        f"logs, each with its stacks: {num_logs:,}, beside them",
         "gloo groups of all processes: 3; connections are opened when first used",
     ]
     if config.checkpoint.every == "auto":
