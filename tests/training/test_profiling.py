@@ -10,7 +10,6 @@ import torch
 from pydantic import ValidationError
 
 from triax.training.config import ProfileConfig
-from triax.training.records import profiling
 from triax.training.records.profiling import Profiling
 
 CPU = torch.device("cpu")
@@ -93,7 +92,7 @@ def test_memory_is_not_recorded_beyond_a_profile_that_fails(
     monkeypatch.setattr(
         torch.cuda.memory, "_record_memory_history", lambda **options: calls.append(options)
     )
-    monkeypatch.setattr(profiling.profile, fails, fail)
+    monkeypatch.setattr(torch.profiler.profile, fails, fail)
     told: list[list[Path]] = []
     found = Profiling(ProfileConfig(steps="1"), 0, tmp_path, torch.device("cuda"), told.append)
     for step in (1, 2):
