@@ -29,9 +29,6 @@ TINY = (
 GUIDES = sorted(str(page.relative_to(ROOT)) for page in (DOCS / "guide").glob("*.md"))
 NOT_RUN = {
     "triax train examples/quickstart.toml": ".ci/run begins it in a fresh clone",
-    "triax watch": "serves until it is stopped: tests/launcher/test_watch.py",
-    "triax submit": "needs SLURM: tests/launcher/test_slurm_cluster.py",
-    "triax train run.toml --nproc-per-node 8": "needs eight GPUs",
     "triax rehearse": "tests/launcher/test_rehearse_command.py takes such steps",
     "triax data clean": "tests/data/test_clean.py runs the recipe on texts of its own",
 }
