@@ -149,7 +149,9 @@ def tuned(
         assert not result.skipped.item()
         found.losses.append(result.loss.item())
         if step == 0:
-            found.extra = {name: float(value) for name, value in result.extra.items()}
+            found.extra = {
+                n: float(value) for n, value in result.extra.items() if value.numel() == 1
+            }
     found.gradients = engine.gradients
     return found
 
