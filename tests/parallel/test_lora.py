@@ -40,7 +40,7 @@ OF_FOUR: list[dict[str, Any]] = [
 
 @functools.cache
 def alone(tied: bool, model: str = "") -> Run:
-    [[run]] = run_fleet(1, engine_runs, [Case(model=of(tied, model))])
+    [[run]] = run_fleet(1, engine_runs, [Case(model=of(tied, model), num_steps=4)])
     return run
 
 
@@ -51,7 +51,7 @@ def of(tied: bool, model: str = "") -> dict[str, Any]:
 
 
 def compare(size: int, layouts: list[dict[str, Any]], *, tied: bool, model: str = "") -> None:
-    cases = [Case(model=of(tied, model), parallel=layout) for layout in layouts]
+    cases = [Case(model=of(tied, model), parallel=layout, num_steps=4) for layout in layouts]
     by_rank = run_fleet(size, engine_runs, cases, timeout=400)
     for number, layout in enumerate(layouts):
         found = difference(merged([runs[number] for runs in by_rank]), alone(tied, model))
@@ -89,7 +89,7 @@ def test_only_factors_have_fp32_values_gradients_and_moments(
         assert dtypes.of_state <= dtypes.names and dtypes.of_gradients == dtypes.names
 
 
-@pytest.mark.parametrize("layout", [{}, {"compile": True}])
+@pytest.mark.parametrize("layout", [{}, pytest.param({"compile": True}, marks=pytest.mark.grid)])
 def test_frozen_weights_stay_as_they_are(layout: dict[str, Any]) -> None:
     case = Case(model=of(True) | {"num_layers": 2}, parallel=layout, num_steps=2)
     [[run, unchanged]] = run_fleet(1, frozen_stay, case)
