@@ -94,13 +94,16 @@ def _generation_settings(tokenizer: TokenizerExport | None) -> dict[str, Any]:
     folder = tokenizer.path if tokenizer.path.is_dir() else tokenizer.path.parent
     path = folder / _GENERATION
     theirs = read_json(path) if path.is_file() else {}
-    ends: list[Any] = []
-    for given in (tokenizer.ids.get("eos_token_id"), theirs.get("eos_token_id")):
-        ends += [] if given is None else given if isinstance(given, list) else [given]
     settings = theirs | dict(tokenizer.ids)
-    if len(different := list(dict.fromkeys(ends))) > 1:
-        settings["eos_token_id"] = different
+    if len(ends := list(dict.fromkeys(end_tokens(tokenizer.ids) + end_tokens(theirs)))) > 1:
+        settings["eos_token_id"] = ends
     return settings
+
+
+def end_tokens(settings: Mapping[str, Any]) -> list[Any]:
+    """What `eos_token_id` names, which is nothing, one token or a list."""
+    named = settings.get("eos_token_id")
+    return named if isinstance(named, list) else [] if named is None else [named]
 
 
 def _checked(

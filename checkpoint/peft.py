@@ -34,7 +34,8 @@ from triax.models.lora import (
 CONFIG_FILE = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-_THEIR_FACTORS = ("lora_A.weight", "lora_B.weight")
+_THEIR_FACTORS = dict(zip(FACTORS, ("lora_A.weight", "lora_B.weight"), strict=True))
+"""Their names of the factors within a layer, by ours."""
 _MUST_BE_EMPTY = (
     *("use_dora", "lora_bias", "rank_pattern", "alpha_pattern", "modules_to_save"),
     *("trainable_token_indices", "target_parameters", "layer_replication", "megatron_config"),
@@ -92,9 +93,7 @@ def export_peft(
         raise UserError("no adapters to export: the run trained the model itself (--format hf)")
     names = _their_modules(model)
     weights = {
-        f"{_PREFIX}{names[module]}.{dict(zip(FACTORS, _THEIR_FACTORS, strict=True))[factor]}": (
-            tensor.to(dtype=dtype).contiguous()
-        )
+        f"{_PREFIX}{names[module]}.{_THEIR_FACTORS[factor]}": tensor.to(dtype=dtype).contiguous()
         for name, tensor in adapters.items()
         for module, _, factor in (name.rpartition("."),)
     }
@@ -198,7 +197,7 @@ def import_peft(folder: Path, base: ModelConfig) -> tuple[ModelConfig, dict[str,
 def _split(name: str) -> tuple[str, str | None]:
     """Their module, and our name of the factor, of a tensor's name."""
     inner = name.removeprefix(_PREFIX)
-    for factor, theirs in zip(FACTORS, _THEIR_FACTORS, strict=True):
+    for factor, theirs in _THEIR_FACTORS.items():
         if inner.endswith(f".{theirs}"):
             return inner.removesuffix(f".{theirs}"), factor
     return inner, None

@@ -7,7 +7,8 @@ import os
 import select
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
+from pathlib import Path
 from typing import Any, TextIO
 
 _PATIENCE_SECONDS = 5.0
@@ -31,6 +32,16 @@ def lossy_output() -> Iterator[None]:
             if stream is not None:
                 stream.flush()
         sys.stdout, sys.stderr = former
+
+
+@contextmanager
+def no_output() -> Iterator[None]:
+    """Drop what is printed to stdout while the block runs."""
+    with (
+        Path(os.devnull).open("w", encoding="utf-8", errors="replace") as nowhere,
+        redirect_stdout(nowhere),
+    ):
+        yield
 
 
 def show_all_text() -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,13 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from triax.checkpoint.folders import inspect, resolve_checkpoint
-from triax.checkpoint.huggingface import import_huggingface
+from triax.checkpoint.huggingface import end_tokens, import_huggingface, read_json
 from triax.checkpoint.model import check_model, read_model_into
 from triax.checkpoint.run_folder import recorded_table, tokenizer_of
 from triax.common.errors import UserError
-from triax.common.files import is_file, read_regular
+from triax.common.files import is_file
 from triax.data.prepare.document_tokens import DocumentTokens, special_tokens
-from triax.data.prepare.tokenizer import MOST_BYTES, load_tokenizer, vocabulary_size
+from triax.data.prepare.tokenizer import load_tokenizer, vocabulary_size
 from triax.inference.export_tokens import recorded_tokens
 from triax.inference.spread import copy_part, empty_model
 from triax.inference.team import Team
@@ -154,7 +154,7 @@ def _of_huggingface(folder: Path) -> ModelFolder:
         for name, tensor in tensors.items():
             copy_part(tensor, weights[name])
 
-    longest = _read_json(folder / "config.json").get("max_position_embeddings")
+    longest = read_json(folder / "config.json").get("max_position_embeddings")
     has_tokenizer = is_file(folder / "tokenizer.json")
     return ModelFolder(
         folder,
@@ -167,19 +167,11 @@ def _of_huggingface(folder: Path) -> ModelFolder:
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """Of a file of transformers'; nothing where it holds no table."""
-    try:
-        found = json.loads(read_regular(path, MOST_BYTES))
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def _ends(path: Path, vocab_size: int) -> tuple[int, ...]:
-    """The tokens of `eos_token_id`, which is one or a list."""
-    named = _read_json(path).get("eos_token_id") if is_file(path) else None
-    ends = named if isinstance(named, list) else [named]
+    """The tokens that end texts; none where the file can't be read."""
+    ends: list[Any] = []
+    with suppress(UserError):
+        ends = end_tokens(read_json(path))
     return tuple(end for end in ends if type(end) is int and 0 <= end < vocab_size)
 
 

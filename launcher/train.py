@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext, redirect_stdout
+from contextlib import nullcontext
 from functools import partial
 
-from triax.common.output import lossy_output
+from triax.common.output import lossy_output, no_output
 from triax.launcher.checks.sections import find_warnings, load_checked
 from triax.launcher.cluster.environment import Environment
 from triax.launcher.cluster.exits import report_from_rank, run_to_exit_code
@@ -39,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)
     parser.set_defaults(overrides=())
     args = parse_arguments(parser, sys.argv[1:] if argv is None else argv)
-    with lossy_output(), redirect_stdout(io.StringIO()) if args.quiet else nullcontext():
+    with lossy_output(), no_output() if args.quiet else nullcontext():
         return run_to_exit_code(partial(_discover_and_train, args))
 
 

@@ -192,7 +192,7 @@ class _LowRank(ParallelStyle):
         for name, _ in list(module.named_parameters(recurse=False)):
             split = self._description.by_name[f"{self._name}.{name}"].split_dimension
             placement = Replicate() if split is None else Shard(split)
-            distribute(module, device_mesh, placement, only=name)
+            _distribute_one(module, name, device_mesh, placement)
         is_column = self._description.role_of_module(self._name) is Role.COLUMN
         of_part = partial(_column_of_part, module, device_mesh)
         module.forward = (  # type: ignore[method-assign]
@@ -282,13 +282,14 @@ class SplitVocabulary:
         return x_C
 
 
-def distribute(
-    module: nn.Module, mesh: DeviceMesh, placement: Placement, only: str | None = None
-) -> None:
-    """Make DTensors of a module's own parameters, or of one of them."""
-    for name, parameter in list(module.named_parameters(recurse=False)):
-        if only not in (None, name):
-            continue
-        # Every process makes the same weights later: nothing is sent.
-        split = distribute_tensor(parameter, mesh, [placement], src_data_rank=None)
-        module.register_parameter(name, nn.Parameter(split))
+def distribute(module: nn.Module, mesh: DeviceMesh, placement: Placement) -> None:
+    """Make DTensors of a module's own parameters."""
+    for name, _ in list(module.named_parameters(recurse=False)):
+        _distribute_one(module, name, mesh, placement)
+
+
+def _distribute_one(module: nn.Module, name: str, mesh: DeviceMesh, placement: Placement) -> None:
+    # Every process makes the same weights later: nothing is sent.
+    parameter = module.get_parameter(name)
+    split = distribute_tensor(parameter, mesh, [placement], src_data_rank=None)
+    module.register_parameter(name, nn.Parameter(split))

@@ -26,6 +26,7 @@ import lzma
 import weakref
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from triax.common.errors import UserError
@@ -152,13 +153,12 @@ def _files_rows(files: Sequence[TextFile], wanted: Wanted) -> Iterator[tuple[str
 
 
 def _file_rows(file: TextFile, wanted: Wanted) -> Iterator[Row]:
-    path = file.path
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    open_file = _OPENERS.get(suffixes[-1], _open_plain) if suffixes else _open_plain
-    kind = suffixes[:-1] if open_file is not _open_plain else suffixes
+    suffixes = [suffix.lower() for suffix in file.path.suffixes]
+    unpack = _OPENERS.get(suffixes[-1]) if suffixes else None
+    kind = suffixes if unpack is None else suffixes[:-1]
     read = READERS.get(kind[-1], _read_whole) if kind else _read_whole
     try:
-        with open_file(file) as stream:
+        with file.open() if unpack is None else unpack(file) as stream:
             yield from read(stream, file, wanted)
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise UserError(
@@ -166,23 +166,7 @@ def _file_rows(file: TextFile, wanted: Wanted) -> Iterator[Row]:
         ) from None
 
 
-def _open_plain(file: TextFile) -> BinaryIO:
-    return file.open()
-
-
-def _open_gzip(file: TextFile) -> BinaryIO:
-    return _unpacked(file, lambda packed: gzip.open(packed, "rb"))
-
-
-def _open_bz2(file: TextFile) -> BinaryIO:
-    return _unpacked(file, lambda packed: bz2.open(packed, "rb"))
-
-
-def _open_xz(file: TextFile) -> BinaryIO:
-    return _unpacked(file, lambda packed: lzma.open(packed, "rb"))
-
-
-def _unpacked(file: TextFile, unpack: Callable[[BinaryIO], Any]) -> BinaryIO:
+def _unpacked(unpack: Callable[[BinaryIO], Any], file: TextFile) -> BinaryIO:
     """What unpacks a file, which closes with it."""
     packed = file.open()
     stream = unpack(packed)
@@ -323,9 +307,9 @@ def _dataset_rows(source: DatasetName, wanted: Wanted) -> Iterator[tuple[str, Ro
 
 
 _OPENERS: dict[str, Callable[[TextFile], BinaryIO]] = {
-    ".gz": _open_gzip,
-    ".bz2": _open_bz2,
-    ".xz": _open_xz,
+    ".gz": partial(_unpacked, gzip.open),
+    ".bz2": partial(_unpacked, bz2.open),
+    ".xz": partial(_unpacked, lzma.open),
     ".zst": _open_zstd,
 }
 READERS: dict[str, Callable[[BinaryIO, TextFile, Wanted], Iterator[Row]]] = {

@@ -52,6 +52,17 @@ def cache_of(data: DataConfig) -> Cache:
     return Cache(None if data.cache_dir is None else Path(data.cache_dir), data.cache_size)
 
 
+def open_set(data: DataConfig, prefix: str, vocab_size: int) -> Source:
+    """A dataset as a run reads one for validation.
+
+    Raises:
+        UserError: as `open_source`.
+    """
+    return open_source(
+        prefix, data.seq_len, vocab_size, too_long=data.too_long, cache=cache_of(data)
+    )
+
+
 def open_sources(data: DataConfig, vocab_size: int) -> list[Source]:
     """The training data, in the config's order.
 

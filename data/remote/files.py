@@ -56,7 +56,14 @@ def read_range(
     """
     if start == stop:
         return b""
-    return patiently(file.url, lambda: store_of(file.url).read(file, start, stop), patience)
+
+    def read() -> bytes:
+        content = store_of(file.url).read(file, start, stop)
+        if len(content) != stop - start:
+            raise ConnectionError(f"{len(content):,} bytes came instead of {stop - start:,}")
+        return content
+
+    return patiently(file.url, read, patience)
 
 
 def open_remote(file: RemoteFile) -> BinaryIO:

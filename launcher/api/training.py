@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from triax.common.errors import UserError
+from triax.common.output import no_output
 from triax.launcher.api.configs import Config, checked_config
 from triax.launcher.api.runs import Run
 from triax.launcher.cluster.launchers import discover
@@ -76,7 +76,7 @@ def train(
         stack.enter_context(_own_logging())
         stack.enter_context(_own_determinism())
         if quiet:
-            stack.enter_context(redirect_stdout(io.StringIO()))
+            stack.enter_context(no_output())
         run(checked, environment, host=Host(watcher.stop, [watcher], end=watcher.after_hang))
     if watcher.error is not None:
         raise watcher.error

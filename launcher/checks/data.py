@@ -17,7 +17,7 @@ from triax.data.prepare.findings import findings
 from triax.data.prepare.inputs import resolve, resolve_all
 from triax.data.prepare.tokenizer import load_tokenizer, tokenizer_fingerprint, vocabulary_size
 from triax.data.read.digest import shard_digest
-from triax.data.read.opening import cache_of, open_source
+from triax.data.read.opening import cache_of, open_set
 from triax.data.read.shards import find_shards
 from triax.data.record import RECORD, PreparedData, load_prepared
 from triax.launcher.config.problems import Problem
@@ -137,13 +137,7 @@ def shards_are_sane(model: ModelConfig, data: DataConfig) -> Iterator[Problem]:
     """Every dataset is there, whole and long enough, unless the run is about to prepare it."""
     for path, prefix, made_as in _datasets(data):
         try:
-            open_source(
-                prefix,
-                data.seq_len,
-                model.vocab_size,
-                too_long=data.too_long,
-                cache=cache_of(data),
-            )
+            open_set(data, prefix, model.vocab_size)
         except (UserError, OSError) as error:
             if not _will_be_made(prefix, data.prepare, made_as):
                 yield Problem(path, str(error))

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from triax.common.errors import UserError
 from triax.data.config import DataConfig
-from triax.data.read.opening import cache_of, open_source
+from triax.data.read.opening import open_set
 from triax.launcher.config.problems import Problem
 from triax.models.config import ModelConfig
 from triax.training.config import BUILTIN_TASKS, MAIN_SET, EvalConfig
@@ -28,13 +28,7 @@ def evaluations_are_possible(
         if one.name in names[: number + 1]:
             yield Problem(f"{path}.name", f"{one.name} is taken: give each set its own name")
         try:
-            open_source(
-                one.path,
-                data.seq_len,
-                model.vocab_size,
-                too_long=data.too_long,
-                cache=cache_of(data),
-            )
+            open_set(data, one.path, model.vocab_size)
         except (UserError, OSError) as error:
             yield Problem(f"{path}.path", str(error))
     if eval.prompts and data.tokenizer is None:

@@ -88,12 +88,12 @@ def _joined(
         try:
             return use(args, team)
         except RuntimeError as error:
-            if not _tells_of_a_lost_peer(error):
+            if not tells_of_a_lost_peer(error):
                 raise
             print_error(f"rank {environment.rank}: another process has ended, so this one does too")
             return ExitCode.FAILED
 
 
-def _tells_of_a_lost_peer(error: RuntimeError) -> bool:
+def tells_of_a_lost_peer(error: RuntimeError) -> bool:
     """Whether a message to another process failed: gloo has no class of errors of its own."""
     return isinstance(error, DistError) or "gloo/transport" in str(error)

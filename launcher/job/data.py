@@ -15,7 +15,7 @@ from triax.data.read.conversations import Conversations
 from triax.data.read.identity import Identity, identify, identify_sources
 from triax.data.read.integrity import Verification, files_of, verify
 from triax.data.read.loader import Loader
-from triax.data.read.opening import cache_of, open_source, open_sources
+from triax.data.read.opening import open_set, open_sources
 from triax.data.read.plan import PlannedPhase, planned_phases
 from triax.data.read.sampler import Sampler
 from triax.data.read.source import Source
@@ -139,19 +139,13 @@ def _open(job: Job) -> Sources:
         sources = open_sources(data, config.model.vocab_size)
         plan = planned_phases(data, config.batch.global_batch_size)
         read = Sources(sources, identify_sources(data.sources, sources), plan)
-        open_one = partial(
-            open_source,
-            seq_len=data.seq_len,
-            vocab_size=config.model.vocab_size,
-            too_long=data.too_long,
-            cache=cache_of(data),
-        )
-        others = {one.name: open_one(one.path) for one in config.eval.sets}
+        size = config.model.vocab_size
+        others = {one.name: open_set(data, one.path, size) for one in config.eval.sets}
         known = [identify(one.path, others[one.name]) for one in config.eval.sets]
         read = replace(read, others=others, other_identities=known)
         if data.validation is None:
             return read
-        validation = open_one(data.validation)
+        validation = open_set(data, data.validation, size)
         identity = identify(data.validation, validation)
         return replace(read, validation=validation, validation_identity=identity)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+
+from tokenizers import Tokenizer
 
 from triax.data.prepare.document_tokens import document_tokens
 from triax.data.prepare.token_bytes import text_bytes, token_bytes
@@ -37,13 +39,14 @@ def make_evaluator(job: Job, validation: Source | None, others: Mapping[str, Sou
     # One after the other: the bytes are counted over all batches, and what is wrong with one is to
     # be told by the process that reads it.
     own = job.together(lambda: {name: _own_batches(job, sources[name]) for name in sources})
-    num_bytes = job.together(lambda: _num_bytes(job, sources))
+    tokenizer = cache(partial(_load_tokenizer, job))
+    num_bytes = job.together(lambda: _num_bytes(job, sources, tokenizer))
     sets = {name: ValidationSet(own[name], num_bytes.get(name)) for name in sources}
     measure = make_objective(job.config).evaluate
-    samples = make_samples(job, validation)
+    samples = make_samples(job, validation, tokenizer)
     if not job.config.eval.tasks:
         return Evaluator(sets, samples=samples, measure=measure)
-    tasks = _tasks(job, validation)
+    tasks = _tasks(job, validation, tokenizer)
     layout = job.layout
     choices = Choices(
         tasks,
@@ -66,13 +69,20 @@ def _own_batches(job: Job, source: Source) -> list[Batch]:
     )
 
 
-def _num_bytes(job: Job, sources: Mapping[str, Source]) -> dict[str, int | None]:
+def _load_tokenizer(job: Job) -> Tokenizer:
+    assert job.config.data.tokenizer is not None, "only asked for where there is one"
+    return load_tokenizer(Path(job.config.data.tokenizer))
+
+
+def _num_bytes(
+    job: Job, sources: Mapping[str, Source], tokenizer: Callable[[], Tokenizer]
+) -> dict[str, int | None]:
     """Of the text of all of each set's targets, on rank 0, which tells; nothing on the others,
     where the tokenizer isn't known, and of pairs, whose loss isn't one of text."""
     data, is_text = job.config.data, job.config.objective.kind != "dpo"
     if data.tokenizer is None or not job.processes.is_main or not is_text:
         return {}
-    sizes = token_bytes(load_tokenizer(Path(data.tokenizer)), job.config.model.vocab_size)
+    sizes = token_bytes(tokenizer(), job.config.model.vocab_size)
     return {
         name: text_bytes(sizes, _batches(job, source)(dp_rank=0, dp_size=1))
         for name, source in sources.items()
@@ -90,15 +100,17 @@ def _batches(job: Job, source: Source) -> Callable[..., Iterator[Batch]]:
     )
 
 
-def _tasks(job: Job, validation: Source | None) -> Sequence[Task]:
+def _tasks(
+    job: Job, validation: Source | None, tokenizer: Callable[[], Tokenizer]
+) -> Sequence[Task]:
     """Read and cut into tokens on rank 0 alone, however long lm-eval takes."""
     made: list[Task] = []
     group = job.processes.control_group
-    on_first_however_long(lambda: made.extend(_read(job, validation)), group)
+    on_first_however_long(lambda: made.extend(_read(job, validation, tokenizer)), group)
     return on_first(lambda: made, group)
 
 
-def _read(job: Job, validation: Source | None) -> list[Task]:
+def _read(job: Job, validation: Source | None, tokenizer: Callable[[], Tokenizer]) -> list[Task]:
     data, asked = job.config.data, job.config.eval
     assert data.tokenizer is not None and validation is not None, "the checks ask for both"
     documents = document_tokens(data.tokenizer, data.end_of_text, data.begin_of_text)
@@ -107,8 +119,7 @@ def _read(job: Job, validation: Source | None) -> list[Task]:
         if name == "continuation":
             tasks.append(continuation(validation, asked.questions))
         elif name == "cloze":
-            tokenizer = load_tokenizer(Path(data.tokenizer))
-            tasks.append(cloze(validation, tokenizer, asked.questions))
+            tasks.append(cloze(validation, tokenizer(), asked.questions))
         else:
             found = read_questions(
                 name, data.tokenizer, documents, asked.questions, asked.task_path

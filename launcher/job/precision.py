@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import operator
 import tomllib
 from collections.abc import Callable
 from functools import partial
@@ -36,15 +37,14 @@ def with_precision(
     """
     group = processes.control_group
     begun = on_first(partial(_begun_with, resolved), group)
-    has_bf16 = reduce_objects(multiplies_bf16(processes.device), _both, group)
+    has_bf16 = reduce_objects(multiplies_bf16(processes.device), operator.and_, group)
     precision = config.precision.resolved(has_bf16=has_bf16 if begun is None else begun == "bf16")
     if precision == config.precision:
         return config
     name = device_name(processes.device)
     why = f"{name} has bf16 in hardware" if has_bf16 else f"{name} has no bf16 in hardware"
     why = why if begun is None else "as the run began"
-    line = f'auto     {precision.compute}: {why} (precision.compute = "auto")'
-    say(line)
+    say(f'auto     {precision.compute}: {why} (precision.compute = "auto")')
     return config.model_copy(update={"precision": precision})
 
 
@@ -58,7 +58,3 @@ def _begun_with(resolved: Path | None) -> str | None:
         return None
     compute = recorded_table(tables, "precision").get("compute")
     return compute if compute in ("bf16", "fp32") else None
-
-
-def _both(here: bool, there: bool) -> bool:
-    return here and there

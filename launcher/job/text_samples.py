@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
+from tokenizers import Tokenizer
+
 from triax.data.prepare.document_tokens import document_tokens, tokens_of_run
-from triax.data.prepare.tokenizer import decode, load_tokenizer
+from triax.data.prepare.tokenizer import decode
 from triax.data.read.source import Source
 from triax.launcher.config.run_config import RunConfig
 from triax.launcher.job.job import Job
@@ -26,11 +28,14 @@ class _Asked(NamedTuple):
     end: int
 
 
-def make_samples(job: Job, validation: Source | None) -> Samples | None:
+def make_samples(
+    job: Job, validation: Source | None, tokenizer: Callable[[], Tokenizer]
+) -> Samples | None:
     """None where nothing is to be written. Collective.
 
     Args:
         validation: of `data.validation`.
+        tokenizer: gives the run's, which the first process reads.
 
     Raises:
         UserError: a prompt can't be made tokens.
@@ -38,13 +43,11 @@ def make_samples(job: Job, validation: Source | None) -> Samples | None:
     config, layout = job.config, job.layout
     if not _are_wanted(config):
         return None
-    asked = on_first(lambda: _ask(config, validation), job.processes.control_group)
+    asked = on_first(lambda: _ask(config, validation, tokenizer), job.processes.control_group)
     if asked is None:
         return None
     num_tokens = min(config.eval.sample_tokens, config.data.seq_len // 2)
-    show = None
-    if job.processes.is_main and config.data.tokenizer is not None:
-        show = partial(decode, load_tokenizer(Path(config.data.tokenizer)))
+    show = partial(decode, tokenizer()) if job.processes.is_main else None
     return Samples(
         asked.prompts,
         num_tokens=num_tokens,
@@ -65,7 +68,9 @@ def _are_wanted(config: RunConfig) -> bool:
     return bool(config.eval.prompts)
 
 
-def _ask(config: RunConfig, validation: Source | None) -> _Asked | None:
+def _ask(
+    config: RunConfig, validation: Source | None, tokenizer: Callable[[], Tokenizer]
+) -> _Asked | None:
     """None where nobody has asked, and the tokenizer or the data lacks what is needed."""
     data, prompts = config.data, config.eval.prompts
     assert data.tokenizer is not None
@@ -74,8 +79,7 @@ def _ask(config: RunConfig, validation: Source | None) -> _Asked | None:
         begun = [] if validation is None else beginnings(validation, _NUM_BEGINNINGS)
         return None if known is None or not begun else _Asked(begun, known.end.id)
     documents = document_tokens(data.tokenizer, data.end_of_text, data.begin_of_text)
-    tokenizer = load_tokenizer(Path(data.tokenizer))
-    written = [tokenizer.encode(text, add_special_tokens=False).ids for text in prompts]
+    written = [tokenizer().encode(text, add_special_tokens=False).ids for text in prompts]
     return _Asked([documents.begun(tokens) for tokens in written], documents.end.id)
 
 

@@ -16,7 +16,7 @@ from triax.inference.sampling import Sampling
 from triax.inference.scoring import score
 from triax.inference.team import Team
 from triax.inference.validation import Sequences, validate
-from triax.launcher.cluster.together import _tells_of_a_lost_peer
+from triax.launcher.cluster.together import tells_of_a_lost_peer
 from triax.parallel.initial_weights import local_part
 
 PROMPTS = [[5, 9, 2, 33, 7, 1, 60, 4, 12], [3], [8, 8, 8, 41]]
@@ -90,5 +90,5 @@ def left_alone() -> bool:
     try:
         team.divide([1, 2], list)
     except RuntimeError as error:
-        return _tells_of_a_lost_peer(error)
+        return tells_of_a_lost_peer(error)
     return False

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import TypeVar
 
 import torch.distributed as dist
@@ -78,7 +78,6 @@ class Monitor:
     def __post_init__(self) -> None:
         self._free_since = time.perf_counter()
         self._named_ranks: set[int] = set()
-        self._replicas = replica_groups(self.layout, self.parallel)
         self.corruption: str | None = None
         """Of the data of a step whose figures are known: what is wrong, the same on all ranks."""
 
@@ -134,6 +133,11 @@ class Monitor:
     def look_for_corruption(self, state: TrainState) -> str | None:
         """Whether processes differ that must not; what is wrong, or None. Collective."""
         return self.corruption or self._compare_replicas(state)
+
+    @cached_property
+    def _replicas(self) -> list[list[int]]:
+        """At thousands of ranks they take long to list: not before they are compared."""
+        return replica_groups(self.layout, self.parallel)
 
     def _compare_replicas(self, state: TrainState) -> str | None:
         """Now and then, whether replicas are still equal."""
