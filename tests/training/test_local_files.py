@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +16,8 @@ from triax.training.records.local_files import LocalFiles
 from triax.training.records.run_directory import RunDirectory
 from triax.training.stability.diagnosis import diagnose
 from triax.training.stability.heartbeat import Board, Heartbeat, read_heartbeats
+from triax.training.stability.watchdog import Watchdog
+from triax.training.stability_config import StabilityConfig
 
 
 def files_of(
@@ -81,3 +85,43 @@ def test_a_job_of_fewer_processes_leaves_no_old_lines(tmp_path: Path) -> None:
         Board(path, slot, 4).write(beat(slot, "node-0"))
     Board(path, 0, 2).write(replace(beat(0, "node-0"), time=9.0))
     assert [(found.rank, found.time) for found in read_heartbeats(tmp_path)] == [(0, 9.0), (1, 2.0)]
+
+
+@pytest.mark.parametrize("is_local", [False, True])
+def test_a_process_waits_for_what_another_may_do_and_for_none_that_is_further(
+    tmp_path: Path, is_local: bool
+) -> None:
+    """A copy of another node's heartbeats may be a minute old."""
+    RunDirectory(tmp_path / "run").create()
+    files = files_of(tmp_path, 0, tmp_path / "drive0" if is_local else None)
+    others = files_of(tmp_path, 2, tmp_path / "drive1" if is_local else None)
+    for each in (files, others):
+        each.create()
+    watchdog = Watchdog(files, StabilityConfig(), world_size=4, at_least={"saving": 900.0})
+    watchdog.beat("in the step", 5)
+    board = Board(others.heartbeats, others.slot, others.num_slots)
+
+    def may_take(age: float, num_beats: int) -> float:
+        known = beat(2, others.name)
+        changes: dict[str, Any] = {
+            "activity": "saving",
+            "status": "running",
+            "num_beats": num_beats,
+        }
+        changes |= {"time": time.time() - age, "copied_after": 60.0 if is_local else 0.0}
+        board.write(replace(known, **changes))
+        others.gather_heartbeats()
+        return watchdog._others_may_take()
+
+    assert may_take(0.0, 1) == 900
+    assert may_take(40.0, 1) == (900 if is_local else 0)
+    assert may_take(100.0, 1) == 0, "it is dead"
+    assert may_take(0.0, 2) == 0, "it waits for this one"
+    with watchdog:
+        pass
+    (own,) = files_read(files)
+    assert own.copied_after == (60 if is_local else 0)
+
+
+def files_read(files: LocalFiles) -> list[Heartbeat]:
+    return [beat for beat in read_heartbeats(files.heartbeats.parent) if beat.rank == files.rank]

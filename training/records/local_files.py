@@ -74,6 +74,11 @@ class LocalFiles:
         return self.slot == 0
 
     @property
+    def are_shared(self) -> bool:
+        """Whether they lie in the run directory, where all nodes see them at once."""
+        return self.folder == self.directory.path
+
+    @property
     def log(self) -> Path:
         """Of all the node's processes, each line after its rank."""
         return self.folder / f"logs/{self.name}.log"
@@ -99,14 +104,14 @@ class LocalFiles:
             for name in ("logs", "heartbeats"):
                 (self.folder / name).mkdir(exist_ok=True)
             owner = self.folder.lstat().st_uid
-        if self.folder != self.directory.path and owner != os.getuid():
+        if not self.are_shared and owner != os.getuid():
             raise UserError(
                 f"run.local_dir: {self.folder} is another user's; choose another folder"
             )
 
     def gather(self) -> None:
         """Copy what is new here into the run directory, as far as that can be written."""
-        if self.folder == self.directory.path:
+        if self.are_shared:
             return
         shared = self.directory.path
         with suppress(OSError):
@@ -120,7 +125,7 @@ class LocalFiles:
         Raises:
             OSError: it can't be written.
         """
-        if self.folder != self.directory.path:
+        if not self.are_shared:
             target = self.directory.path / self.heartbeats.relative_to(self.folder)
             target.parent.mkdir(exist_ok=True)
             descriptor = open_own(target, os.O_WRONLY)

@@ -51,6 +51,8 @@ class Heartbeat:
     """How its log and its stacks are called, in `logs/`."""
     called: float = 0.0
     """When it had written its stacks for a hang, in seconds since 1970; 0: for none."""
+    copied_after: float = 0.0
+    """Seconds until others may see it, where it is written on its node's own drive."""
 
 
 _HEARTBEAT = TypeAdapter(Heartbeat)
@@ -123,7 +125,7 @@ def silent(heartbeats: Sequence[Heartbeat], now: float) -> list[Heartbeat]:
         heartbeat
         for heartbeat in heartbeats
         if heartbeat.status == "running"
-        and now - heartbeat.time > STALE_SECONDS + 3 * heartbeat.period
+        and now - heartbeat.time > STALE_SECONDS + 3 * heartbeat.period + heartbeat.copied_after
     ]
 
 

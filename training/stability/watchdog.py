@@ -185,10 +185,15 @@ class Watchdog:
                 return  # where a program around it lives on, a hang is told once
 
     def _others_may_take(self) -> float:
-        """Seconds that what any living process does now may always take: the others wait for it."""
+        """Seconds that what a living process does now may always take, if this one may be waiting
+        for it: a process that is further waits for this one."""
         beats = read_heartbeats(self._directory.heartbeats)
         gone = silent(beats, time.time())
-        living = [beat for beat in beats if beat.status == "running" and beat not in gone]
+        living = [
+            beat
+            for beat in beats
+            if beat.status == "running" and beat not in gone and beat.num_beats <= self._main[3]
+        ]
         allowed = (self._limits.always(beat.activity) for beat in living)
         return max((seconds for seconds in allowed if seconds < math.inf), default=0.0)
 
@@ -310,6 +315,7 @@ class Watchdog:
         heartbeat = Heartbeat(
             self._rank, socket.gethostname(), os.getpid(), step, activity, num_beats, since,
             time.time(), self._period, self._status, self._files.name, self._called,
+            0.0 if self._files.are_shared else _GATHER_SECONDS,
         )  # fmt: skip
         with contextlib.suppress(OSError):  # a full disk is no hang
             self._board.write(heartbeat)
