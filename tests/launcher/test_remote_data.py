@@ -40,6 +40,6 @@ def test_a_run_waits_for_its_store_and_gives_the_local_losses(job: Path) -> None
         striking.join(10)
     assert ended.code == 0, ended.text
     assert curve(job / "runs/job") == curve(job / "runs/straight")
-    log = (job / "runs/job/logs/rank-0.log").read_text()
+    log = (job / "runs/job/logs/node-0.log").read_text()
     assert f"waiting for {data}/train" in log and "answers again" in log
     assert (job / "runs/job/tokenizer/tokenizer.json").exists()
